@@ -1,0 +1,70 @@
+"""Offload: the one bridge from the event loop to blocking code (architecture A7)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Offload:
+    """A named pool of at most `threads` daemon threads.
+
+    Daemon threads, so that a call stuck in the kernel (a hanging FUSE mount behind /proc) never keeps a daemon from
+    exiting; `concurrent.futures` joins its threads at exit. Threads start when first needed.
+    """
+
+    def __init__(self, name: str, threads: int) -> None:
+        self._name = name
+        self._limit = threads
+        self._threads = 0
+        self._idle = 0
+        self._lock = threading.Lock()
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+
+    async def __call__(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `fn` on a thread of the pool; its result or exception is this call's."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+        context = contextvars.copy_context()
+        call = functools.partial(context.run, functools.partial(fn, *args, **kwargs))
+
+        def settle(outcome: Callable[[Any], None], value: Any) -> None:
+            if not done.done():
+                outcome(value)
+
+        def run() -> None:
+            try:
+                value = call()
+            except BaseException as error:  # noqa: BLE001  # carried to the awaiting task
+                outcome: Callable[[Any], None] = done.set_exception
+                carried: Any = RuntimeError("StopIteration crossed a thread") if isinstance(error, StopIteration) else error
+            else:
+                outcome, carried = done.set_result, value
+            try:
+                loop.call_soon_threadsafe(settle, outcome, carried)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                return
+
+        with self._lock:
+            if self._idle == 0 and self._threads < self._limit:
+                self._threads += 1
+                threading.Thread(target=self._serve, name=f"{self._name}-{self._threads}", daemon=True).start()
+        self._work.put(run)
+        return await done
+
+    def _serve(self) -> None:
+        while True:
+            with self._lock:
+                self._idle += 1
+            job = self._work.get()
+            with self._lock:
+                self._idle -= 1
+            job()
