@@ -1,0 +1,98 @@
+"""The three attestation protocols and the one function that steps a dialogue.
+
+A node *prover* runs in the agent, its *verifier* in the server; both sides of one protocol stand in one file.
+A *workload attestor* runs in the agent and says what the kernel (or an orchestrator) knows of one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from spiffe_core.selectors import Selector
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """What the node must answer before it is believed."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Attested:
+    """What a verifier is willing to say about the node it spoke to.
+
+    `agent_path` is the SPIFFE ID path, under `/spire/agent/<type>/`; `selectors` are node selectors.
+    """
+
+    agent_path: str
+    selectors: frozenset[Selector]
+    may_reattest: bool
+
+
+Dialogue = Generator[Challenge, bytes, Attested]
+"""Yields challenges, is sent the answers, returns the verdict, raises an IdentityError on refusal."""
+
+
+@runtime_checkable
+class NodeVerifier(Protocol):
+    """The server's half of a node attestation protocol."""
+
+    name: str
+
+    def verify(self, payload: bytes, key_digest: bytes) -> Dialogue:
+        """Begin a dialogue. `key_digest` is the SHA-256 of the CSR's SubjectPublicKeyInfo, for one-use credentials."""
+        ...
+
+
+@runtime_checkable
+class NodeProver(Protocol):
+    """The agent's half of a node attestation protocol."""
+
+    name: str
+
+    def prove(self) -> Generator[bytes, bytes, None]:
+        """Yield the payload first, then one answer for each challenge that is sent in."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What one workload attestor found: selectors, and notes for people (`explain`), which hold no secrets."""
+
+    selectors: frozenset[Selector]
+    notes: tuple[str, ...] = field(default=())
+
+
+class Subject(Protocol):
+    """A process to be attested, held by a pidfd so that its number cannot be reused unnoticed."""
+
+    pid: int
+    uid: int
+    gid: int
+
+    def require_alive(self) -> None:
+        """Raise Unauthenticated if the process that connected has ended (checked through its pidfd)."""
+        ...
+
+
+@runtime_checkable
+class WorkloadAttestor(Protocol):
+    """Says what is known of one process. Runs on an Offload thread; may block until `deadline`."""
+
+    name: str
+
+    def attest(self, subject: Subject, deadline: float) -> Findings:
+        """Read, check liveness again, answer. `deadline` is `time.monotonic()` seconds. Raises IdentityError."""
+        ...
+
+
+def advance(dialogue: Dialogue, answer: bytes | None = None) -> Challenge | Attested:
+    """One step. `StopIteration` may not cross a thread boundary, so it is turned into a value here."""
+    try:
+        return next(dialogue) if answer is None else dialogue.send(answer)
+    except StopIteration as stop:
+        verdict: Attested = stop.value
+        return verdict
