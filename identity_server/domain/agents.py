@@ -127,7 +127,9 @@ def check_version(version: str) -> None:
     """Refuse an agent version that is too long to store."""
     if len(version.encode()) > MAX_VERSION_BYTES:
         raise InvalidRequest(
-            f"agent version must be at most {MAX_VERSION_BYTES} bytes", field="agent_version", size=len(version.encode())
+            f"agent version must be at most {MAX_VERSION_BYTES} bytes",
+            field="agent_version",
+            size=len(version.encode()),
         )
 
 

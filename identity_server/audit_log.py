@@ -1,0 +1,145 @@
+"""The audit sink: an append-only file or standard output, one JSON line for each event (architecture A16).
+
+Administrative and authority events are written before `record` returns, so the line stands before the effect. Leaf
+events go through a bounded queue to a writer thread. If the sink fails, leaf issuance goes on: what was lost is
+counted, `healthy` turns false, and the gap is written down as soon as the sink works again. An administrative event
+that cannot be written is refused as Unavailable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from spiffe_core.errors import ConfigError, Unavailable
+
+from identity_server.domain.audit import AuditEvent
+
+MAX_QUEUE = 50_000
+_STDOUT = 1
+
+
+class AuditFile:
+    """Appends events to `path`, or to standard output if `path` is None. Any thread may record."""
+
+    def __init__(self, path: Path | None, now: Callable[[], datetime]) -> None:
+        self._path = path
+        self._now = now
+        self._descriptor = _STDOUT if path is None else _open(path)
+        self._writing = threading.Lock()
+        self._queue: deque[bytes] = deque()
+        self._more = threading.Condition()
+        self._closing = False
+        self._lost = 0
+        self.healthy = True
+        self._writer = threading.Thread(target=self._run, name="audit", daemon=True)
+        self._writer.start()
+
+    def record(self, event: AuditEvent) -> None:
+        """Write or queue one event.
+
+        Raises:
+            Unavailable: an event that must stand before its effect could not be written.
+        """
+        line = self._line(event.document())
+        if not event.flushed:
+            with self._more:
+                if len(self._queue) >= MAX_QUEUE:
+                    self._lost += 1
+                    self.healthy = False
+                    return
+                self._queue.append(line)
+                self._more.notify()
+            return
+        with self._writing:
+            try:
+                self._drain()
+                self._append(line)
+            except OSError as error:
+                self.healthy = False
+                raise Unavailable(
+                    "the audit log cannot be written, so nothing is changed; make room or fix its permissions",
+                    path=str(self._path),
+                    error=str(error),
+                ) from None
+
+    def reopen(self) -> None:
+        """Open the file anew, after it was renamed by a log rotator. Standard output stays."""
+        if self._path is None:
+            return
+        fresh = _open(self._path)
+        with self._writing:
+            old, self._descriptor = self._descriptor, fresh
+        os.close(old)
+
+    def close(self) -> None:
+        """Write what is queued and stop the writer."""
+        with self._more:
+            self._closing = True
+            self._more.notify()
+        self._writer.join(timeout=5)
+        if self._path is not None:
+            with self._writing:
+                os.close(self._descriptor)
+                self._descriptor = -1
+
+    def _run(self) -> None:
+        while True:
+            with self._more:
+                while not self._queue and not self._closing:
+                    self._more.wait()
+                if self._closing and not self._queue:
+                    return
+            with self._writing:
+                try:
+                    self._drain()
+                except OSError:
+                    self.healthy = False
+                    with self._more:
+                        self._lost += len(self._queue)
+                        self._queue.clear()
+
+    def _drain(self) -> None:
+        """Write the queue in one go; first the gap, if there was one. Called with `_writing` held."""
+        with self._more:
+            lines, lost = list(self._queue), self._lost
+        if lost:
+            self._append(self._line({"event": "audit_gap", "lost": lost}))
+            with self._more:
+                self._lost -= lost
+        if lines:
+            self._append(b"".join(lines))
+            with self._more:
+                for _ in lines:
+                    self._queue.popleft()
+        self.healthy = True
+
+    def _append(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+
+    def _line(self, document: dict[str, object]) -> bytes:
+        stamped = {"time": self._now().isoformat(timespec="milliseconds"), **document}
+        return json.dumps(stamped, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
+
+
+def _open(path: Path) -> int:
+    """Open for appending, mode 0600; a symbolic link or something that is not a file is refused."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"audit.file: {path}: cannot be opened for appending: {error.strerror}", field="audit.file"
+        ) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ConfigError(f"audit.file: {path}: must be a regular file", field="audit.file")
+    return descriptor

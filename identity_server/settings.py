@@ -1,0 +1,176 @@
+"""The identity server's settings: one frozen tree, checked before anything is opened.
+
+Each part of the server receives its own slice. `docs/configuration.md` explains every key; `deploy/config/server.toml`
+is a complete example. TTL rules follow SPIRE (spire_features sections 4.1 and 13).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, PlainSerializer, model_validator
+
+from spiffe_core.runtime.places import server_socket, state_directory
+from spiffe_core.runtime.settings import (
+    FilePath,
+    Lifespan,
+    Section,
+    Texts,
+    build_settings,
+    format_duration,
+    load_settings,
+    parsed_by,
+)
+from spiffe_core.spiffe_id import TrustDomain
+
+MAX_SOCKET_PATH_BYTES = 107
+"""`sockaddr_un.sun_path` holds 108 bytes, the last one zero."""
+_LONGEST_CA = timedelta(days=365 * 20)
+_LONGEST_LEAF = timedelta(days=7)
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError('must be an IP address, for example "0.0.0.0", "127.0.0.1" or "::"') from None
+
+
+def _socket(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("must be an absolute path")
+    size = len(str(path).encode())
+    if size > MAX_SOCKET_PATH_BYTES:
+        raise ValueError(
+            f"is {size} bytes long and Unix socket paths end at {MAX_SOCKET_PATH_BYTES}; choose a shorter directory"
+        )
+    return path
+
+
+def _database(url: str) -> str:
+    if url == "sqlite" or (url.startswith("sqlite:///") and len(url) > len("sqlite:///")):
+        return url
+    raise ValueError('must be "sqlite" (a file in data_dir) or "sqlite:///PATH"')
+
+
+Trust = Annotated[TrustDomain, parsed_by(TrustDomain.parse), PlainSerializer(str)]
+
+
+class CaSubject(Section):
+    """The subject of the authority's certificate; SPIRE's `ca_subject`."""
+
+    country: Texts = ("US",)
+    organization: Texts = ("SPIFFE",)
+    common_name: str = Field(default="", max_length=64)
+
+
+class CaSection(Section):
+    """[ca]: the signing authority and its key."""
+
+    ttl: Lifespan = timedelta(hours=24)
+    key_type: Literal["ec-p256", "ec-p384", "rsa-2048", "rsa-4096"] = "ec-p256"
+    key_manager: Literal["disk", "memory"] = "disk"
+    subject: CaSubject = CaSubject()
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.ttl > _LONGEST_CA:
+            raise ValueError("ttl must be at most 20 years")
+        return self
+
+
+class SvidSection(Section):
+    """[svid]: lifetimes of certificates for workloads and agents."""
+
+    default_x509_ttl: Lifespan = timedelta(hours=1)
+    agent_ttl: Lifespan | None = None
+
+
+class DatabaseSection(Section):
+    """[database]: where entries, agents and the authority's journal are kept."""
+
+    url: Annotated[str, AfterValidator(_database)] = "sqlite"
+
+
+class AuditSection(Section):
+    """[audit]: one JSON line for each event; an empty `file` means standard output."""
+
+    file: str = ""
+
+
+class LimitSection(Section):
+    """[limits]: what callers may hold."""
+
+    connections: int = Field(default=8192, ge=16, le=1_000_000)
+    connections_per_uid: int = Field(default=1024, ge=4, le=1_000_000)
+    handshake_seconds: float = Field(default=10.0, ge=0.1, le=120.0, strict=False)
+    connection_age_seconds: float = Field(default=180.0, ge=1.0, le=86_400.0, strict=False)
+    request_bytes: int = Field(default=4 * 1024 * 1024, ge=65_536, le=64 * 1024 * 1024)
+
+
+class ServerSettings(Section):
+    """Everything `identity-server run` needs to know."""
+
+    trust_domain: Trust
+    data_dir: FilePath = Field(default_factory=lambda: state_directory() / "server")
+    bind_address: Annotated[str, AfterValidator(_address)] = "0.0.0.0"  # noqa: S104  # agents are on other machines
+    bind_port: int = Field(default=8081, ge=0, le=65535)
+    socket_path: Annotated[FilePath, AfterValidator(_socket)] = Field(default_factory=server_socket)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_file: str = ""
+    ca: CaSection = CaSection()
+    svid: SvidSection = SvidSection()
+    database: DatabaseSection = DatabaseSection()
+    audit: AuditSection = AuditSection()
+    limits: LimitSection = LimitSection()
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if not self.data_dir.is_absolute():
+            raise ValueError("data_dir: must be an absolute path")
+        if max(self.svid.default_x509_ttl, self.agent_ttl) > self.ca.ttl:
+            raise ValueError(
+                f"svid.default_x509_ttl and svid.agent_ttl must not be longer than ca.ttl ({format_duration(self.ca.ttl)}); "
+                "shorten them or lengthen ca.ttl"
+            )
+        return self
+
+    @property
+    def agent_ttl(self) -> timedelta:
+        """The life of an agent's SVID: its own setting, else the default of all SVIDs."""
+        return self.svid.agent_ttl or self.svid.default_x509_ttl
+
+    @property
+    def database_path(self) -> Path:
+        """The SQLite file."""
+        if self.database.url == "sqlite":
+            return self.data_dir / "datastore.sqlite3"
+        return Path(self.database.url.removeprefix("sqlite://"))
+
+    def warnings(self) -> tuple[str, ...]:
+        """What will work and is probably not meant: SPIRE's rule on SVIDs that an authority may cut short."""
+        longest = min(self.ca.ttl / 6, _LONGEST_LEAF)
+        return tuple(
+            f"svid.{key}: {format_duration(ttl)} is longer than {format_duration(longest)} (a sixth of ca.ttl, at most "
+            "7 days); such certificates may end early when the authority rotates"
+            for key, ttl in (("default_x509_ttl", self.svid.default_x509_ttl), ("agent_ttl", self.agent_ttl))
+            if ttl > longest
+        )
+
+
+def load(path: str | Path, overrides: Mapping[str, object] | None = None) -> ServerSettings:
+    """Read a TOML file; `overrides` maps dotted keys ("ca.ttl") to flags' values, None for a flag not given.
+
+    Raises:
+        ConfigError: one line for each mistake, with file, key and rule.
+    """
+    return load_settings(ServerSettings, path, overrides)
+
+
+def from_mapping(document: Mapping[str, object], *, source: str = "settings") -> ServerSettings:
+    """Settings without a file."""
+    return build_settings(ServerSettings, document, source=source)
