@@ -1,0 +1,86 @@
+# One verb per task. A fresh machine needs Python 3.11 and make; everything else lands in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_FLAGS := --quiet --disable-pip-version-check --require-hashes
+RUNTIME := .venv/.runtime-installed
+DEV := .venv/.dev-installed
+FOREIGN := .venv-foreign/.installed
+
+.PHONY: help demo up test check format bench soak protos lock audit clean
+
+help:
+	@echo "make demo    see it work: a server, an agent, two workloads talking mutual TLS (under a minute)"
+	@echo "make up      leave a server and an agent running until Ctrl-C"
+	@echo "make test    style, types, layers and every test"
+	@echo "make check   style, types and layers only"
+	@echo "make bench   the measurements of benchmarks/"
+	@echo "make soak    the long run"
+	@echo "make protos  regenerate the message classes from the .proto files"
+	@echo "make lock    resolve requirements/*.in again, with hashes"
+
+demo: $(RUNTIME)
+	@$(BIN)/python deploy/demo/demo.py
+
+up: $(RUNTIME)
+	@exec $(BIN)/python deploy/demo/up.py
+
+test: check $(FOREIGN)
+	$(BIN)/coverage erase
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/coverage run -m pytest -n 2 --dist loadgroup -m "not soak" $(PYTEST_ARGS)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report --fail-under=85 > .coverage-report.txt || { tail -40 .coverage-report.txt; exit 1; }
+	@tail -1 .coverage-report.txt
+
+check: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(DEV)
+	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
+
+soak: $(DEV)
+	$(BIN)/pytest -m soak $(PYTEST_ARGS)
+
+protos: $(DEV)
+	$(BIN)/python -m spiffe_core.wire.generate
+
+lock: $(DEV)
+	cd requirements && for f in runtime dev foreign; do \
+	  ../$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras \
+	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --output-file $$f.txt $$f.in; done
+
+audit: $(DEV)
+	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements/runtime.txt
+
+clean:
+	rm -rf .venv .venv-foreign .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info .coverage*
+
+.venv/bin/pip:
+	@echo "making .venv ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; say which with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "python3-venv is missing; on Debian: apt-get install python3-venv"; exit 1; }
+
+$(RUNTIME): requirements/runtime.txt pyproject.toml | .venv/bin/pip
+	@echo "installing the locked requirements into .venv (once) ..."
+	@$(BIN)/pip install $(PIP_FLAGS) -r requirements/runtime.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEV): requirements/dev.txt $(RUNTIME)
+	@echo "installing the tools for tests into .venv (once) ..."
+	@$(BIN)/pip install $(PIP_FLAGS) -r requirements/dev.txt
+	@touch $@
+
+# Another project's SPIFFE client lives apart: its messages and ours have the same package-less names.
+$(FOREIGN): requirements/foreign.txt
+	@echo "installing the foreign client into .venv-foreign (once) ..."
+	@$(PYTHON) -m venv .venv-foreign
+	@.venv-foreign/bin/pip install $(PIP_FLAGS) -r requirements/foreign.txt
+	@touch $@

@@ -1,0 +1,216 @@
+"""The dialer: gRPC to a server that is known by its SPIFFE ID, not by a host name.
+
+grpcio checks host names and nothing else, and SPIFFE certificates have none. So a channel is opened to a local listener
+in a private directory; each connection that grpcio makes there is joined to a TLS connection that this module opened
+and verified. The listener would be a ready-made tunnel for every process of the same user: a connector whose process
+is not this one is closed and counted (architecture A5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import ssl
+import struct
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import grpc.aio
+from cryptography import x509
+
+from spiffe_core.bundle import TrustBundle
+from spiffe_core.errors import IdentityError, Reason, Unavailable, VerificationFailed
+from spiffe_core.runtime.supervise import spawn
+from spiffe_core.spiffe_id import SpiffeId, TrustDomain
+from spiffe_core.wire.channels import channel_options
+from spiffe_core.wire.sockets import BACKLOG, PrivateDirectory
+from spiffe_core.wire.splice import Splice
+from spiffe_core.wire.tls import TlsIdentity, client_context, verified_svid
+
+log = logging.getLogger(__name__)
+
+_UCRED = struct.Struct("3i")
+_CONNECT_SECONDS = 10.0
+_STALL_SECONDS = 60.0
+_BUFFER_BYTES = 256 * 1024
+_LINGER_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class DialTrust:
+    """Whom to believe: the one ID the server must have, and the bundles that prove it.
+
+    `bundles` None is insecure bootstrap: the server's claim is compared, nothing proves it.
+    """
+
+    expected: SpiffeId
+    bundles: Callable[[TrustDomain], TrustBundle | None] | None
+
+
+class Dialer:
+    """Channels to one server address. Belongs to the event loop's thread.
+
+    Each connection asks `trust` and `identity` for what is newest. `last_error` says in words why the last attempt
+    failed, which gRPC's own status does not; it is None after a success.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        trust: Callable[[], DialTrust],
+        identity: Callable[[], TlsIdentity | None],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._address = (host, port)
+        self._trust = trust
+        self._identity = identity
+        self._now = now
+        self._private: PrivateDirectory | None = None
+        self._listener: socket.socket | None = None
+        self._channel: grpc.aio.Channel | None = None
+        self._splices: set[Splice] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.last_error: IdentityError | None = None
+        self.refused: Counter[str] = Counter()
+
+    async def start(self) -> None:
+        """Open the local listener. Nothing is dialled before the first call on a channel."""
+        self._private = PrivateDirectory.make()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        listener.bind(str(self._private.path / "dial.sock"))
+        listener.listen(BACKLOG)
+        self._listener = listener
+        spawn(self._accept(listener), "dialer", self._tasks)
+
+    @property
+    def local_path(self) -> str:
+        """Where this process's own channels connect."""
+        assert self._private is not None, "start() the dialer first"
+        return str(self._private.path / "dial.sock")
+
+    def channel(self) -> grpc.aio.Channel:
+        """The present channel. Do not keep it over a `renew`."""
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(f"unix:{self.local_path}", options=channel_options())
+        return self._channel
+
+    async def renew(self) -> None:
+        """Let later calls use new connections, made with the newest identity; calls in flight may finish on the old."""
+        old, self._channel = self._channel, None
+        if old is not None:
+            spawn(old.close(_LINGER_SECONDS), "close old channel", self._tasks)
+
+    async def close(self) -> None:
+        """Close channels, connections and the listener."""
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = None
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for splice in list(self._splices):
+            splice.abort()
+        if self._listener is not None:
+            self._listener.close()
+        if self._private is not None:
+            self._private.close()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            connection, _ = await loop.sock_accept(listener)
+            raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+            if _UCRED.unpack(raw)[0] != os.getpid():
+                self.refused["foreign process"] += 1
+                log.warning("a foreign process tried to use this agent's connection to the server; it was cut off")
+                connection.close()
+                continue
+            spawn(self._join(connection), "dial", self._tasks)
+
+    async def _join(self, local: socket.socket) -> None:
+        splice = Splice(buffer=_BUFFER_BYTES, stall=_STALL_SECONDS, on_close=lambda: self._splices.discard(splice))
+        self._splices.add(splice)
+        try:
+            await self._dial(splice)
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: splice.near, local)
+            self.last_error = None
+        except IdentityError as error:
+            self._failed(error, splice, local)
+        except (OSError, TimeoutError) as error:
+            self._failed(_in_words(self._address, error), splice, local)
+        except BaseException:
+            splice.abort()
+            local.close()
+            raise
+
+    def _failed(self, error: IdentityError, splice: Splice, local: socket.socket) -> None:
+        self.last_error = error
+        log.debug("dialling failed: %s", error.public)
+        splice.abort()
+        local.close()
+
+    async def _dial(self, splice: Splice) -> None:
+        trust = self._trust()
+        roots: tuple[bytes, ...] | None = None
+        if trust.bundles is not None:
+            bundle = trust.bundles(trust.expected.trust_domain)
+            if bundle is None or not bundle.x509_roots:
+                raise VerificationFailed(
+                    f"no trust bundle for {trust.expected.trust_domain}: the server cannot be verified", Reason.NO_BUNDLE
+                )
+            roots = bundle.x509_roots
+        context = client_context(self._identity(), roots)
+        host, port = self._address
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            transport, _ = await asyncio.get_running_loop().create_connection(
+                lambda: splice.far, host, port, ssl=context, server_hostname=host
+            )
+        tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
+        claimed = self._claimed_id(tls, trust)
+        if claimed != trust.expected:
+            raise VerificationFailed(
+                f"the server at {host}:{port} is {claimed}, expected {trust.expected}", Reason.UNEXPECTED_ID
+            )
+        if tls.selected_alpn_protocol() != "h2":
+            raise Unavailable(f"the server at {host}:{port} does not speak HTTP/2")
+
+    def _claimed_id(self, tls: ssl.SSLObject, trust: DialTrust) -> SpiffeId:
+        if trust.bundles is None:
+            der = tls.getpeercert(binary_form=True)
+            return _uri_of(der or b"")
+        svid = verified_svid(tls, trust.bundles, now=self._now(), purpose="server")
+        if svid is None:
+            raise VerificationFailed("the server presented no certificate", Reason.EMPTY_CHAIN)
+        return svid.spiffe_id
+
+
+def _uri_of(der: bytes) -> SpiffeId:
+    """The one URI SAN of an unverified certificate (insecure bootstrap only)."""
+    try:
+        names = x509.load_der_x509_certificate(der).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        uris = names.value.get_values_for_type(x509.UniformResourceIdentifier)
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise VerificationFailed("the server's certificate has no SPIFFE ID", Reason.NO_SPIFFE_ID) from error
+    if len(uris) != 1:
+        raise VerificationFailed("the server's certificate has not exactly one URI", Reason.NO_SPIFFE_ID)
+    return SpiffeId.parse(uris[0])
+
+
+def _in_words(address: tuple[str, int], error: Exception) -> IdentityError:
+    host, port = address
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return VerificationFailed(
+            f"the server at {host}:{port} is not proven by the trust bundle ({error.verify_message}); "
+            "if its authorities were replaced, give the agent the new bundle",
+            Reason.UNKNOWN_AUTHORITY,
+        )
+    if isinstance(error, TimeoutError):
+        return Unavailable(f"the server at {host}:{port} did not answer within {_CONNECT_SECONDS:.0f} s")
+    return Unavailable(f"cannot reach the server at {host}:{port}: {error.strerror if isinstance(error, OSError) else error}")

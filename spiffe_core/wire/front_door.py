@@ -1,0 +1,365 @@
+"""The front door: every connection is authenticated here, named, and passed on to a private gRPC listener.
+
+grpcio can neither ask for an optional client certificate, nor verify a peer whose only name is a URI, nor tell which
+process connected to a Unix socket. So this module accepts the connection, learns who is there (`peer`, `tls`), binds
+the socket it opens to grpcio to an unguessable abstract name, and joins the two byte for byte (`splice`). grpcio
+reports that name as the peer of every call; `caller_of` looks it up. The kernel keeps a bound abstract name from being
+bound twice, and the name is forgotten before its socket is closed, so nobody can take it over; a process that reaches
+the private listener by itself has a name nobody knows and is refused (architecture A5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import secrets
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+
+from spiffe_core.bundle import BundleSet
+from spiffe_core.errors import IdentityError, Unauthenticated
+from spiffe_core.runtime.supervise import spawn
+from spiffe_core.wire.channels import MAX_MESSAGE_BYTES, server_options
+from spiffe_core.wire.peer import Peer, TlsPeer, UnixPeer, unix_peer
+from spiffe_core.wire.sockets import BACKLOG, PrivateDirectory, UnixListener, listen_tcp, listen_unix
+from spiffe_core.wire.splice import Splice
+from spiffe_core.wire.tls import ServerTls, TlsIdentity, server_context, verified_svid
+
+log = logging.getLogger(__name__)
+
+_NAME_PREFIX = "unix-abstract:"
+_TRUSTED_RESERVE = 64
+_ACCEPT_PAUSE_SECONDS = 0.1
+_CONNECT_ATTEMPTS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what strangers may hold: connections (three descriptors each), seconds, bytes in flight."""
+
+    connections: int = 8192
+    connections_per_uid: int = 1024
+    handshakes: int = 1024
+    handshake_seconds: float = 10.0
+    stall_seconds: float = 60.0
+    buffer_bytes: int = 256 * 1024
+
+
+class Context(Protocol):
+    """The part of a gRPC call's context that names its peer."""
+
+    def peer(self) -> str:
+        """The transport's name for the other end."""
+        ...
+
+
+class _Link:
+    """One admitted connection."""
+
+    __slots__ = ("name", "peer", "splice")
+
+    def __init__(self, peer: Peer, splice: Splice) -> None:
+        self.peer = peer
+        self.splice = splice
+        self.name = "muniment/" + secrets.token_hex(16)
+
+
+class FrontDoor:
+    """Accepts, authenticates and passes on. Belongs to the event loop's thread."""
+
+    def __init__(self, *, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self._private = PrivateDirectory.make()
+        self._links: dict[str, _Link] = {}
+        self._per_uid: Counter[int] = Counter()
+        self._handshaking = 0
+        self._unix: list[UnixListener] = []
+        self._tcp: list[socket.socket] = []
+        self._accepting: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.refused: Counter[str] = Counter()
+
+    @property
+    def private_target(self) -> str:
+        """Where the private gRPC listener is to be bound."""
+        return f"unix:{self._private.path / 'grpc.sock'}"
+
+    @property
+    def open_connections(self) -> int:
+        """How many admitted connections are open."""
+        return len(self._links)
+
+    def listen_unix(self, path: Path, *, mode: int = 0o777, dir_mode: int = 0o755) -> None:
+        """Accept on a Unix socket; its callers are known by process. Raises ConfigError."""
+        listener = listen_unix(path, mode=mode, dir_mode=dir_mode)
+        self._unix.append(listener)
+        spawn(self._accept(listener.socket, self._admit_unix), f"accept {path}", self._accepting)
+
+    def listen_tcp(self, host: str, port: int, tls: ServerTls) -> tuple[str, int]:
+        """Accept TLS on a TCP port; its callers are known by SVID, or are anonymous. Raises ConfigError."""
+        listener = listen_tcp(host, port)
+        self._tcp.append(listener)
+        contexts = _Contexts(tls)
+        bound: tuple[str, int] = listener.getsockname()[:2]
+
+        async def admit(connection: socket.socket) -> None:
+            await self._admit_tls(connection, contexts)
+
+        spawn(self._accept(listener, admit), f"accept {bound[0]}:{bound[1]}", self._accepting)
+        return bound
+
+    def caller_of(self, context: Context) -> Peer:
+        """Who makes this call.
+
+        Raises:
+            Unauthenticated: the call did not come through this door.
+        """
+        name = context.peer()
+        link = self._links.get(name.removeprefix(_NAME_PREFIX)) if name.startswith(_NAME_PREFIX) else None
+        if link is None:
+            self.refused["unknown name"] += 1
+            raise Unauthenticated("this call did not come through the front door")
+        return link.peer
+
+    def close_where(self, predicate: Callable[[Peer], bool]) -> int:
+        """Cut every connection whose peer fits (a ban, a revoked authority); returns how many."""
+        doomed = [link for link in self._links.values() if predicate(link.peer)]
+        for link in doomed:
+            link.splice.abort()
+        return len(doomed)
+
+    def stop_accepting(self) -> None:
+        """Let nobody new in; those inside stay."""
+        for task in list(self._accepting):
+            task.cancel()
+        for listener in self._unix:
+            listener.close()
+        for tcp in self._tcp:
+            tcp.close()
+        self._unix.clear()
+        self._tcp.clear()
+
+    async def close(self) -> None:
+        """Stop accepting, cut every connection, remove the private directory."""
+        self.stop_accepting()
+        self.close_where(lambda _: True)
+        tasks = [*self._tasks, *self._accepting]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._private.close()
+
+    async def _accept(self, listener: socket.socket, admit: Callable[[socket.socket], Awaitable[None]]) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
+                    self.refused["out of descriptors"] += 1
+                    log.warning("cannot accept: %s; raise the open files limit (ulimit -n)", error.strerror)
+                    await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
+                    continue
+                if error.errno in {errno.ECONNABORTED, errno.EPROTO, errno.EINTR}:
+                    continue
+                raise
+            spawn(self._let_in(connection, admit), "admit", self._tasks)
+
+    async def _let_in(self, connection: socket.socket, admit: Callable[[socket.socket], Awaitable[None]]) -> None:
+        try:
+            await admit(connection)
+        except IdentityError as error:
+            self.refused[error.kind.value] += 1
+            log.info("connection refused: %s", error.public, extra={"facts": error.facts})
+            connection.close()
+        except (OSError, TimeoutError) as error:
+            self.refused["broken"] += 1
+            log.debug("connection broke before it was admitted: %r", error)
+            connection.close()
+        except BaseException:
+            connection.close()
+            raise
+
+    async def _admit_unix(self, connection: socket.socket) -> None:
+        peer = unix_peer(connection)
+        trusted = peer.uid == 0
+        room = self.limits.connections + (_TRUSTED_RESERVE if trusted else 0)
+        if len(self._links) >= room or (not trusted and self._per_uid[peer.uid] >= self.limits.connections_per_uid):
+            peer.process.close()
+            self.refused["too many connections"] += 1
+            connection.close()
+            return
+        link = self._enter(peer)
+        try:
+            await self._connect_far(link)
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(lambda: link.splice.near, connection)
+        except BaseException:
+            link.splice.abort()
+            raise
+
+    async def _admit_tls(self, connection: socket.socket, contexts: _Contexts) -> None:
+        if len(self._links) >= self.limits.connections or self._handshaking >= self.limits.handshakes:
+            self.refused["too many connections"] += 1
+            connection.close()
+            return
+        loop = asyncio.get_running_loop()
+        address = _text(connection.getpeername())
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        link = _Link(TlsPeer(address), self._splice(lambda: self._leave(link)))
+        self._handshaking += 1
+        try:
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: link.splice.near,
+                connection,
+                ssl=contexts.current(),
+                ssl_handshake_timeout=self.limits.handshake_seconds,
+            )
+        finally:
+            self._handshaking -= 1
+        try:
+            link.peer = _tls_peer(address, transport.get_extra_info("ssl_object"), contexts.tls)
+            self._links[link.name] = link
+            await self._connect_far(link)
+        except BaseException:
+            link.splice.abort()
+            raise
+
+    def _enter(self, peer: UnixPeer) -> _Link:
+        link = _Link(peer, self._splice(lambda: self._leave(link)))
+        self._links[link.name] = link
+        self._per_uid[peer.uid] += 1
+        return link
+
+    def _leave(self, link: _Link) -> None:
+        """Forget the name before its socket is closed, and let go of the process."""
+        known = self._links.pop(link.name, None) is not None
+        if isinstance(link.peer, UnixPeer):
+            link.peer.process.close()
+            if known:
+                self._per_uid[link.peer.uid] -= 1
+                if not self._per_uid[link.peer.uid]:
+                    del self._per_uid[link.peer.uid]
+
+    def _splice(self, on_close: Callable[[], None]) -> Splice:
+        return Splice(buffer=self.limits.buffer_bytes, stall=self.limits.stall_seconds, on_close=on_close)
+
+    async def _connect_far(self, link: _Link) -> None:
+        loop = asyncio.get_running_loop()
+        far = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            far.bind("\0" + link.name)
+            await _connect(far, str(self._private.path / "grpc.sock"))
+            await loop.create_connection(lambda: link.splice.far, sock=far)
+        except BaseException:
+            far.close()
+            raise
+
+
+async def _connect(far: socket.socket, path: str) -> None:
+    """Connect at once; EAGAIN on a Unix socket means that the backlog is full, not that it is under way."""
+    for attempt in range(_CONNECT_ATTEMPTS):
+        try:
+            far.connect(path)
+        except BlockingIOError:
+            await asyncio.sleep(0.002 * (attempt + 1))
+        else:
+            return
+    raise TimeoutError("the private listener does not answer")
+
+
+class _Contexts:
+    """The TLS context of the present identity and bundles; made anew only when one of them changed."""
+
+    def __init__(self, tls: ServerTls) -> None:
+        self.tls = tls
+        self._made_of: tuple[TlsIdentity, BundleSet] | None = None
+        self._context: ssl.SSLContext | None = None
+
+    def current(self) -> ssl.SSLContext:
+        """The context for the next handshake."""
+        identity, bundles = self.tls.identity(), self.tls.bundles()
+        known = self._made_of
+        if self._context is None or known is None or known[0] is not identity or known[1] is not bundles:
+            roots = (der for bundle in bundles.all() for der in bundle.x509_roots)
+            self._context = server_context(identity, roots)
+            self._made_of = (identity, bundles)
+        return self._context
+
+
+def _tls_peer(address: str, tls: ssl.SSLObject, settings: ServerTls) -> TlsPeer:
+    if tls.session_reused:
+        raise Unauthenticated("resumed TLS sessions are not believed", address=address)
+    if tls.selected_alpn_protocol() != "h2":
+        raise Unauthenticated("the client does not speak HTTP/2", address=address)
+    svid = verified_svid(tls, settings.bundles().get, now=settings.now(), purpose="client")
+    if svid is None:
+        return TlsPeer(address)
+    return TlsPeer(address, svid.spiffe_id, svid.leaf_der, svid.serial, svid.not_after, svid.anchor_der)
+
+
+def _text(address: Any) -> str:
+    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
+
+
+class DoorGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no usable types for aio interceptors
+    """Lets no call through, on any service, whose connection did not come through the door."""
+
+    def __init__(self, door: FrontDoor) -> None:
+        self._door = door
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Wrap the handler of whatever kind so that it first asks who calls."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        door = self._door
+        if handler.response_streaming:
+            stream = handler.stream_stream if handler.request_streaming else handler.unary_stream
+
+            async def streaming(request: Any, context: Any) -> Any:
+                door.caller_of(context)
+                async for response in stream(request, context):
+                    yield response
+
+            make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+            return make(streaming, handler.request_deserializer, handler.response_serializer)
+        plain = handler.stream_unary if handler.request_streaming else handler.unary_unary
+
+        async def single(request: Any, context: Any) -> Any:
+            door.caller_of(context)
+            return await plain(request, context)
+
+        make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        return make(single, handler.request_deserializer, handler.response_serializer)
+
+
+def private_server(
+    door: FrontDoor,
+    handlers: Sequence[grpc.GenericRpcHandler],
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    *,
+    max_connection_age: float | None = None,
+    max_message: int = MAX_MESSAGE_BYTES,
+) -> grpc.aio.Server:
+    """A gRPC server bound behind `door`, not started. The first interceptor is the outermost; the guard is innermost."""
+    server = grpc.aio.server(
+        interceptors=[*interceptors, DoorGuard(door)],
+        options=server_options(max_connection_age=max_connection_age, max_message=max_message),
+    )
+    server.add_generic_rpc_handlers(tuple(handlers))
+    server.add_insecure_port(door.private_target)
+    return server
+
+
+__all__ = ["BACKLOG", "DoorGuard", "FrontDoor", "Limits", "private_server"]
+

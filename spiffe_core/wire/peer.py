@@ -1,0 +1,147 @@
+"""Who is on the other end of a connection, as the kernel or the TLS handshake says.
+
+A Unix peer is held by a pidfd taken at connect time (SO_PEERPIDFD, Linux 6.5), so its process number can never come
+to mean somebody else unnoticed. On older kernels the pidfd is opened right after accept, and the start time and uid
+read before and after must agree (architecture A5).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from spiffe_core.errors import Unauthenticated
+from spiffe_core.spiffe_id import SpiffeId
+
+_SO_PEERPIDFD = 77
+_UCRED = struct.Struct("3i")
+_PROC = Path("/proc")
+
+
+class ProcessHandle:
+    """A process held by its pidfd. Closing the handle lets go of the descriptor, not of the process."""
+
+    __slots__ = ("_poll", "fd", "pid")
+
+    def __init__(self, pid: int, fd: int) -> None:
+        self.pid = pid
+        self.fd = fd
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+
+    def alive(self) -> bool:
+        """Whether the very process that connected still runs. A pidfd becomes readable when its process ends."""
+        return self.fd >= 0 and not self._poll.poll(0)
+
+    def close(self) -> None:
+        """Release the descriptor; the handle counts as dead from here on."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class UnixPeer:
+    """The process that connected to a Unix socket, as it was when it connected (SO_PEERCRED)."""
+
+    pid: int
+    uid: int
+    gid: int
+    process: ProcessHandle
+
+    def require_alive(self) -> None:
+        """Raise Unauthenticated if the process that connected has ended."""
+        if not self.process.alive():
+            raise Unauthenticated("the calling process has ended", pid=self.pid)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsPeer:
+    """The client of a TLS connection. `spiffe_id` is None for a client that presented no certificate.
+
+    `serial` is the leaf's serial number in decimal, `not_after` its expiry,
+    `anchor` the DER of the authority the verified chain ends in.
+    """
+
+    address: str
+    spiffe_id: SpiffeId | None = None
+    leaf: bytes | None = None
+    serial: str = ""
+    not_after: datetime | None = None
+    anchor: bytes | None = None
+
+
+Peer = UnixPeer | TlsPeer
+
+
+def peer_pidfd_supported() -> bool:
+    """Whether this kernel hands out a pidfd for the process that connected."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours, theirs:
+        try:
+            fd = ours.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+        except OSError:
+            return False
+        os.close(fd)
+        return True
+
+
+def unix_peer(connection: socket.socket) -> UnixPeer:
+    """Name the process that connected.
+
+    Raises:
+        Unauthenticated: it ended before it could be held, or lives in a PID namespace this one cannot see.
+    """
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, gid = _UCRED.unpack(raw)
+    if pid <= 0:
+        raise Unauthenticated("the caller's process cannot be seen from the agent's PID namespace", uid=uid)
+    try:
+        fd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError as error:
+        if error.errno == errno.ENOPROTOOPT:
+            return _held_after_accept(pid, uid, gid)
+        raise Unauthenticated("the calling process has ended", pid=pid) from error
+    peer = UnixPeer(pid, uid, gid, ProcessHandle(pid, fd))
+    if _pid_of(fd) != pid or not peer.process.alive():
+        peer.process.close()
+        raise Unauthenticated("the calling process has ended", pid=pid)
+    return peer
+
+
+def _held_after_accept(pid: int, uid: int, gid: int) -> UnixPeer:
+    try:
+        before = _start_and_uid(pid)
+        fd = os.pidfd_open(pid)
+    except OSError as error:
+        raise Unauthenticated("the calling process has ended", pid=pid) from error
+    peer = UnixPeer(pid, uid, gid, ProcessHandle(pid, fd))
+    try:
+        unchanged = _start_and_uid(pid) == before and before[1] == uid and peer.process.alive()
+    except OSError:
+        unchanged = False
+    if not unchanged:
+        peer.process.close()
+        raise Unauthenticated("the calling process has ended", pid=pid)
+    return peer
+
+
+def _pid_of(fd: int) -> int:
+    """The process a pidfd holds; -1 once it is gone (proc_pid_fdinfo(5))."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:  # noqa: PTH123  # 22 µs path: no Path objects
+        for line in info:
+            if line.startswith("Pid:"):
+                return int(line[4:])
+    return -1
+
+
+def _start_and_uid(pid: int) -> tuple[str, int]:
+    folder = _PROC / str(pid)
+    stat = (folder / "stat").read_text("utf-8", "surrogateescape")
+    return stat.rpartition(")")[2].split()[19], folder.stat().st_uid
