@@ -1,0 +1,147 @@
+"""PKCS#10 certificate signing requests: made by agents, read by the server.
+
+Of a request only the public key is taken where a registration entry decides; the names in it are kept for the calls
+that mint what an administrator asks for. The checks stand in order of cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
+
+from spiffe_core.crypto.keys import PrivateKey, PublicKey, check_public_key, key_digest, spki_der
+from spiffe_core.errors import InvalidCertificate, InvalidCsr
+from spiffe_core.spiffe_id import SpiffeId
+
+MAX_CSR_BYTES = 16 * 1024
+
+_SUBJECT_OIDS = {
+    "C": NameOID.COUNTRY_NAME,
+    "O": NameOID.ORGANIZATION_NAME,
+    "OU": NameOID.ORGANIZATIONAL_UNIT_NAME,
+    "CN": NameOID.COMMON_NAME,
+}
+_ECDSA = frozenset(
+    {
+        SignatureAlgorithmOID.ECDSA_WITH_SHA256,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA384,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA512,
+    }
+)
+_RSA = frozenset(
+    {
+        SignatureAlgorithmOID.RSA_WITH_SHA256,
+        SignatureAlgorithmOID.RSA_WITH_SHA384,
+        SignatureAlgorithmOID.RSA_WITH_SHA512,
+        SignatureAlgorithmOID.RSASSA_PSS,
+    }
+)
+_HASHES = frozenset({"sha256", "sha384", "sha512"})
+
+
+@dataclass(frozen=True, slots=True)
+class Csr:
+    """What a checked request said. Its signature was verified: whoever made it holds the private key."""
+
+    public_key: PublicKey
+    key_digest: bytes
+    spki: bytes
+    uri_sans: tuple[str, ...]
+    dns_names: tuple[str, ...]
+    subject: x509.Name
+
+
+def build_csr(
+    key: PrivateKey,
+    *,
+    spiffe_id: SpiffeId | None,
+    subject: Sequence[tuple[str, str]] = (("C", "US"), ("O", "SPIRE")),
+) -> bytes:
+    """A signed request in DER, with the SPIFFE ID as its one URI SAN when it is given."""
+    name = x509.Name([x509.NameAttribute(_SUBJECT_OIDS[short], value) for short, value in subject])
+    builder = x509.CertificateSigningRequestBuilder(subject_name=name)
+    if spiffe_id is not None:
+        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(spiffe_id))])
+        builder = builder.add_extension(names, critical=not subject)
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def parse_csr(der: bytes, *, field: str = "csr") -> Csr:
+    """Read and check a request.
+
+    Raises:
+        InvalidCsr: with `field`; the message names the rule.
+    """
+    # To believe a request we must know, cheapest first, that
+    #   1. it is there and not too large
+    #   2. it is one PKCS#10 structure in DER, and nothing after it
+    #   3. its key is of an allowed kind and not known to be weak
+    #   4. its signature algorithm is not broken and fits the key
+    #   5. the signature is good: the sender holds the private key
+    #   6. its names can be read
+    if not der:  # (1)
+        raise InvalidCsr(f"{field}: is missing", field=field)
+    if len(der) > MAX_CSR_BYTES:
+        raise InvalidCsr(f"{field}: has more than {MAX_CSR_BYTES} bytes", field=field)
+    try:
+        request = x509.load_der_x509_csr(der)  # (2)
+    except (ValueError, x509.InvalidVersion):
+        raise InvalidCsr(f"{field}: is not a PKCS#10 request in DER", field=field) from None
+    public_key = _public_key(request, field)  # (3)
+    _check_algorithm(request, public_key, field)  # (4)
+    try:
+        proven = request.is_signature_valid  # (5)
+    except (ValueError, UnsupportedAlgorithm):
+        proven = False
+    if not proven:
+        raise InvalidCsr(f"{field}: the signature does not verify with the request's own key", field=field)
+    uri_sans, dns_names = _names(request, field)  # (6)
+    try:
+        subject = request.subject
+    except ValueError:
+        raise InvalidCsr(f"{field}: the subject cannot be read", field=field) from None
+    return Csr(public_key, key_digest(public_key), spki_der(public_key), uri_sans, dns_names, subject)
+
+
+def _public_key(request: x509.CertificateSigningRequest, field: str) -> PublicKey:
+    try:
+        return check_public_key(request.public_key(), field=field)
+    except InvalidCertificate as refusal:
+        raise InvalidCsr(refusal.public, field=field) from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise InvalidCsr(f"{field}: the public key cannot be read; use EC P-256", field=field) from None
+
+
+def _check_algorithm(request: x509.CertificateSigningRequest, public_key: PublicKey, field: str) -> None:
+    oid = request.signature_algorithm_oid
+    allowed = _ECDSA if isinstance(public_key, ec.EllipticCurvePublicKey) else _RSA
+    try:
+        algorithm = request.signature_hash_algorithm
+    except (ValueError, UnsupportedAlgorithm):
+        algorithm = None
+    if oid not in allowed or algorithm is None or algorithm.name not in _HASHES:
+        raise InvalidCsr(
+            f"{field}: the signature algorithm {oid.dotted_string} is not allowed for this key; "
+            "use ECDSA or RSA with SHA-256, SHA-384 or SHA-512",
+            field=field,
+        )
+
+
+def _names(request: x509.CertificateSigningRequest, field: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    try:
+        san = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return (), ()
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        raise InvalidCsr(f"{field}: the requested extensions cannot be read", field=field) from None
+    return (
+        tuple(san.get_values_for_type(x509.UniformResourceIdentifier)),
+        tuple(san.get_values_for_type(x509.DNSName)),
+    )

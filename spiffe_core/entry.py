@@ -1,0 +1,144 @@
+"""Registration entries: which selectors are entitled to which SPIFFE ID, and below which parent.
+
+The rules are SPIRE's (`pkg/server/api/entry.go`) with a bound on every count. A value out of range is refused, never
+silently changed; `federates_with` is a set in the order given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from spiffe_core.dns_name import check_dns_name
+from spiffe_core.errors import InvalidEntry, InvalidRequest
+from spiffe_core.selectors import Selector, selector_digest
+from spiffe_core.spiffe_id import SpiffeId, TrustDomain
+
+MAX_ID_BYTES = 255
+MAX_HINT_BYTES = 1024
+MAX_SELECTORS = 100
+MAX_DNS_NAMES = 500
+MAX_FEDERATES_WITH = 500
+MAX_TTL = 2**31 - 1
+MAX_INT64 = 2**63 - 1
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,255}")
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationEntry:
+    """One registration entry. Times are unix seconds, TTLs seconds; 0 means "the default" or "never"."""
+
+    id: str
+    spiffe_id: SpiffeId
+    parent_id: SpiffeId
+    selectors: frozenset[Selector]
+    x509_svid_ttl: int = 0
+    jwt_svid_ttl: int = 0
+    federates_with: tuple[TrustDomain, ...] = ()
+    admin: bool = False
+    downstream: bool = False
+    expires_at: int = 0
+    dns_names: tuple[str, ...] = ()
+    revision_number: int = 0
+    store_svid: bool = False
+    hint: str = ""
+    created_at: int = 0
+    disable_x509_svid_prefetch: bool = False
+    jwt_svid_include_jti: bool = False
+
+    def __post_init__(self) -> None:
+        if not _ID.fullmatch(self.id):
+            raise InvalidEntry(
+                f"id: must be 1 to {MAX_ID_BYTES} characters of A-Z, a-z, 0-9, '-', '_' and '.'; "
+                "leave it empty in a request to have one made",
+                field="id",
+            )
+        _check_selectors(self)
+        _check_range("x509_svid_ttl", self.x509_svid_ttl, MAX_TTL)
+        _check_range("jwt_svid_ttl", self.jwt_svid_ttl, MAX_TTL)
+        _check_range("expires_at", self.expires_at, MAX_INT64)
+        _check_range("revision_number", self.revision_number, MAX_INT64)
+        _check_range("created_at", self.created_at, MAX_INT64)
+        _check_hint(self.hint)
+        if self.federates_with:
+            object.__setattr__(self, "federates_with", tuple(dict.fromkeys(self.federates_with)))
+            _check_count("federates_with", len(self.federates_with), MAX_FEDERATES_WITH)
+        if self.dns_names:
+            _check_dns_names(self.dns_names)
+
+
+def check_membership(entry: RegistrationEntry, trust_domain: TrustDomain) -> None:
+    """Check what only a server of `trust_domain` can say of an entry.
+
+    Raises:
+        InvalidEntry: naming `spiffe_id` or `parent_id`.
+    """
+    for field, spiffe_id in (("spiffe_id", entry.spiffe_id), ("parent_id", entry.parent_id)):
+        if not spiffe_id.member_of(trust_domain):
+            raise InvalidEntry(
+                f"{field}: {spiffe_id} is not a member of this server's trust domain {trust_domain}", field=field
+            )
+        if not spiffe_id.path:
+            raise InvalidEntry(f"{field}: needs a path after the trust domain, such as {spiffe_id}/web", field=field)
+    if entry.spiffe_id.is_reserved:
+        raise InvalidEntry("spiffe_id: paths under /spire are reserved; choose another", field="spiffe_id")
+
+
+def similarity(entry: RegistrationEntry) -> bytes:
+    """SHA-256 over SPIFFE ID, parent and selectors: two entries with one digest are "similar" (AlreadyExists)."""
+    digest = hashlib.sha256()
+    for spiffe_id in (entry.spiffe_id, entry.parent_id):
+        data = str(spiffe_id).encode()
+        digest.update(len(data).to_bytes(4, "big"))
+        digest.update(data)
+    digest.update(selector_digest(entry.selectors))
+    return digest.digest()
+
+
+def _check_range(field: str, value: int, limit: int) -> None:
+    if not 0 <= value <= limit:
+        raise InvalidEntry(f"{field}: must lie between 0 and {limit}, got {value}", field=field)
+
+
+def _check_count(field: str, count: int, limit: int) -> None:
+    if count > limit:
+        raise InvalidEntry(f"{field}: at most {limit} are allowed, got {count}", field=field)
+
+
+def _check_selectors(entry: RegistrationEntry) -> None:
+    if not entry.selectors:
+        raise InvalidEntry("selectors: at least one is needed", field="selectors")
+    _check_count("selectors", len(entry.selectors), MAX_SELECTORS)
+    if not entry.store_svid:
+        return
+    if len({selector.type for selector in entry.selectors}) > 1:
+        raise InvalidEntry("selectors: all must have one type when store_svid is set", field="selectors")
+    if entry.disable_x509_svid_prefetch:
+        raise InvalidEntry(
+            "disable_x509_svid_prefetch: cannot be combined with store_svid", field="disable_x509_svid_prefetch"
+        )
+
+
+def _check_hint(hint: str) -> None:
+    # A character is at least one byte: a huge hint is refused without being encoded.
+    if len(hint) > MAX_HINT_BYTES:
+        raise InvalidEntry(f"hint: has more than {MAX_HINT_BYTES} bytes", field="hint")
+    try:
+        size = len(hint.encode())
+    except UnicodeEncodeError:
+        raise InvalidEntry("hint: is not valid UTF-8", field="hint") from None
+    if size > MAX_HINT_BYTES:
+        raise InvalidEntry(f"hint: has more than {MAX_HINT_BYTES} bytes", field="hint")
+
+
+def _check_dns_names(names: tuple[str, ...]) -> None:
+    _check_count("dns_names", len(names), MAX_DNS_NAMES)
+    if len({name.lower() for name in names}) != len(names):
+        raise InvalidEntry("dns_names: a name is given twice", field="dns_names")
+    for name in names:
+        try:
+            check_dns_name(name)
+        except InvalidRequest as refusal:
+            raise InvalidEntry(refusal.public, field="dns_names") from None
