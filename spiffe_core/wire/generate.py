@@ -29,7 +29,7 @@ def generate(into: Path) -> dict[str, bytes]:
     Raises:
         RuntimeError: protoc refused; its own message went to stderr.
     """
-    import grpc_tools
+    import grpc_tools  # type: ignore[import-untyped]  # a developer tool without type hints
     from grpc_tools import protoc
 
     well_known = Path(grpc_tools.__file__).parent / "_proto"
