@@ -56,7 +56,7 @@ STATUS: Final[dict[Kind, tuple[grpc.StatusCode, int]]] = {
 KIND_TRAILER: Final = "muniment-kind"
 DETAILS_TRAILER: Final = "grpc-status-details-bin"
 MAX_TEXT: Final = 1024
-"""Characters of public text that are sent; a longer status would not fit the peer's metadata limit."""
+"""Bytes of public text that are sent; percent-encoding triples them, and peers accept 8 KiB of trailers."""
 
 _KINDS: Final[dict[grpc.StatusCode, Kind]] = {
     **{code: kind for kind, (code, _) in STATUS.items()},
@@ -101,7 +101,8 @@ def _number(code: grpc.StatusCode) -> int:
 
 def _text(error: IdentityError) -> str:
     text = error.public or error.kind.value
-    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."
+    raw = text.encode(errors="replace")
+    return text if len(raw) <= MAX_TEXT else f"{raw[: MAX_TEXT - 3].decode(errors='ignore')}..."
 
 
 def trailers(error: IdentityError) -> tuple[tuple[str, str | bytes], ...]:
