@@ -1,0 +1,235 @@
+"""What the use-cases need of the world, as protocols named for the role.
+
+Commands and queries are plain functions of a `UnitOfWork`. A command reads, decides, and raises an `IdentityError`
+*before its first write*: it shares its transaction with other callers' commands, so a refusal must leave nothing
+behind. It may be run again after a transient failure of the database, so it has no effect but through its unit of
+work, and it never waits, signs or calls plug-ins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from identity_server.domain.agents import AttestedAgent
+from identity_server.domain.audit import AuditEvent
+from identity_server.domain.authority import Authority
+from identity_server.domain.join_tokens import JoinToken
+from identity_server.domain.listing import AgentFilter, EntryFilter, Page
+from identity_server.domain.state import State
+from spiffe_core.bundle import TrustBundle
+from spiffe_core.crypto.keys import KeyKind, PrivateKey, PublicKey
+from spiffe_core.entry import RegistrationEntry
+from spiffe_core.runtime.watch import Watch
+from spiffe_core.spiffe_id import TrustDomain
+
+T = TypeVar("T")
+
+
+class EntryRepository(Protocol):
+    """Registration entries."""
+
+    def get(self, entry_id: str) -> RegistrationEntry | None:
+        """The entry, or None."""
+        ...
+
+    def many(self, ids: Sequence[str]) -> dict[str, RegistrationEntry]:
+        """The entries that exist among `ids`."""
+        ...
+
+    def similar(self, entries: Sequence[RegistrationEntry]) -> dict[bytes, RegistrationEntry]:
+        """Similarity digest -> the stored entry that has it, for those of `entries` that have one stored."""
+        ...
+
+    def add(self, entries: Sequence[RegistrationEntry]) -> None:
+        """Store new entries; Conflict if an id is taken or a similar entry exists."""
+        ...
+
+    def replace(self, entries: Sequence[RegistrationEntry]) -> None:
+        """Overwrite existing entries; NotFound if one does not exist, Conflict if another one is similar."""
+        ...
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Delete entries; ids that do not exist are passed over."""
+        ...
+
+    def page(self, wanted: EntryFilter, after: str = "", limit: int = 0) -> Page[RegistrationEntry]:
+        """Entries in order of creation, beginning after the page token `after`; `limit` 0 means all of them."""
+        ...
+
+    def count(self, wanted: EntryFilter) -> int:
+        """How many entries there are."""
+        ...
+
+    def expired(self, now: int, limit: int) -> list[RegistrationEntry]:
+        """At most `limit` entries whose `expires_at` is set and before `now`, oldest expiry first."""
+        ...
+
+
+class AgentRepository(Protocol):
+    """Attested agents, by the path of their SPIFFE ID."""
+
+    def get(self, path: str) -> AttestedAgent | None:
+        """The agent, or None."""
+        ...
+
+    def put(self, agent: AttestedAgent) -> None:
+        """Store or overwrite."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Delete; an unknown path is passed over."""
+        ...
+
+    def page(self, wanted: AgentFilter, after: str = "", limit: int = 0) -> Page[AttestedAgent]:
+        """Agents in order of their first attestation, beginning after the page token `after`; `limit` 0 means all."""
+        ...
+
+    def count(self, wanted: AgentFilter) -> int:
+        """How many agents there are."""
+        ...
+
+
+class JoinTokenRepository(Protocol):
+    """Join tokens, by the SHA-256 of the token (architecture A18)."""
+
+    def add(self, token: JoinToken) -> None:
+        """Store; Conflict if the digest exists."""
+        ...
+
+    def get(self, digest: bytes) -> JoinToken | None:
+        """The token's record, or None."""
+        ...
+
+    def redeem(self, digest: bytes, key_digest: bytes, now: int, grace: int) -> bool:
+        """One conditional UPDATE: bind the token to a key.
+
+        True if it was unredeemed and unexpired, or if the same key redeemed it less than `grace` seconds ago.
+        """
+        ...
+
+    def remove(self, digest: bytes) -> None:
+        """Delete; an unknown digest is passed over."""
+        ...
+
+    def prune(self, before: int) -> int:
+        """Delete tokens that expired before this unix second, at most 1,000; how many were deleted."""
+        ...
+
+
+class BundleRepository(Protocol):
+    """Trust bundles: our own and those we federate with."""
+
+    def get(self, trust_domain: TrustDomain) -> TrustBundle | None:
+        """The bundle, or None."""
+        ...
+
+    def put(self, bundle: TrustBundle) -> None:
+        """Store or overwrite."""
+        ...
+
+    def remove(self, trust_domain: TrustDomain) -> None:
+        """Delete; an unknown trust domain is passed over."""
+        ...
+
+    def count(self) -> int:
+        """How many bundles are stored."""
+        ...
+
+
+class AuthorityRepository(Protocol):
+    """The journal of signing authorities, of every server (architecture A15)."""
+
+    def of_server(self, server_id: str) -> tuple[Authority, ...]:
+        """The authorities of one server, oldest first."""
+        ...
+
+    def put(self, authority: Authority) -> None:
+        """Store or overwrite."""
+        ...
+
+    def remove(self, authority_id: str) -> None:
+        """Delete; an unknown id is passed over."""
+        ...
+
+
+class UnitOfWork(Protocol):
+    """The repositories inside one transaction. Read-only properties, so that adapters may be stricter."""
+
+    @property
+    def entries(self) -> EntryRepository:
+        """Registration entries."""
+        ...
+
+    @property
+    def agents(self) -> AgentRepository:
+        """Attested agents."""
+        ...
+
+    @property
+    def join_tokens(self) -> JoinTokenRepository:
+        """Join tokens."""
+        ...
+
+    @property
+    def bundles(self) -> BundleRepository:
+        """Trust bundles."""
+        ...
+
+    @property
+    def authorities(self) -> AuthorityRepository:
+        """Signing authorities."""
+        ...
+
+
+class Store(Protocol):
+    """The database and the view of it in memory."""
+
+    @property
+    def state(self) -> Watch[State]:
+        """The latest state; publishes on the event loop. Only the loop's thread may use the watch."""
+        ...
+
+    async def execute(self, command: Callable[[UnitOfWork], T]) -> T:
+        """Run on the writer's thread inside a shared transaction; see the module's docstring for a command's duties.
+
+        Returns after COMMIT and after `state` includes the change. The repositories record the events themselves.
+        """
+        ...
+
+    async def read(self, query: Callable[[UnitOfWork], T]) -> T:
+        """Run on a reader's thread in one consistent read snapshot; writing is an error."""
+        ...
+
+
+class KeyManager(Protocol):
+    """Private keys of authorities, by slot (architecture A12)."""
+
+    persistent: bool
+    """True if keys outlive the process."""
+    location: str
+    """Where the keys are, for messages."""
+
+    def generate(self, slot: str, kind: KeyKind) -> PublicKey:
+        """Make a key in `slot`, replacing what was there."""
+        ...
+
+    def signer(self, slot: str) -> PrivateKey | None:
+        """The key in `slot`, or something that signs like it; None if the slot is empty."""
+        ...
+
+    def delete(self, slot: str) -> None:
+        """Empty the slot."""
+        ...
+
+    def list(self) -> tuple[str, ...]:
+        """The slots that hold a key."""
+        ...
+
+
+class AuditLog(Protocol):
+    """The append-only audit sink (architecture A16)."""
+
+    def record(self, event: AuditEvent) -> None:
+        """Write one line. For events about authorities and by administrators, return only after it is flushed."""
+        ...
