@@ -49,7 +49,7 @@ class TrustDomain:
         name = text.removeprefix(_SCHEME)
         if len(name) > MAX_TRUST_DOMAIN_BYTES or not _NAME.fullmatch(name):
             if text[: len(_SCHEME)].lower() == _SCHEME and not text.startswith(_SCHEME):
-                raise _upper_case(text, "scheme", field)
+                raise _bad_scheme(text, field)
             raise _bad_name(name, field)
         return cls(name)
 
@@ -118,27 +118,18 @@ def _too_long(field: str) -> InvalidId:
     return InvalidId(f"{field}: a SPIFFE ID has at most {MAX_SPIFFE_ID_BYTES} bytes; shorten it", field=field)
 
 
-def _upper_case(text: str, part: str, field: str) -> InvalidId:
+def _upper_case(fixed: str, part: str, field: str) -> InvalidId:
     return InvalidId(
-        f"{field}: upper case is not allowed in the {part}; write {shown(text.lower())} (SPIFFE-ID 2.1)", field=field
+        f"{field}: upper case is not allowed in the {part}; write {shown(fixed)} (SPIFFE-ID 2.1)", field=field
     )
 
 
 def _bad_scheme(text: str, field: str) -> InvalidId:
     if not text:
         return InvalidId(f"{field}: is empty; write spiffe://<trust domain>/<path>", field=field)
-    scheme, separator, rest = text.partition("://")
-    if separator and scheme.lower() == "spiffe":
-        name, slash, path = rest.partition("/")
-        return (
-            _upper_case(f"{scheme}://{name}", "scheme", field)
-            if not slash
-            else InvalidId(
-                f"{field}: upper case is not allowed in the scheme; "
-                f"write {shown(f'{_SCHEME}{name.lower()}/{path}')} (SPIFFE-ID 2.1)",
-                field=field,
-            )
-        )
+    if text[: len(_SCHEME)].lower() == _SCHEME:
+        name, slash, path = text[len(_SCHEME) :].partition("/")
+        return _upper_case(f"{_SCHEME}{name.lower()}{slash}{path}", "scheme", field)
     return InvalidId(f"{field}: must begin with spiffe:// (SPIFFE-ID 2), got {shown(text)}", field=field)
 
 
@@ -151,7 +142,7 @@ def _bad_name(name: str, field: str) -> InvalidId:
             f"{field}: a trust domain name has at most {MAX_TRUST_DOMAIN_BYTES} bytes; shorten it", field=field
         )
     if name.isascii() and _NAME.fullmatch(name.lower()):
-        return _upper_case(name, "trust domain", field)
+        return _upper_case(name.lower(), "trust domain", field)
     found = _BAD_IN_NAME.search(name)
     bad = found.group() if found else name
     known = {
