@@ -1,0 +1,134 @@
+"""Trust bundles as messages, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, TypeVar
+
+from spiffe_core.bundle import JwtAuthority, TrustBundle, WitAuthority, X509Authority
+from spiffe_core.errors import InvalidBundle, InvalidRequest
+from spiffe_core.wire._gen.spire.api.types import bundle_pb2
+from spiffe_core.wire.convert_ids import certificate_from_proto, check_count, trust_domain_from_proto
+from spiffe_core.wire.masks import masked
+
+MAX_AUTHORITIES: Final = 1000
+"""Of each kind in one bundle."""
+MAX_KEY_BYTES: Final = 8 * 1024
+MAX_KEY_ID_BYTES: Final = 255
+MAX_SEQUENCE: Final = 2**63 - 1
+
+Message = TypeVar("Message")
+Value = TypeVar("Value")
+
+
+def bundle_to_proto(bundle: TrustBundle, mask: bundle_pb2.BundleMask | None = None) -> bundle_pb2.Bundle:
+    """The bundle with the fields that `mask` asks for; None asks for all."""
+    message = bundle_pb2.Bundle(
+        trust_domain=bundle.trust_domain.name,
+        x509_authorities=x509_authorities_to_proto(bundle.x509_authorities),
+        jwt_authorities=jwt_authorities_to_proto(bundle.jwt_authorities),
+        wit_authorities=[
+            bundle_pb2.WITKey(
+                public_key=key.public_key, key_id=key.key_id, expires_at=key.expires_at, tainted=key.tainted
+            )
+            for key in bundle.wit_authorities
+        ],
+        refresh_hint=bundle.refresh_hint,
+        sequence_number=bundle.sequence,
+    )
+    return message if mask is None else masked(message, mask, "trust_domain")
+
+
+def x509_authorities_to_proto(authorities: Iterable[X509Authority]) -> list[bundle_pb2.X509Certificate]:
+    """Certificate authorities as messages."""
+    return [bundle_pb2.X509Certificate(asn1=authority.der, tainted=authority.tainted) for authority in authorities]
+
+
+def jwt_authorities_to_proto(authorities: Iterable[JwtAuthority]) -> list[bundle_pb2.JWTKey]:
+    """JWT signing keys as messages."""
+    return [
+        bundle_pb2.JWTKey(public_key=key.public_key, key_id=key.key_id, expires_at=key.expires_at, tainted=key.tainted)
+        for key in authorities
+    ]
+
+
+def bundle_from_proto(message: bundle_pb2.Bundle, mask: bundle_pb2.BundleMask | None = None) -> TrustBundle:
+    """A bundle out of a message; with a mask only the fields it names are read, the others are empty.
+
+    Raises:
+        InvalidBundle: naming the field and the rule.
+    """
+    read = message if mask is None else masked(message, mask, "trust_domain")
+    try:
+        return TrustBundle(
+            trust_domain=trust_domain_from_proto(read.trust_domain),
+            x509_authorities=x509_authorities_from_proto(read.x509_authorities),
+            jwt_authorities=jwt_authorities_from_proto(read.jwt_authorities),
+            wit_authorities=_each("wit_authorities", read.wit_authorities, _wit_authority),
+            sequence=_in_range("sequence_number", read.sequence_number),
+            refresh_hint=_in_range("refresh_hint", read.refresh_hint),
+        )
+    except InvalidBundle:
+        raise
+    except InvalidRequest as refusal:
+        raise InvalidBundle(refusal.public, field=refusal.field) from None
+
+
+def x509_authorities_from_proto(
+    messages: Sequence[bundle_pb2.X509Certificate], *, field: str = "x509_authorities"
+) -> tuple[X509Authority, ...]:
+    """Certificate authorities, each exactly one DER certificate."""
+    return _each(field, messages, _x509_authority)
+
+
+def jwt_authorities_from_proto(
+    messages: Sequence[bundle_pb2.JWTKey], *, field: str = "jwt_authorities"
+) -> tuple[JwtAuthority, ...]:
+    """JWT signing keys."""
+    return _each(field, messages, _jwt_authority)
+
+
+def _each(field: str, messages: Sequence[Message], read: Callable[[Message, str], Value]) -> tuple[Value, ...]:
+    check_count(field, len(messages), MAX_AUTHORITIES, InvalidBundle)
+    values = []
+    for index, message in enumerate(messages):
+        place = f"{field}[{index}]"
+        try:
+            values.append(read(message, place))
+        except InvalidRequest as refusal:
+            text = refusal.public if refusal.public.startswith(place) else f"{place}: {refusal.public}"
+            raise InvalidBundle(text, field=place) from None
+    return tuple(values)
+
+
+def _x509_authority(message: bundle_pb2.X509Certificate, field: str) -> X509Authority:
+    return X509Authority(certificate_from_proto(message.asn1, field=f"{field}.asn1"), tainted=message.tainted)
+
+
+def _jwt_authority(message: bundle_pb2.JWTKey, field: str) -> JwtAuthority:
+    _check_key(message, field)
+    return JwtAuthority(message.key_id, message.public_key, expires_at=message.expires_at, tainted=message.tainted)
+
+
+def _wit_authority(message: bundle_pb2.WITKey, field: str) -> WitAuthority:
+    _check_key(message, field)
+    return WitAuthority(message.key_id, message.public_key, expires_at=message.expires_at, tainted=message.tainted)
+
+
+def _check_key(message: bundle_pb2.JWTKey | bundle_pb2.WITKey, field: str) -> None:
+    if not message.key_id:
+        raise InvalidBundle(f"{field}.key_id: is missing", field=field)
+    if len(message.key_id.encode()) > MAX_KEY_ID_BYTES:
+        raise InvalidBundle(f"{field}.key_id: has more than {MAX_KEY_ID_BYTES} bytes", field=field)
+    if not message.public_key:
+        raise InvalidBundle(f"{field}.public_key: is missing", field=field)
+    if len(message.public_key) > MAX_KEY_BYTES:
+        raise InvalidBundle(f"{field}.public_key: has more than {MAX_KEY_BYTES} bytes", field=field)
+    if message.expires_at < 0:
+        raise InvalidBundle(f"{field}.expires_at: must not be negative", field=field)
+
+
+def _in_range(field: str, value: int) -> int:
+    if not 0 <= value <= MAX_SEQUENCE:
+        raise InvalidBundle(f"{field}: must lie between 0 and {MAX_SEQUENCE}, got {value}", field=field)
+    return value
