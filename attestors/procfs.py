@@ -1,0 +1,156 @@
+"""A read-only view of /proc, rooted at an injectable path.
+
+A process is opened once, as a directory descriptor. The kernel ties that descriptor to the process and not to its
+number: when the process ends, every later read through it fails (ESRCH), even if the number has been given to another.
+So the reads of one `ProcessDirectory` all concern one process, and whoever checks the pidfd after opening it knows which.
+
+Every read is bounded. Nothing here decides; `OSError` is the answer to anything that cannot be read.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+MAX_STATUS_BYTES = 64 * 1024
+"""65,536 supplementary groups are allowed by Linux; a process with more than this holds is refused, not cut short."""
+MAX_STAT_BYTES = 16 * 1024
+_DELETED = b" (deleted)"
+_START_TIME = 19  # fields behind the ")" of comm; starttime is field 22 of proc_pid_stat(5)
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """User and group ids of a process as proc_pid_status(5) shows them in the reader's user namespace."""
+
+    real_uid: int
+    effective_uid: int
+    real_gid: int
+    effective_gid: int
+    supplementary_gids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutableLink:
+    """Where /proc/<pid>/exe points. `deleted`: that file is no longer what runs, it was removed or replaced."""
+
+    path: bytes
+    deleted: bool
+
+
+def parse_status(data: bytes) -> Credentials:
+    """Read the ids out of /proc/<pid>/status.
+
+    The kernel escapes newlines in the process name there, so a line that begins with `Uid:` is the kernel's own.
+
+    Raises:
+        ValueError: a line is missing or is not made of numbers.
+    """
+    uids, gids, groups = _field(data, b"\nUid:\t"), _field(data, b"\nGid:\t"), _field(data, b"\nGroups:\t")
+    real_uid, effective_uid, _, _ = map(int, uids)
+    real_gid, effective_gid, _, _ = map(int, gids)
+    return Credentials(real_uid, effective_uid, real_gid, effective_gid, tuple(map(int, groups)))
+
+
+def parse_start_time(data: bytes) -> int:
+    """The start time in clock ticks since boot, out of /proc/<pid>/stat.
+
+    The second field is the process name in parentheses, raw: it may hold spaces, newlines and parentheses of its own.
+    No field behind it can, so the last `)` ends it.
+
+    Raises:
+        ValueError: it is not a stat line.
+    """
+    head, closed, tail = data.rpartition(b") ")
+    fields = tail.split()
+    if not closed or b" (" not in head or len(fields) <= _START_TIME:
+        raise ValueError("not a stat line")
+    return int(fields[_START_TIME])
+
+
+class ProcessDirectory:
+    """One process's directory under /proc, held open."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, _DIRECTORY)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def credentials(self) -> Credentials:
+        """User and group ids, now."""
+        return parse_status(self._read("status", MAX_STATUS_BYTES))
+
+    def start_time(self) -> int:
+        """Start time in clock ticks since boot: with the process number it names a process for good."""
+        return parse_start_time(self._read("stat", MAX_STAT_BYTES))
+
+    def executable_link(self) -> ExecutableLink:
+        """Where `exe` points, as the kernel prints it for this reader."""
+        target = os.readlink(b"exe", dir_fd=self._fd)
+        if target.endswith(_DELETED):
+            return ExecutableLink(target[: -len(_DELETED)], deleted=True)
+        return ExecutableLink(target, deleted=False)
+
+    def open_executable(self) -> int:
+        """A descriptor of the running image itself, whatever stands at its path now. The caller closes it."""
+        return os.open("exe", _READ | os.O_NOCTTY | os.O_NONBLOCK, dir_fd=self._fd)
+
+    def executable_file(self) -> os.stat_result:
+        """The file that `exe` stands for now."""
+        return os.stat("exe", dir_fd=self._fd)
+
+    def _read(self, name: str, limit: int) -> bytes:
+        fd = os.open(name, _READ, dir_fd=self._fd)
+        try:
+            data = os.read(fd, limit)
+            while len(data) < limit:
+                more = os.read(fd, limit - len(data))
+                if not more:
+                    return data
+                data += more
+        finally:
+            os.close(fd)
+        raise OSError(errno.EFBIG, f"more than {limit} bytes", name)
+
+
+class ProcFs:
+    """The process file system mounted at `root`."""
+
+    __slots__ = ("_root",)
+
+    def __init__(self, root: str | os.PathLike[str] = "/proc") -> None:
+        self._root = os.fspath(root)
+
+    def process(self, pid: int) -> ProcessDirectory:
+        """Open the directory of `pid`. Check the process's pidfd afterwards: then the directory is that process's."""
+        return ProcessDirectory(f"{self._root}/{pid}")
+
+
+def _field(data: bytes, label: bytes) -> list[bytes]:
+    start = data.find(label)
+    if start < 0:
+        raise ValueError(f"no line {label.strip().decode()}")
+    start += len(label)
+    end = data.find(b"\n", start)
+    if end < 0:
+        raise ValueError(f"line {label.strip().decode()} is cut short")
+    return data[start:end].split()
