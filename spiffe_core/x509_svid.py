@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from spiffe_core.crypto.certificates import CertificateFacts, read_certificate
+from spiffe_core.crypto.certificates import CertificateFacts, public_key_of, read_certificate
 from spiffe_core.crypto.keys import PrivateKeyDer, check_public_key, from_pkcs8, spki_der
 from spiffe_core.errors import InvalidCertificate, InvalidId, Reason, VerificationFailed
 from spiffe_core.spiffe_id import SpiffeId
@@ -108,14 +109,14 @@ class X509Svid:
         _check_signatures(facts)  # (3)
         secret = key if isinstance(key, PrivateKeyDer) else PrivateKeyDer(key)
         private = from_pkcs8(secret, field="key")  # (4)
-        leaf_key = check_public_key(facts[0].certificate.public_key(), field="chain")
+        leaf_key = check_public_key(public_key_of(facts[0], field="chain"), field="chain")
         if spki_der(private.public_key()) != spki_der(leaf_key):
             raise InvalidCertificate("key: is not the private key of the leaf certificate", field="key")
         return cls(spiffe_id, tuple(bytes(der) for der in chain), secret, facts[0].not_before, facts[0].not_after, hint)
 
 
 def _check_signatures(facts: Sequence[CertificateFacts]) -> None:
-    for child, parent in zip(facts, facts[1:], strict=False):
+    for child, parent in pairwise(facts):
         try:
             child.certificate.verify_directly_issued_by(parent.certificate)
         except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):

@@ -13,9 +13,9 @@ from typing import TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ObjectIdentifier
 
-from spiffe_core.crypto.keys import subject_key_id
 from spiffe_core.errors import InvalidCertificate
 
 MAX_CERTIFICATE_BYTES = 64 * 1024
@@ -80,19 +80,27 @@ def read_certificate(der: bytes, *, field: str = "certificate") -> CertificateFa
         raise InvalidCertificate(f"{field}: is not a readable X.509 certificate in DER", field=field) from None
 
 
+def public_key_of(facts: CertificateFacts, *, field: str = "certificate") -> CertificatePublicKeyTypes:
+    """The certificate's key, of whatever kind; the policies are in `spiffe_core.crypto.keys`.
+
+    Raises:
+        InvalidCertificate: the key cannot be read.
+    """
+    try:
+        return facts.certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        raise InvalidCertificate(f"{field}: the public key cannot be read", field=field) from None
+
+
 def key_id_of(facts: CertificateFacts) -> str:
     """The authority ID: the subject key identifier in lower-case hex, computed when the certificate has none.
 
     Raises:
-        InvalidCertificate: the certificate has none and its key is of an unknown kind.
+        InvalidCertificate: the certificate has none and its key cannot be read.
     """
     if facts.subject_key_id is not None:
         return facts.subject_key_id.hex()
-    try:
-        # The key's kind does not matter for its identifier; policies are applied where the key is used.
-        return subject_key_id(facts.certificate.public_key()).hex()  # type: ignore[arg-type]  # any kind will do
-    except (ValueError, UnsupportedAlgorithm):
-        raise InvalidCertificate("certificate: the public key cannot be read", field="certificate") from None
+    return x509.SubjectKeyIdentifier.from_public_key(public_key_of(facts)).digest.hex()
 
 
 def _facts(certificate: x509.Certificate, der: bytes) -> CertificateFacts:
