@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, TypeVar
+from typing import TypeVar
 
-from spiffe_core.bundle import JwtAuthority, TrustBundle, WitAuthority, X509Authority
+from spiffe_core.bundle import MAX_AUTHORITIES, JwtAuthority, TrustBundle, WitAuthority, X509Authority
 from spiffe_core.errors import InvalidBundle, InvalidRequest
 from spiffe_core.wire._gen.spire.api.types import bundle_pb2
 from spiffe_core.wire.convert_ids import certificate_from_proto, check_count, trust_domain_from_proto
 from spiffe_core.wire.masks import masked
-
-MAX_AUTHORITIES: Final = 1000
-"""Of each kind in one bundle."""
-MAX_KEY_BYTES: Final = 8 * 1024
-MAX_KEY_ID_BYTES: Final = 255
-MAX_SEQUENCE: Final = 2**63 - 1
 
 Message = TypeVar("Message")
 Value = TypeVar("Value")
@@ -65,8 +59,8 @@ def bundle_from_proto(message: bundle_pb2.Bundle, mask: bundle_pb2.BundleMask | 
             x509_authorities=x509_authorities_from_proto(read.x509_authorities),
             jwt_authorities=jwt_authorities_from_proto(read.jwt_authorities),
             wit_authorities=_each("wit_authorities", read.wit_authorities, _wit_authority),
-            sequence=_in_range("sequence_number", read.sequence_number),
-            refresh_hint=_in_range("refresh_hint", read.refresh_hint),
+            sequence=read.sequence_number,
+            refresh_hint=read.refresh_hint,
         )
     except InvalidBundle:
         raise
@@ -105,30 +99,9 @@ def _x509_authority(message: bundle_pb2.X509Certificate, field: str) -> X509Auth
     return X509Authority(certificate_from_proto(message.asn1, field=f"{field}.asn1"), tainted=message.tainted)
 
 
-def _jwt_authority(message: bundle_pb2.JWTKey, field: str) -> JwtAuthority:
-    _check_key(message, field)
+def _jwt_authority(message: bundle_pb2.JWTKey, _field: str) -> JwtAuthority:
     return JwtAuthority(message.key_id, message.public_key, expires_at=message.expires_at, tainted=message.tainted)
 
 
-def _wit_authority(message: bundle_pb2.WITKey, field: str) -> WitAuthority:
-    _check_key(message, field)
+def _wit_authority(message: bundle_pb2.WITKey, _field: str) -> WitAuthority:
     return WitAuthority(message.key_id, message.public_key, expires_at=message.expires_at, tainted=message.tainted)
-
-
-def _check_key(message: bundle_pb2.JWTKey | bundle_pb2.WITKey, field: str) -> None:
-    if not message.key_id:
-        raise InvalidBundle(f"{field}.key_id: is missing", field=field)
-    if len(message.key_id.encode()) > MAX_KEY_ID_BYTES:
-        raise InvalidBundle(f"{field}.key_id: has more than {MAX_KEY_ID_BYTES} bytes", field=field)
-    if not message.public_key:
-        raise InvalidBundle(f"{field}.public_key: is missing", field=field)
-    if len(message.public_key) > MAX_KEY_BYTES:
-        raise InvalidBundle(f"{field}.public_key: has more than {MAX_KEY_BYTES} bytes", field=field)
-    if message.expires_at < 0:
-        raise InvalidBundle(f"{field}.expires_at: must not be negative", field=field)
-
-
-def _in_range(field: str, value: int) -> int:
-    if not 0 <= value <= MAX_SEQUENCE:
-        raise InvalidBundle(f"{field}: must lie between 0 and {MAX_SEQUENCE}, got {value}", field=field)
-    return value
