@@ -1,0 +1,272 @@
+"""Use-cases: X.509-SVIDs for workloads, asked for by agents, and SVIDs minted for administrators.
+
+The SPIFFE ID of a workload's SVID comes from the registration entry and from nowhere else; of the request only the
+public key is taken (S20). Every request's signature is verified. A batch is answered item by item: each item gets its
+own key, its own ID and its own error (S27), and the loop is given back after every few milliseconds of signing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cryptography import x509
+
+from identity_server.domain.access import Caller
+from identity_server.domain.audit import CallRefused, SvidIssued
+from identity_server.domain.minting import check_mint
+from identity_server.domain.state import EntryRecord, State
+from identity_server.ports import AuditLog, Store, UnitOfWork
+from spiffe_core.bundle import BundleSet
+from spiffe_core.clock import Clock
+from spiffe_core.crypto.csr import Csr, parse_csr
+from spiffe_core.crypto.keys import PublicKey, subject_key_id
+from spiffe_core.errors import Exhausted, IdentityError, Internal, InvalidCsr, InvalidRequest, NotFound, Unavailable
+from spiffe_core.spiffe_id import SpiffeId, TrustDomain
+
+MAX_BATCH = 500
+"""SPIRE's signing burst; its agents never send more."""
+SLICE_SECONDS = 0.004
+"""For so long signing may hold the loop before other calls get their turn (architecture A7)."""
+MAX_TTL = 2**31 - 1
+NOT_YOURS = "entry not found or not authorized"
+
+
+class IssuedX509(Protocol):
+    """A signed leaf: certificates leaf first without the root, decimal serial, unix expiry."""
+
+    @property
+    def chain(self) -> tuple[bytes, ...]:
+        """DER, leaf first."""
+        ...
+
+    @property
+    def spiffe_id(self) -> SpiffeId:
+        """The URI SAN."""
+        ...
+
+    @property
+    def serial(self) -> str:
+        """Decimal text."""
+        ...
+
+    @property
+    def not_after(self) -> int:
+        """Unix seconds."""
+        ...
+
+
+class Issuer(Protocol):
+    """The active authority: signs leaves by profile. Raises Unavailable while there is none."""
+
+    def issue(
+        self,
+        profile: str,
+        spiffe_id: SpiffeId,
+        public_key: PublicKey,
+        *,
+        ttl: int = 0,
+        dns_names: Sequence[str] = (),
+        subject: x509.Name | None = None,
+    ) -> IssuedX509:
+        """Sign one leaf certificate."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What of a registration entry goes into a certificate: its TTL (0 = default) and DNS names."""
+
+    ttl: int
+    dns_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One item of a batch: which entry, for which key."""
+
+    entry_id: str
+    csr: bytes
+
+
+class AuthorityKeys:
+    """Refuses to certify a key that signs for the trust domain itself (N-C-07)."""
+
+    def __init__(self) -> None:
+        self._made_of: BundleSet | None = None
+        self._ids: frozenset[str] = frozenset()
+
+    def check(self, public_key: PublicKey, bundles: BundleSet | None) -> None:
+        """Raise InvalidCsr if `public_key` is an authority's key in any of `bundles`."""
+        if bundles is not self._made_of:
+            self._made_of = bundles
+            every = bundles.all() if bundles is not None else ()
+            self._ids = frozenset(item.key_id for bundle in every for item in bundle.x509_authorities)
+        if subject_key_id(public_key).hex() in self._ids:
+            raise InvalidCsr("csr: this is the key of a certificate authority; make a new key", field="csr")
+
+
+class IssueSvids:
+    """Signs leaves for those who may have them. Belongs to the event loop."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        issuer: Callable[[], Issuer],
+        terms_of: Callable[[bytes], Terms],
+        clock: Clock,
+        audit: AuditLog,
+        trust_domain: TrustDomain,
+        default_ttl: int,
+    ) -> None:
+        self._store = store
+        self._issuer = issuer
+        self._terms_of = terms_of
+        self._clock = clock
+        self._audit = audit
+        self._trust_domain = trust_domain
+        self._default_ttl = default_ttl
+        self._authority_keys = AuthorityKeys()
+
+    async def for_entries(self, caller: Caller, wanted: Sequence[Wanted]) -> list[IssuedX509 | IdentityError]:
+        """Sign for the entries `caller` is authorised for; one answer for each item, in order.
+
+        Raises:
+            InvalidRequest: nothing was asked for.
+            Exhausted: more than `MAX_BATCH` items.
+        """
+        agent = _agent_path(caller)
+        if not wanted:
+            raise InvalidRequest("missing parameters", field="params")
+        if len(wanted) > MAX_BATCH:
+            raise Exhausted(f"rate ({len(wanted)}) exceeds burst size ({MAX_BATCH}); send smaller batches")
+        answers: list[IssuedX509 | IdentityError | None] = []
+        started = self._clock.monotonic()
+        for item in wanted:
+            answers.append(self._attempt(agent, caller, item))
+            if self._clock.monotonic() - started > SLICE_SECONDS:
+                await self._clock.sleep(0)
+                started = self._clock.monotonic()
+        unknown = [item.entry_id for item, answer in zip(wanted, answers, strict=True) if answer is None]
+        refusals = await self._confirm(agent, caller, unknown) if unknown else {}
+        return [
+            refusals[item.entry_id] if answer is None else answer for item, answer in zip(wanted, answers, strict=True)
+        ]
+
+    def mint(self, caller: Caller, csr_der: bytes, ttl: int) -> IssuedX509:
+        """Sign what an administrator's request asks for (spire_wire section 5.4)."""
+        if not csr_der:
+            raise InvalidRequest("missing CSR", field="csr")
+        csr = parse_csr(csr_der)
+        self._authority_keys.check(csr.public_key, self._store.state.value.bundles)
+        spiffe_id = check_mint(csr, self._trust_domain)
+        if not 0 <= ttl <= MAX_TTL:
+            raise InvalidRequest(f"ttl must lie between 0 (the default) and {MAX_TTL} seconds", field="ttl")
+        subject = csr.subject if csr.subject.rdns else None
+        issued = self._issuer().issue(
+            "workload",
+            spiffe_id,
+            csr.public_key,
+            ttl=ttl or self._default_ttl,
+            dns_names=csr.dns_names,
+            subject=subject,
+        )
+        self._record(caller, "mint", issued)
+        return issued
+
+    def _attempt(self, agent: str, caller: Caller, item: Wanted) -> IssuedX509 | IdentityError | None:
+        """Sign one item by the latest state; None if memory does not know that the agent may have the entry."""
+        try:
+            csr = _checked(item)
+            state = self._store.state.value
+            record = state.authorised(agent).get(item.entry_id)
+            if record is None:
+                return None
+            self._authority_keys.check(csr.public_key, state.bundles)
+            return self._sign(caller, record, csr)
+        except IdentityError as error:
+            return error
+
+    def _sign(self, caller: Caller, record: EntryRecord, csr: Csr) -> IssuedX509:
+        terms = self._terms_of(record.wire)
+        try:
+            issued = self._issuer().issue(
+                "workload",
+                SpiffeId(self._trust_domain, record.path),
+                csr.public_key,
+                ttl=terms.ttl or self._default_ttl,
+                dns_names=terms.dns_names,
+            )
+        except Unavailable:
+            raise
+        except IdentityError as error:
+            raise Internal(f"failed to sign X509-SVID: {error.public}", **error.facts) from error
+        self._record(caller, "workload", issued, record)
+        return issued
+
+    def _record(self, caller: Caller, profile: str, issued: IssuedX509, record: EntryRecord | None = None) -> None:
+        """Queued before the signature leaves (architecture A16)."""
+        self._audit.record(
+            SvidIssued(
+                profile=profile,
+                spiffe_id=str(issued.spiffe_id),
+                serial=issued.serial,
+                not_after=issued.not_after,
+                actor=caller.actor,
+                entry_id=record.id if record is not None else "",
+                revision_number=record.revision_number if record is not None else 0,
+            )
+        )
+
+    async def _confirm(self, agent: str, caller: Caller, ids: list[str]) -> dict[str, IdentityError]:
+        """Ask the database before saying no (architecture A8): memory may be behind another server's write."""
+        distinct = list(dict.fromkeys(ids))
+
+        def stored(uow: UnitOfWork) -> dict[str, tuple[int, int]]:
+            found = uow.entries.many(distinct)
+            return {key: (entry.revision_number, entry.created_at) for key, entry in found.items()}
+
+        try:
+            known = await self._store.read(stored)
+        except IdentityError as error:
+            outage = Unavailable("the database cannot be read just now, try again", cause=error.public)
+            return dict.fromkeys(distinct, outage)
+        state = self._store.state.value
+        refusals: dict[str, IdentityError] = {}
+        for entry_id in distinct:
+            if _behind(state, agent, entry_id, known.get(entry_id)):
+                refusals[entry_id] = Unavailable("this entry is about to be known here, try again")
+                continue
+            refusals[entry_id] = NotFound(NOT_YOURS)
+            self._audit.record(
+                CallRefused(method="BatchNewX509SVID", actor=caller.actor, reason=NOT_YOURS, entry_id=entry_id[:255])
+            )
+        return refusals
+
+
+def _behind(state: State, agent: str, entry_id: str, stored: tuple[int, int] | None) -> bool:
+    """True if the database knows the entry in a form this server's memory has not seen, or memory knows by now."""
+    if stored is None:
+        return False
+    record = state.entries.get(entry_id)
+    if record is None or (record.revision_number, record.created_at) != stored:
+        return True
+    return entry_id in state.authorised(agent)
+
+
+def _checked(item: Wanted) -> Csr:
+    if not item.entry_id:
+        raise InvalidRequest("missing entry ID", field="params.entry_id")
+    if not item.csr:
+        raise InvalidRequest("missing CSR", field="params.csr")
+    try:
+        return parse_csr(item.csr)
+    except InvalidCsr as error:
+        raise InvalidCsr(f"malformed CSR: {error.public}", field="params.csr") from None
+
+
+def _agent_path(caller: Caller) -> str:
+    assert caller.spiffe_id is not None, "the access table lets only agents in here"
+    return caller.spiffe_id.path
