@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
+from cryptography.x509.oid import NameOID
 
+from spiffe_core.crypto.algorithms import signature_allowed
 from spiffe_core.crypto.keys import PrivateKey, PublicKey, check_public_key, key_digest, spki_der
 from spiffe_core.errors import InvalidCertificate, InvalidCsr
 from spiffe_core.spiffe_id import SpiffeId
@@ -28,22 +28,6 @@ _SUBJECT_OIDS = {
     "OU": NameOID.ORGANIZATIONAL_UNIT_NAME,
     "CN": NameOID.COMMON_NAME,
 }
-_ECDSA = frozenset(
-    {
-        SignatureAlgorithmOID.ECDSA_WITH_SHA256,
-        SignatureAlgorithmOID.ECDSA_WITH_SHA384,
-        SignatureAlgorithmOID.ECDSA_WITH_SHA512,
-    }
-)
-_RSA = frozenset(
-    {
-        SignatureAlgorithmOID.RSA_WITH_SHA256,
-        SignatureAlgorithmOID.RSA_WITH_SHA384,
-        SignatureAlgorithmOID.RSA_WITH_SHA512,
-        SignatureAlgorithmOID.RSASSA_PSS,
-    }
-)
-_HASHES = frozenset({"sha256", "sha384", "sha512"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +104,10 @@ def _public_key(request: x509.CertificateSigningRequest, field: str) -> PublicKe
 
 
 def _check_algorithm(request: x509.CertificateSigningRequest, public_key: PublicKey, field: str) -> None:
-    oid = request.signature_algorithm_oid
-    allowed = _ECDSA if isinstance(public_key, ec.EllipticCurvePublicKey) else _RSA
-    try:
-        algorithm = request.signature_hash_algorithm
-    except (ValueError, UnsupportedAlgorithm):
-        algorithm = None
-    if oid not in allowed or algorithm is None or algorithm.name not in _HASHES:
+    if not signature_allowed(request, public_key):
         raise InvalidCsr(
-            f"{field}: the signature algorithm {oid.dotted_string} is not allowed for this key; "
-            "use ECDSA or RSA with SHA-256, SHA-384 or SHA-512",
+            f"{field}: the signature algorithm {request.signature_algorithm_oid.dotted_string} is not allowed for this "
+            "key; use ECDSA or RSA with SHA-256, SHA-384 or SHA-512",
             field=field,
         )
 
