@@ -1,0 +1,469 @@
+"""The generated messages match the .proto files, and both match the written wire contract (spire_wire sections 4-6)."""
+
+import importlib
+import pkgutil
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+
+import spiffe_core.wire._gen as generated
+from spiffe_core.errors import Kind, Refusal
+from spiffe_core.wire import generate
+from spiffe_core.wire._gen import workload_pb2
+from spiffe_core.wire._gen.spire.api.types import status_pb2
+from spiffe_core.wire.services import full_method
+from spiffe_core.wire.status import STATUS, kind_of
+
+MODULES = [
+    importlib.import_module(info.name)
+    for info in pkgutil.walk_packages(generated.__path__, f"{generated.__name__}.")
+    if info.name.endswith("_pb2")
+]
+
+SCALARS = {
+    FieldDescriptor.TYPE_BOOL: "bool",
+    FieldDescriptor.TYPE_BYTES: "bytes",
+    FieldDescriptor.TYPE_INT32: "int32",
+    FieldDescriptor.TYPE_INT64: "int64",
+    FieldDescriptor.TYPE_STRING: "string",
+    FieldDescriptor.TYPE_UINT64: "uint64",
+}
+
+FILTER_AGENTS = (
+    "by_attestation_type=1:string by_selector_match=2:SelectorMatch by_banned=3:BoolValue "
+    "by_can_reattest=4:BoolValue by_expires_before=5:string"
+)
+FILTER_ENTRIES = (
+    "by_spiffe_id=1:SPIFFEID by_parent_id=2:SPIFFEID by_selectors=3:SelectorMatch "
+    "by_federates_with=4:FederatesWithMatch by_hint=5:StringValue by_downstream=6:BoolValue"
+)
+ENTRY_MASK = (
+    "spiffe_id=2 parent_id=3 selectors=4 x509_svid_ttl=5 federates_with=6 admin=7 downstream=8 expires_at=9 "
+    "dns_names=10 revision_number=11 store_svid=12 jwt_svid_ttl=13 hint=14 created_at=15 additional_attributes=16"
+)
+KEY = "public_key=1:bytes key_id=2:string expires_at=3:int64 tainted=4:bool"
+TOKEN_SVID = "token=1:string id=2:SPIFFEID expires_at=3:int64 issued_at=4:int64 hint=5:string"
+CERT = "id=1:SPIFFEID expires_at=2:int64 subject=3:string"
+AUTHORITY_STATES = "active=1:AuthorityState prepared=2:AuthorityState old=3:AuthorityState"
+BUNDLE_RESULT = "status=1:Status bundle=2:Bundle"
+RELATION_RESULT = "status=1:Status federation_relationship=2:FederationRelationship"
+TD_RESULT = "status=1:Status trust_domain=2:string"
+MATCH = "MATCH_EXACT=0 MATCH_SUBSET=1 MATCH_SUPERSET=2 MATCH_ANY=3"
+
+
+def bools(fields):
+    return " ".join(f"{field}:bool" for field in fields.split())
+
+
+TYPES = {
+    "Agent": "id=1:SPIFFEID attestation_type=2:string x509svid_serial_number=3:string x509svid_expires_at=4:int64 "
+    "selectors=5:[Selector] banned=6:bool can_reattest=7:bool agent_version=8:string",
+    "AgentMask": bools(
+        "attestation_type=2 x509svid_serial_number=3 x509svid_expires_at=4 selectors=5 banned=6 can_reattest=7 "
+        "agent_version=8"
+    ),
+    "AttestationData": "type=1:string payload=2:bytes",
+    "Bundle": "trust_domain=1:string x509_authorities=2:[X509Certificate] jwt_authorities=3:[JWTKey] "
+    "refresh_hint=4:int64 sequence_number=5:uint64 wit_authorities=6:[WITKey]",
+    "X509Certificate": "asn1=1:bytes tainted=2:bool",
+    "JWTKey": KEY,
+    "WITKey": KEY,
+    "BundleMask": bools("x509_authorities=2 jwt_authorities=3 refresh_hint=4 sequence_number=5 wit_authorities=6"),
+    "Entry": "id=1:string spiffe_id=2:SPIFFEID parent_id=3:SPIFFEID selectors=4:[Selector] x509_svid_ttl=5:int32 "
+    "federates_with=6:[string] admin=7:bool downstream=8:bool expires_at=9:int64 dns_names=10:[string] "
+    "revision_number=11:int64 store_svid=12:bool jwt_svid_ttl=13:int32 hint=14:string created_at=15:int64 "
+    "additional_attributes=16:AdditionalAttributes?",
+    "Entry.AdditionalAttributes": "disable_x509_svid_prefetch=1:bool jwt_svid_include_jti=2:bool",
+    "EntryMask": bools(ENTRY_MASK),
+    "FederatesWithMatch": "trust_domains=1:[string] match=2:MatchBehavior",
+    "FederationRelationship": "trust_domain=1:string bundle_endpoint_url=2:string "
+    "https_web=3:HTTPSWebProfile<bundle_endpoint_profile> "
+    "https_spiffe=4:HTTPSSPIFFEProfile<bundle_endpoint_profile> trust_domain_bundle=5:Bundle",
+    "HTTPSSPIFFEProfile": "endpoint_spiffe_id=1:string",
+    "FederationRelationshipMask": bools("bundle_endpoint_url=1 bundle_endpoint_profile=2 trust_domain_bundle=3"),
+    "HTTPSWebProfile": "",
+    "JoinToken": "value=1:string expires_at=2:int64",
+    "JWTSVID": TOKEN_SVID,
+    "Logger": "current_level=1:LogLevel launch_level=2:LogLevel",
+    "Selector": "type=1:string value=2:string",
+    "SelectorMatch": "selectors=1:[Selector] match=2:MatchBehavior",
+    "SPIFFEID": "trust_domain=1:string path=2:string",
+    "Status": "code=1:int32 message=2:string",
+    "PermissionDeniedDetails": "reason=1:Reason",
+    "WITSVID": TOKEN_SVID,
+    "X509SVID": "cert_chain=1:[bytes] id=2:SPIFFEID expires_at=3:int64 hint=4:string",
+}
+
+AGENT = {
+    "CountAgentsRequest": "filter=1:Filter",
+    "CountAgentsRequest.Filter": FILTER_AGENTS,
+    "CountAgentsResponse": "count=1:int32",
+    "ListAgentsRequest": "filter=1:Filter output_mask=2:AgentMask page_size=3:int32 page_token=4:string",
+    "ListAgentsRequest.Filter": FILTER_AGENTS,
+    "ListAgentsResponse": "agents=1:[Agent] next_page_token=2:string",
+    "GetAgentRequest": "id=1:SPIFFEID output_mask=2:AgentMask",
+    "DeleteAgentRequest": "id=1:SPIFFEID",
+    "BanAgentRequest": "id=1:SPIFFEID",
+    "AttestAgentRequest": "params=1:Params<step> challenge_response=2:bytes<step>",
+    "AttestAgentRequest.Params": "data=1:AttestationData params=2:AgentX509SVIDParams",
+    "AttestAgentResponse": "result=1:Result<step> challenge=2:bytes<step>",
+    "AttestAgentResponse.Result": "svid=1:X509SVID reattestable=2:bool",
+    "RenewAgentRequest": "params=1:AgentX509SVIDParams",
+    "RenewAgentResponse": "svid=1:X509SVID",
+    "CreateJoinTokenRequest": "ttl=1:int32 token=2:string agent_id=3:SPIFFEID",
+    "PostStatusRequest": "current_bundle_serial=1:uint64 agent_version=2:string",
+    "PostStatusResponse": "",
+    "AgentX509SVIDParams": "csr=1:bytes",
+}
+
+BUNDLE = {
+    "CountBundlesRequest": "",
+    "CountBundlesResponse": "count=1:int32",
+    "GetBundleRequest": "output_mask=1:BundleMask",
+    "AppendBundleRequest": "x509_authorities=1:[X509Certificate] jwt_authorities=2:[JWTKey] output_mask=3:BundleMask "
+    "wit_authorities=4:[WITKey]",
+    "PublishJWTAuthorityRequest": "jwt_authority=1:JWTKey",
+    "PublishJWTAuthorityResponse": "jwt_authorities=1:[JWTKey]",
+    "PublishWITAuthorityRequest": "wit_authority=1:WITKey",
+    "PublishWITAuthorityResponse": "wit_authorities=1:[WITKey]",
+    "ListFederatedBundlesRequest": "output_mask=1:BundleMask page_size=2:int32 page_token=3:string",
+    "ListFederatedBundlesResponse": "bundles=1:[Bundle] next_page_token=2:string",
+    "GetFederatedBundleRequest": "trust_domain=1:string output_mask=2:BundleMask",
+    "BatchCreateFederatedBundleRequest": "bundle=1:[Bundle] output_mask=2:BundleMask",
+    "BatchCreateFederatedBundleResponse": "results=1:[Result]",
+    "BatchCreateFederatedBundleResponse.Result": BUNDLE_RESULT,
+    "BatchUpdateFederatedBundleRequest": "bundle=1:[Bundle] input_mask=2:BundleMask output_mask=3:BundleMask",
+    "BatchUpdateFederatedBundleResponse": "results=1:[Result]",
+    "BatchUpdateFederatedBundleResponse.Result": BUNDLE_RESULT,
+    "BatchSetFederatedBundleRequest": "bundle=1:[Bundle] output_mask=2:BundleMask",
+    "BatchSetFederatedBundleResponse": "results=1:[Result]",
+    "BatchSetFederatedBundleResponse.Result": BUNDLE_RESULT,
+    "BatchDeleteFederatedBundleRequest": "trust_domains=1:[string] mode=2:Mode",
+    "BatchDeleteFederatedBundleResponse": "results=1:[Result]",
+    "BatchDeleteFederatedBundleResponse.Result": TD_RESULT,
+}
+
+ENTRY = {
+    "CountEntriesRequest": "filter=1:Filter",
+    "CountEntriesRequest.Filter": FILTER_ENTRIES,
+    "CountEntriesResponse": "count=1:int32",
+    "ListEntriesRequest": "filter=1:Filter output_mask=2:EntryMask page_size=3:int32 page_token=4:string",
+    "ListEntriesRequest.Filter": FILTER_ENTRIES,
+    "ListEntriesResponse": "entries=1:[Entry] next_page_token=2:string",
+    "GetEntryRequest": "id=1:string output_mask=2:EntryMask",
+    "BatchCreateEntryRequest": "entries=1:[Entry] output_mask=2:EntryMask",
+    "BatchCreateEntryResponse": "results=1:[Result]",
+    "BatchCreateEntryResponse.Result": "status=1:Status entry=2:Entry",
+    "BatchUpdateEntryRequest": "entries=1:[Entry] input_mask=2:EntryMask output_mask=3:EntryMask",
+    "BatchUpdateEntryResponse": "results=1:[Result]",
+    "BatchUpdateEntryResponse.Result": "status=1:Status entry=2:Entry",
+    "BatchDeleteEntryRequest": "ids=1:[string]",
+    "BatchDeleteEntryResponse": "results=1:[Result]",
+    "BatchDeleteEntryResponse.Result": "status=1:Status id=2:string",
+    "GetAuthorizedEntriesRequest": "output_mask=1:EntryMask",
+    "GetAuthorizedEntriesResponse": "entries=1:[Entry]",
+    "SyncAuthorizedEntriesRequest": "output_mask=1:EntryMask ids=2:[string]",
+    "SyncAuthorizedEntriesResponse": "entry_revisions=1:[EntryRevision] entries=2:[Entry] more=3:bool",
+    "EntryRevision": "id=1:string revision_number=2:int64 created_at=3:int64",
+}
+
+SVID = {
+    "MintX509SVIDRequest": "csr=1:bytes ttl=2:int32",
+    "MintX509SVIDResponse": "svid=1:X509SVID",
+    "MintJWTSVIDRequest": "id=1:SPIFFEID audience=2:[string] ttl=3:int32",
+    "MintJWTSVIDResponse": "svid=1:JWTSVID",
+    "MintWITSVIDRequest": "id=1:SPIFFEID public_key=2:bytes ttl=3:int32 signing_algorithm=4:string",
+    "MintWITSVIDResponse": "svid=1:WITSVID",
+    "BatchNewX509SVIDRequest": "params=1:[NewX509SVIDParams]",
+    "BatchNewX509SVIDResponse": "results=1:[Result]",
+    "BatchNewX509SVIDResponse.Result": "status=1:Status svid=2:X509SVID",
+    "NewJWTSVIDRequest": "entry_id=1:string audience=2:[string]",
+    "NewJWTSVIDResponse": "svid=1:JWTSVID",
+    "BatchNewWITSVIDRequest": "params=1:[NewWITSVIDParams]",
+    "BatchNewWITSVIDResponse": "results=1:[Result]",
+    "BatchNewWITSVIDResponse.Result": "status=1:Status svid=2:WITSVID",
+    "NewDownstreamX509CARequest": "csr=1:bytes preferred_ttl=2:int32",
+    "NewDownstreamX509CAResponse": "ca_cert_chain=1:[bytes] x509_authorities=2:[bytes]",
+    "NewX509SVIDParams": "entry_id=1:string csr=2:bytes",
+    "NewWITSVIDParams": "entry_id=1:string public_key=2:bytes signing_algorithm=3:string",
+}
+
+RELATIONS = "federation_relationships=1:[FederationRelationship]"
+TRUST_DOMAIN = {
+    "ListFederationRelationshipsRequest": "output_mask=1:FederationRelationshipMask page_size=2:int32 "
+    "page_token=3:string",
+    "ListFederationRelationshipsResponse": f"{RELATIONS} next_page_token=2:string",
+    "GetFederationRelationshipRequest": "trust_domain=1:string output_mask=2:FederationRelationshipMask",
+    "BatchCreateFederationRelationshipRequest": f"{RELATIONS} output_mask=2:FederationRelationshipMask",
+    "BatchCreateFederationRelationshipResponse": "results=1:[Result]",
+    "BatchCreateFederationRelationshipResponse.Result": RELATION_RESULT,
+    "BatchUpdateFederationRelationshipRequest": f"{RELATIONS} input_mask=2:FederationRelationshipMask "
+    "output_mask=3:FederationRelationshipMask",
+    "BatchUpdateFederationRelationshipResponse": "results=1:[Result]",
+    "BatchUpdateFederationRelationshipResponse.Result": RELATION_RESULT,
+    "BatchDeleteFederationRelationshipRequest": "trust_domains=1:[string]",
+    "BatchDeleteFederationRelationshipResponse": "results=1:[Result]",
+    "BatchDeleteFederationRelationshipResponse.Result": TD_RESULT,
+    "RefreshBundleRequest": "trust_domain=1:string",
+}
+
+LOCAL_AUTHORITY = {
+    "AuthorityState": "authority_id=1:string expires_at=2:int64 upstream_authority_subject_key_id=3:string"
+}
+for kind in ("JWT", "X509", "WIT"):
+    LOCAL_AUTHORITY[f"Get{kind}AuthorityStateRequest"] = ""
+    LOCAL_AUTHORITY[f"Get{kind}AuthorityStateResponse"] = AUTHORITY_STATES
+    LOCAL_AUTHORITY[f"Prepare{kind}AuthorityRequest"] = ""
+    LOCAL_AUTHORITY[f"Prepare{kind}AuthorityResponse"] = "prepared_authority=1:AuthorityState"
+    for verb, outcome in (("Activate", "activated"), ("Taint", "tainted"), ("Revoke", "revoked")):
+        LOCAL_AUTHORITY[f"{verb}{kind}AuthorityRequest"] = "authority_id=1:string"
+        LOCAL_AUTHORITY[f"{verb}{kind}AuthorityResponse"] = f"{outcome}_authority=1:AuthorityState"
+for verb in ("Taint", "Revoke"):
+    LOCAL_AUTHORITY[f"{verb}X509UpstreamAuthorityRequest"] = "subject_key_id=1:string"
+    LOCAL_AUTHORITY[f"{verb}X509UpstreamAuthorityResponse"] = "upstream_authority_subject_key_id=1:string"
+
+LOGGER = {"GetLoggerRequest": "", "SetLogLevelRequest": "new_level=1:LogLevel", "ResetLogLevelRequest": ""}
+
+WORKLOAD = {
+    "X509SVIDRequest": "",
+    "X509SVIDResponse": "svids=1:[X509SVID] crl=2:[bytes] federated_bundles=3:map<string,bytes>",
+    "X509SVID": "spiffe_id=1:string x509_svid=2:bytes x509_svid_key=3:bytes bundle=4:bytes hint=5:string",
+    "X509BundlesRequest": "",
+    "X509BundlesResponse": "crl=1:[bytes] bundles=2:map<string,bytes>",
+    "JWTSVIDRequest": "audience=1:[string] spiffe_id=2:string",
+    "JWTSVIDResponse": "svids=1:[JWTSVID]",
+    "JWTSVID": "spiffe_id=1:string svid=2:string hint=3:string",
+    "JWTBundlesRequest": "",
+    "JWTBundlesResponse": "bundles=1:map<string,bytes>",
+    "ValidateJWTSVIDRequest": "audience=1:string svid=2:string",
+    "ValidateJWTSVIDResponse": "spiffe_id=1:string claims=2:Struct",
+    "WITSVIDRequest": "spiffe_id=1:string",
+    "WITSVIDResponse": "svids=1:[WITSVID]",
+    "WITSVID": "spiffe_id=1:string wit_svid=2:string wit_svid_key=3:string hint=4:string",
+    "WITBundlesRequest": "",
+    "WITBundlesResponse": "bundles=1:map<string,string>",
+}
+
+DELEGATED = {
+    "X509SVIDWithKey": "x509_svid=1:X509SVID x509_svid_key=2:bytes",
+    "SubscribeToX509SVIDsRequest": "selectors=1:[Selector] pid=2:int32",
+    "SubscribeToX509SVIDsResponse": "x509_svids=1:[X509SVIDWithKey] federates_with=2:[string]",
+    "SubscribeToX509BundlesRequest": "",
+    "SubscribeToX509BundlesResponse": "ca_certificates=1:map<string,bytes>",
+    "FetchJWTSVIDsRequest": "audience=1:[string] selectors=2:[Selector] pid=3:int32",
+    "FetchJWTSVIDsResponse": "svids=1:[JWTSVID]",
+    "SubscribeToJWTBundlesRequest": "",
+    "SubscribeToJWTBundlesResponse": "bundles=1:map<string,bytes>",
+}
+
+PACKAGES = {
+    "": WORKLOAD,
+    "spire.api.types": TYPES,
+    "spire.api.server.agent.v1": AGENT,
+    "spire.api.server.bundle.v1": BUNDLE,
+    "spire.api.server.entry.v1": ENTRY,
+    "spire.api.server.svid.v1": SVID,
+    "spire.api.server.trustdomain.v1": TRUST_DOMAIN,
+    "spire.api.server.localauthority.v1": LOCAL_AUTHORITY,
+    "spire.api.server.logger.v1": LOGGER,
+    "spire.api.server.debug.v1": {
+        "GetInfoRequest": "",
+        "GetInfoResponse": "svid_chain=1:[Cert] uptime=2:int32 agents_count=3:int32 federated_bundles_count=4:int32 "
+        "entries_count=5:int32",
+        "GetInfoResponse.Cert": CERT,
+    },
+    "spire.api.agent.logger.v1": LOGGER,
+    "spire.agent.debug.v1": {
+        "GetInfoRequest": "",
+        "GetInfoResponse": "svid_chain=1:[Cert] uptime=2:int32 svids_count=3:int32 last_sync_success=4:int64 "
+        "cached_x509_svids_count=5:int32 cached_jwt_svids_count=6:int32 cached_svidstore_x509_svids_count=7:int32",
+        "GetInfoResponse.Cert": CERT,
+    },
+    "spire.api.agent.delegatedidentity.v1": DELEGATED,
+}
+
+ENUMS = {
+    "spire.api.types.FederatesWithMatch.MatchBehavior": MATCH,
+    "spire.api.types.SelectorMatch.MatchBehavior": MATCH,
+    "spire.api.types.LogLevel": "UNSPECIFIED=0 PANIC=1 FATAL=2 ERROR=3 WARN=4 INFO=5 DEBUG=6 TRACE=7",
+    "spire.api.types.PermissionDeniedDetails.Reason": "UNKNOWN=0 AGENT_EXPIRED=1 AGENT_NOT_ATTESTED=2 "
+    "AGENT_NOT_ACTIVE=3 AGENT_BANNED=4 AGENT_MUST_REATTEST=5",
+    "spire.api.server.bundle.v1.BatchDeleteFederatedBundleRequest.Mode": "RESTRICT=0 DELETE=1 DISSOCIATE=2",
+}
+
+LOGGER_METHODS = "GetLogger:>Logger SetLogLevel:>Logger ResetLogLevel:>Logger"
+METHODS = {
+    "SpiffeWorkloadAPI": "FetchX509SVID:X509SVIDRequest>*X509SVIDResponse "
+    "FetchX509Bundles:X509BundlesRequest>*X509BundlesResponse FetchJWTSVID:JWTSVIDRequest>JWTSVIDResponse "
+    "FetchJWTBundles:JWTBundlesRequest>*JWTBundlesResponse ValidateJWTSVID:> "
+    "FetchWITSVID:WITSVIDRequest>*WITSVIDResponse FetchWITBundles:WITBundlesRequest>*WITBundlesResponse",
+    "spire.api.server.agent.v1.Agent": "CountAgents:> ListAgents:> GetAgent:>Agent DeleteAgent:>Empty BanAgent:>Empty "
+    "AttestAgent:*>* RenewAgent:> CreateJoinToken:>JoinToken PostStatus:>",
+    "spire.api.server.bundle.v1.Bundle": "CountBundles:> GetBundle:>Bundle AppendBundle:>Bundle PublishJWTAuthority:> "
+    "PublishWITAuthority:> ListFederatedBundles:> GetFederatedBundle:>Bundle BatchCreateFederatedBundle:> "
+    "BatchUpdateFederatedBundle:> BatchSetFederatedBundle:> BatchDeleteFederatedBundle:>",
+    "spire.api.server.entry.v1.Entry": "CountEntries:> ListEntries:> GetEntry:>Entry BatchCreateEntry:> "
+    "BatchUpdateEntry:> BatchDeleteEntry:> GetAuthorizedEntries:> SyncAuthorizedEntries:*>*",
+    "spire.api.server.svid.v1.SVID": "MintX509SVID:> MintJWTSVID:> MintWITSVID:> BatchNewX509SVID:> NewJWTSVID:> "
+    "BatchNewWITSVID:> NewDownstreamX509CA:>",
+    "spire.api.server.trustdomain.v1.TrustDomain": "ListFederationRelationships:> "
+    "GetFederationRelationship:>FederationRelationship BatchCreateFederationRelationship:> "
+    "BatchUpdateFederationRelationship:> BatchDeleteFederationRelationship:> RefreshBundle:>Empty",
+    "spire.api.server.localauthority.v1.LocalAuthority": " ".join(
+        f"{name.removesuffix('Request')}:>" for name in LOCAL_AUTHORITY if name.endswith("Request")
+    ),
+    "spire.api.server.logger.v1.Logger": LOGGER_METHODS,
+    "spire.api.server.debug.v1.Debug": "GetInfo:>",
+    "spire.api.agent.logger.v1.Logger": LOGGER_METHODS,
+    "spire.agent.debug.v1.Debug": "GetInfo:>",
+    "spire.api.agent.delegatedidentity.v1.DelegatedIdentity": "SubscribeToX509SVIDs:>* SubscribeToX509Bundles:>* "
+    "FetchJWTSVIDs:> SubscribeToJWTBundles:>*",
+}
+"""`Name:request>response`; an asterisk before a side means that it streams; an empty side is NameRequest/NameResponse."""
+
+
+def type_name(field):
+    if field.message_type is not None:
+        return field.message_type.name
+    return field.enum_type.name if field.enum_type is not None else SCALARS[field.type]
+
+
+def written(field):
+    """A descriptor in the notation of the contract."""
+    message = field.message_type
+    if message is not None and message.GetOptions().map_entry:
+        kind = "map<{},{}>".format(*(type_name(part) for part in message.fields))
+    elif field.is_repeated:
+        kind = f"[{type_name(field)}]"
+    else:
+        kind = type_name(field)
+    oneof = field.containing_oneof
+    if oneof is not None:
+        optional = oneof.name.startswith("_")
+        kind += "?" if optional else f"<{oneof.name}>"
+    return f"{field.name}={field.number}:{kind}"
+
+
+def walk(descriptors, prefix=""):
+    for descriptor in descriptors:
+        if not descriptor.GetOptions().map_entry:
+            yield f"{prefix}{descriptor.name}", descriptor
+            yield from walk(descriptor.nested_types, f"{prefix}{descriptor.name}.")
+
+
+def messages_of(package):
+    found = {}
+    for module in MODULES:
+        if module.DESCRIPTOR.package == package:
+            found.update(walk(module.DESCRIPTOR.message_types_by_name.values()))
+    return found
+
+
+def services():
+    return {service.full_name: service for module in MODULES for service in module.DESCRIPTOR.services_by_name.values()}
+
+
+def test_every_package_of_the_contract_is_generated_and_no_other():
+    assert {module.DESCRIPTOR.package for module in MODULES} == set(PACKAGES)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_messages_have_exactly_the_fields_of_the_contract(package):
+    """spire_wire sections 4-6: names, numbers, types, repetition, presence and oneofs. WAPI-05."""
+    found = {name: sorted(written(field) for field in message.fields) for name, message in messages_of(package).items()}
+    assert found == {name: sorted(fields.split()) for name, fields in PACKAGES[package].items()}
+
+
+def test_enums_have_exactly_the_values_of_the_contract():
+    found = {}
+    for module in MODULES:
+        enums = list(module.DESCRIPTOR.enum_types_by_name.values())
+        for _, message in walk(module.DESCRIPTOR.message_types_by_name.values()):
+            enums += message.enum_types
+        found.update({enum.full_name: {value.name: value.number for value in enum.values} for enum in enums})
+    assert found == {
+        name: {value.split("=")[0]: int(value.split("=")[1]) for value in values.split()}
+        for name, values in ENUMS.items()
+    }
+
+
+def test_services_are_those_of_the_contract():
+    assert set(services()) == set(METHODS)
+
+
+@pytest.mark.parametrize("service", METHODS)
+def test_methods_have_the_contracts_messages_and_streams(service):
+    """spire_wire sections 5 and 6."""
+    found = {
+        method.name: (
+            method.client_streaming,
+            method.input_type.name,
+            method.server_streaming,
+            method.output_type.name,
+        )
+        for method in services()[service].methods
+    }
+    expected = {}
+    for text in METHODS[service].split():
+        name, client, request, server, response = re.fullmatch(r"(\w+):(\*?)(\w*)>(\*?)(\w*)", text).groups()
+        expected[name] = (bool(client), request or f"{name}Request", bool(server), response or f"{name}Response")
+    assert found == expected
+
+
+def test_the_workload_api_has_no_package():
+    """WAPI-04, WAPI-05: the full method is /SpiffeWorkloadAPI/<Rpc>."""
+    service = workload_pb2.DESCRIPTOR.services_by_name["SpiffeWorkloadAPI"]
+    assert workload_pb2.DESCRIPTOR.package == ""
+    assert service.full_name == "SpiffeWorkloadAPI"
+    assert full_method(service.methods_by_name["FetchX509SVID"]) == "/SpiffeWorkloadAPI/FetchX509SVID"
+
+
+def test_only_the_counter_is_deprecated():
+    assert [
+        field.full_name
+        for module in MODULES
+        for _, message in walk(module.DESCRIPTOR.message_types_by_name.values())
+        for field in message.fields
+        if field.GetOptions().deprecated
+    ] == ["spire.agent.debug.v1.GetInfoResponse.svids_count"]
+
+
+def test_generated_files_match_the_protos(capfd):
+    """The stubs that are checked in are what protoc makes of the .proto files today."""
+    pytest.importorskip("grpc_tools")
+    assert generate.main(["--check"]) == 0, capfd.readouterr().err
+
+
+def test_drift_is_noticed():
+    """The check above can fail: a missing, an extra and a changed file are all named."""
+    kept = {"a": b"1", "b": b"2", "c": b"3"}
+    assert generate.drift({"a": b"1", "b": b"x", "d": b"4"}, kept) == ["b", "c", "d"]
+
+
+def test_no_generated_service_code_is_kept():
+    assert not list(generate.GENERATED.rglob("*_grpc.py"))
+    assert len(list(generate.GENERATED.rglob("*_pb2.py"))) == len(list(generate.PROTOS.rglob("*.proto")))
+
+
+def test_generating_needs_only_the_protos():
+    pytest.importorskip("grpc_tools")
+    with tempfile.TemporaryDirectory() as scratch:
+        fresh = generate.generate(Path(scratch))
+    assert {Path(name).suffix for name in fresh} == {".py", ".pyi"}
+    assert all(b"from __future__" not in content for content in fresh.values())
+
+
+def test_every_kind_has_a_status_and_back():
+    """Every Kind stands in STATUS once, with its own code, and `kind_of` inverts it."""
+    assert set(STATUS) == set(Kind)
+    codes = [code for code, _ in STATUS.values()]
+    assert len(set(codes)) == len(codes)
+    assert all(kind_of(code) is kind for kind, (code, _) in STATUS.items())
+
+
+def test_refusals_have_the_numbers_of_the_wire():
+    reasons = dict(status_pb2.PermissionDeniedDetails.Reason.items())
+    assert {refusal.name: refusal.value for refusal in Refusal} == {k: v for k, v in reasons.items() if v}
