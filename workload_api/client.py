@@ -1,0 +1,183 @@
+"""An asynchronous Workload API client.
+
+    async with WorkloadApiClient() as client:              # SPIFFE_ENDPOINT_SOCKET, or an address
+        context = await client.fetch_x509()
+        async for update in client.watch_x509():
+            ...
+
+What happens after each end of a stream stands in one table (Workload Endpoint section 6 and appendix A); every message is
+checked before it is handed on (`x509_context`).
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import secrets
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import grpc.aio
+
+from spiffe_core.clock import Clock, SystemClock
+from spiffe_core.errors import IdentityError, Kind, Unavailable
+from spiffe_core.wire._gen import workload_pb2
+from spiffe_core.wire.channels import channel_options, unix_channel
+from spiffe_core.wire.services import Stub
+from spiffe_core.wire.status import from_rpc_error
+from workload_api.address import TcpAddress, UnixAddress, endpoint_address
+from workload_api.x509_context import X509Context, x509_context
+
+log = logging.getLogger(__name__)
+
+METADATA = (("workload.spiffe.io", "true"),)
+"""Workload Endpoint section 3: on every request."""
+
+
+class After(enum.Enum):
+    """What a client does when a stream has ended."""
+
+    STOP = "report it and do not try again"
+    KEEP = "keep what is held and try again"
+    DROP = "stop using what is held, and try again"
+
+
+AFTER: dict[Kind, After] = dict.fromkeys(Kind, After.KEEP) | {
+    Kind.INVALID: After.STOP,  # WEP-20
+    Kind.UNIMPLEMENTED: After.STOP,  # WEP-25, WAPI-48
+    Kind.FORBIDDEN: After.DROP,  # WEP-24, WAPI-28
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Waiting times between attempts, in seconds: doubled each time, up to `longest`."""
+
+    first: float = 0.1
+    longest: float = 30.0
+
+    def delay(self, attempt: int, jitter: float) -> float:
+        """The wait after `attempt` failures in a row (0 for the first); `jitter` in [0, 1] shortens it by up to 20 %."""
+        return min(self.longest, self.first * 2.0 ** min(attempt, 32)) * (1 - 0.2 * jitter)
+
+
+@dataclass(frozen=True, slots=True)
+class Redacted:
+    """The identity was taken away: stop using what is held. `error` is what the agent said."""
+
+    error: IdentityError
+
+
+class WorkloadApiClient:
+    """Talks to one agent. Its connection is made when it is first needed, on the running event loop."""
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        environ: Mapping[str, str] | None = None,
+        clock: Clock | None = None,
+        backoff: Backoff | None = None,
+        jitter: Callable[[], float] | None = None,
+    ) -> None:
+        self.address: UnixAddress | TcpAddress = endpoint_address(address, os.environ if environ is None else environ)
+        self._clock = clock or SystemClock()
+        self._backoff = backoff or Backoff()
+        self._jitter = jitter or secrets.SystemRandom().random
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: Any = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; what is under way ends."""
+        if self._channel is not None:
+            channel, self._channel, self._stub = self._channel, None, None
+            await channel.close()
+
+    async def fetch_x509(self, *, timeout: float = 10.0) -> X509Context:  # noqa: ASYNC109  # gRPC's own deadline
+        """The present X.509 state, in one attempt.
+
+        Raises:
+            Forbidden: no identity is issued to this process.
+            Unavailable: the agent cannot be reached or has nothing to give yet.
+            InvalidRequest, VerificationFailed: what came may not be used.
+        """
+        call = self._service().FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=METADATA, timeout=timeout)
+        try:
+            message = await call.read()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+        if message is grpc.aio.EOF:
+            raise Unavailable("the agent closed the stream without an answer")
+        return self._read(message)
+
+    async def watch_x509(
+        self, on_error: Callable[[IdentityError], None] | None = None
+    ) -> AsyncGenerator[X509Context | Redacted, None]:
+        """Every state in turn, for as long as it is iterated; reconnects by itself.
+
+        `on_error` hears of each failed attempt and of each message that was refused; the state before it stays good.
+
+        Raises:
+            InvalidRequest, Unimplemented: the agent will never answer this; it is not asked again.
+        """
+        failures = 0
+        while True:
+            call = self._service().FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=METADATA)
+            try:
+                async for message in call:
+                    try:
+                        context = self._read(message)
+                    except IdentityError as refusal:
+                        self._report(refusal, on_error, "a Workload API message was refused: %s")
+                        continue
+                    failures = 0
+                    yield context
+                ended: IdentityError = Unavailable("the agent closed the stream")
+            except grpc.aio.AioRpcError as error:
+                ended = from_rpc_error(error)
+            finally:
+                call.cancel()
+            self._report(ended, on_error, "the Workload API stream ended: %s")
+            after = AFTER[ended.kind]
+            if after is After.STOP:
+                raise ended
+            if after is After.DROP:
+                yield Redacted(ended)
+            await self._clock.sleep(self._backoff.delay(failures, self._jitter()))
+            failures += 1
+
+    def _service(self) -> Any:
+        if self._stub is None:
+            self._channel = _channel(self.address)
+            self._stub = Stub(self._channel, workload_pb2.DESCRIPTOR.services_by_name["SpiffeWorkloadAPI"])
+        return self._stub
+
+    def _read(self, message: Any) -> X509Context:
+        return x509_context(message.svids, message.federated_bundles, self._clock.now())
+
+    @staticmethod
+    def _report(error: IdentityError, on_error: Callable[[IdentityError], None] | None, text: str) -> None:
+        log.info(text, error.public)
+        if on_error is not None:
+            on_error(error)
+
+
+def _channel(address: UnixAddress | TcpAddress) -> grpc.aio.Channel:
+    if isinstance(address, UnixAddress):
+        return unix_channel(address.path)
+    family = "ipv6" if ":" in str(address.ip) else "ipv4"
+    host = f"[{address.ip}]" if family == "ipv6" else str(address.ip)
+    return grpc.aio.insecure_channel(f"{family}:{host}:{address.port}", options=channel_options())

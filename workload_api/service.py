@@ -1,0 +1,240 @@
+"""The SPIFFE Workload API as a gRPC service (spiffe_conformance section 1.1, spire_wire section 6.1).
+
+Checks come in one order, so that a caller who is nobody learns nothing from the differences (conformance section 1.4):
+security header, profile offered, request fields, caller, entitlement, work.
+
+Every message of a stream is the complete state (WAPI-09). It is serialized once for all streams that follow the same
+view, and kept with the view.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import grpc
+from cryptography import x509
+
+from spiffe_core.bundle import TrustBundle
+from spiffe_core.clock import Clock
+from spiffe_core.errors import (
+    Exhausted,
+    InvalidRequest,
+    NoIdentityIssued,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from spiffe_core.wire._gen import workload_pb2
+from spiffe_core.wire.peer import UnixPeer
+from spiffe_core.wire.services import handlers
+from workload_api.backend import WorkloadBackend, WorkloadView, X509Identity
+from workload_api.streams import StreamLimits, Streams
+
+log = logging.getLogger(__name__)
+
+HEADER = ("workload.spiffe.io", "true")
+SERVICE = workload_pb2.DESCRIPTOR.services_by_name["SpiffeWorkloadAPI"]
+_EXPIRIES = "expiries"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadApiSettings:
+    """What the operator decides.
+
+    `allow_unauthenticated_verifiers`: callers without an identity may read the own trust domain's bundle (N-A-10).
+    `max_message_bytes`: what clients accept; gRPC's own default is 4 MiB.
+    """
+
+    allow_unauthenticated_verifiers: bool = False
+    max_message_bytes: int = 4 * 1024 * 1024
+    limits: StreamLimits = field(default_factory=StreamLimits)
+
+
+class WorkloadApi:
+    """Serves workloads on one agent. Belongs to the event loop's thread.
+
+    `caller_of` is the front door's; `cut` closes the connection of a caller that is not who it was (see `Streams`).
+    """
+
+    def __init__(
+        self,
+        backend: WorkloadBackend,
+        caller_of: Callable[[Any], object],
+        clock: Clock,
+        *,
+        settings: WorkloadApiSettings | None = None,
+        cut: Callable[[UnixPeer], object] | None = None,
+    ) -> None:
+        self._caller_of = caller_of
+        self._clock = clock
+        self._settings = settings or WorkloadApiSettings()
+        self._streams = Streams(backend, self._settings.limits, cut)
+
+    @property
+    def open_streams(self) -> int:
+        """How many streams are open."""
+        return self._streams.open
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """For the gRPC server behind the front door."""
+        return handlers(SERVICE, self)
+
+    def drain(self) -> None:
+        """Shut down: every stream ends with Unavailable "restarting", at once if it is idle (R6)."""
+        self._streams.drain()
+
+    async def FetchX509SVID(self, _request: Any, context: Any) -> AsyncIterator[bytes]:
+        """All X509-SVIDs of the caller with their keys and bundles, again at each change."""
+        _require_header(context)
+        last = b""
+        async with aclosing(self._streams.follow(self._caller(context))) as views:
+            async for view in views:
+                message = self._sendable(_x509_svid_response(view, self._clock.now()))
+                if message != last:
+                    last = message
+                    yield message
+
+    async def FetchX509Bundles(self, _request: Any, context: Any) -> AsyncIterator[bytes]:
+        """The own bundle and those of federated trust domains, again at each change of them."""
+        _require_header(context)
+        last = b""
+        async with aclosing(self._streams.follow(self._caller(context))) as views:
+            async for view in views:
+                if not view.x509_svids and not self._settings.allow_unauthenticated_verifiers:
+                    raise NoIdentityIssued
+                message = self._sendable(_x509_bundles_response(view))
+                if message != last:
+                    last = message
+                    yield message
+
+    async def FetchJWTSVID(self, _request: Any, context: Any) -> bytes:
+        """Not offered by this build."""
+        raise _not_offered("JWT", context)
+
+    async def FetchJWTBundles(self, _request: Any, context: Any) -> AsyncIterator[bytes]:
+        """Not offered by this build."""
+        raise _not_offered("JWT", context)
+        yield b""  # makes this an async generator
+
+    async def ValidateJWTSVID(self, _request: Any, context: Any) -> bytes:
+        """Not offered by this build."""
+        raise _not_offered("JWT", context)
+
+    async def FetchWITSVID(self, _request: Any, context: Any) -> AsyncIterator[bytes]:
+        """Not offered by this build."""
+        raise _not_offered("WIT", context)
+        yield b""  # makes this an async generator
+
+    async def FetchWITBundles(self, _request: Any, context: Any) -> AsyncIterator[bytes]:
+        """Not offered by this build."""
+        raise _not_offered("WIT", context)
+        yield b""  # makes this an async generator
+
+    def _caller(self, context: Any) -> UnixPeer:
+        peer = self._caller_of(context)
+        if not isinstance(peer, UnixPeer):
+            raise Unauthenticated("the Workload API serves processes of this machine, over its Unix socket")
+        return peer
+
+    def _sendable(self, message: bytes) -> bytes:
+        """A set that is too large is refused whole, never cut (N-A-41)."""
+        limit = self._settings.max_message_bytes
+        if len(message) > limit:
+            log.error("a Workload API response has %d bytes, clients accept %d", len(message), limit)
+            raise Exhausted(
+                f"the response has {len(message)} bytes, more than {limit}: federate with fewer trust domains, "
+                "or give the workload fewer identities"
+            )
+        return message
+
+
+def _require_header(context: Any) -> None:
+    """Exactly one `workload.spiffe.io: true` (Workload Endpoint section 3), before anything else is looked at."""
+    key, value = HEADER
+    if [found for name, found in context.invocation_metadata() or () if name == key] != [value]:
+        raise InvalidRequest("security header missing from request", field=key)
+
+
+def _not_offered(profile: str, context: Any) -> Unimplemented:
+    """The header comes first, also for what is not offered (conformance D18)."""
+    _require_header(context)
+    return Unimplemented(f"the {profile} profile is not offered here")
+
+
+def _x509_svid_response(view: WorkloadView, now: datetime) -> bytes:
+    """The serialized X509SVIDResponse of `view`, without SVIDs that have expired (N-A-26).
+
+    Raises:
+        NoIdentityIssued: nothing matches the caller.
+        Unavailable: everything has expired, or no authority of the trust domain is known.
+    """
+    if not view.x509_svids:
+        raise NoIdentityIssued
+    valid = [number for number, expiry in enumerate(_expiries(view)) if now.timestamp() < expiry]
+    if not valid:
+        raise Unavailable("the identity has expired and could not be renewed yet; the agent keeps trying")
+    if not view.bundle.x509_roots:
+        raise Unavailable("no X.509 authority of the trust domain is known yet (conformance D10)")
+    whole = len(valid) == len(view.x509_svids)
+    name = "FetchX509SVID" if whole else f"FetchX509SVID of {valid}"
+    message = view.rendered.get(name)
+    if message is None:
+        message = view.rendered[name] = _render_svids([view.x509_svids[number] for number in valid], view)
+    return message
+
+
+def _expiries(view: WorkloadView) -> tuple[int, ...]:
+    """When each SVID of `view` expires, in Unix seconds; read from the certificates once per view."""
+    packed = view.rendered.get(_EXPIRIES)
+    if packed is None:
+        packed = b"".join(struct.pack(">q", _expiry(svid)) for svid in view.x509_svids)
+        view.rendered[_EXPIRIES] = packed
+    return struct.unpack(f">{len(packed) // 8}q", packed)
+
+
+def _expiry(svid: X509Identity) -> int:
+    return int(x509.load_der_x509_certificate(svid.chain[0]).not_valid_after_utc.timestamp())
+
+
+def _render_svids(svids: Sequence[X509Identity], view: WorkloadView) -> bytes:
+    own = _roots(view.bundle)
+    response = workload_pb2.X509SVIDResponse(federated_bundles=_by_id(view.federated))
+    used: set[str] = set()
+    for svid in svids:
+        # A hint names one identity of the response (WAPI-24): the first keeps it.
+        hint = "" if svid.hint in used else svid.hint
+        used.add(hint)
+        response.svids.add(
+            spiffe_id=str(svid.spiffe_id),
+            x509_svid=b"".join(svid.chain),
+            x509_svid_key=svid.key.reveal(),
+            bundle=own,
+            hint=hint,
+        )
+    return response.SerializeToString(deterministic=True)
+
+
+def _x509_bundles_response(view: WorkloadView) -> bytes:
+    """The serialized X509BundlesResponse: the own trust domain always (WAPI-29), others for those with an identity."""
+    message = view.rendered.get("FetchX509Bundles")
+    if message is None:
+        bundles = _by_id(view.federated if view.x509_svids else ())
+        bundles[str(view.bundle.trust_domain.id)] = _roots(view.bundle)
+        message = workload_pb2.X509BundlesResponse(bundles=bundles).SerializeToString(deterministic=True)
+        view.rendered["FetchX509Bundles"] = message
+    return message
+
+
+def _by_id(bundles: Iterable[TrustBundle]) -> dict[str, bytes]:
+    """By trust domain SPIFFE ID. A domain without X.509 authorities is absent, which says: trust nobody of it."""
+    return {str(bundle.trust_domain.id): _roots(bundle) for bundle in bundles if bundle.x509_roots}
+
+
+def _roots(bundle: TrustBundle) -> bytes:
+    return b"".join(bundle.x509_roots)

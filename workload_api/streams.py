@@ -1,0 +1,142 @@
+"""Following what one process is entitled to: the loop behind every long-lived stream of the Workload API and of SDS.
+
+A stream ends with an error in any of these ways, and in no other of its own:
+
+    the process has ended or changed its user     Unauthenticated, and the connection is cut
+    it may not hold more streams                  Exhausted
+    nothing could be read or fetched in time      Unavailable
+    the agent is shutting down                    Unavailable "restarting"
+
+The process is read again before each view is handed out (architecture A20): what it was at the last message says nothing
+about what it runs now (N-A-31). When its selectors have changed, the stream follows the new ones. A slow reader gets the
+newest view and none in between (N-A-35).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from spiffe_core.errors import Exhausted, Unauthenticated, Unavailable
+from spiffe_core.runtime.watch import Watch
+from spiffe_core.selectors import Selector
+from spiffe_core.wire.peer import UnixPeer
+from workload_api.backend import WorkloadBackend, WorkloadView
+
+RESTARTING = "restarting"
+_GRACE_SECONDS = 0.2  # between refusing a stale caller and cutting its connection, so that the refusal arrives
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """Bounds on what callers may hold open. Root is counted but not limited: it could end the agent anyway."""
+
+    per_uid: int = 1024
+    total: int = 8192
+    first_message_seconds: float = 30.0
+
+
+class Streams:
+    """The open streams of one agent. Belongs to the event loop's thread.
+
+    `cut` closes the connection of a caller that is no longer who it was when it connected; its next connection is
+    judged afresh.
+    """
+
+    def __init__(
+        self,
+        backend: WorkloadBackend,
+        limits: StreamLimits | None = None,
+        cut: Callable[[UnixPeer], object] | None = None,
+    ) -> None:
+        self._backend = backend
+        self._limits = limits or StreamLimits()
+        self._cut = cut
+        self._per_uid: Counter[int] = Counter()
+        self._waiting: set[asyncio.Timeout] = set()
+        self._draining = False
+
+    @property
+    def open(self) -> int:
+        """How many streams are open."""
+        return self._per_uid.total()
+
+    def drain(self) -> None:
+        """Shut down: end every stream that waits, and each other one before it waits again. New ones are refused."""
+        self._draining = True
+        now = asyncio.get_running_loop().time()
+        for scope in self._waiting:
+            scope.reschedule(now)
+
+    async def follow(self, peer: UnixPeer) -> AsyncGenerator[WorkloadView, None]:
+        """Each state of what `peer` is entitled to, beginning with the present one; ends by raising.
+
+        Raises:
+            Unauthenticated: the process that connected is gone or has changed its user.
+            Exhausted: too many streams are open.
+            Unavailable: attestation failed, nothing is known yet, or the agent is shutting down.
+        """
+        with self._place(peer), ExitStack() as subscription:
+            selectors = await self._attest(peer)
+            watch = subscription.enter_context(self._backend.subscribe(selectors))
+            freshly_read = True
+            seen: WorkloadView | None = None
+            patience: float | None = asyncio.get_running_loop().time() + self._limits.first_message_seconds
+            while True:
+                version, view = watch.version, watch.value
+                if view is None or view is seen or view == seen:
+                    await self._changed(watch, version, patience)
+                    freshly_read = False
+                elif not freshly_read:
+                    now = await self._attest(peer)
+                    freshly_read = True
+                    if now != selectors:
+                        selectors = now
+                        subscription.close()
+                        watch = subscription.enter_context(self._backend.subscribe(selectors))
+                else:
+                    seen, patience, freshly_read = view, None, False
+                    yield view
+
+    def _refuse_when_draining(self) -> None:
+        if self._draining:
+            raise Unavailable(RESTARTING)
+
+    @contextmanager
+    def _place(self, peer: UnixPeer) -> Iterator[None]:
+        self._refuse_when_draining()
+        uid = peer.uid
+        if uid != 0 and (self._per_uid[uid] >= self._limits.per_uid or self.open >= self._limits.total):
+            raise Exhausted("too many streams are open; close some, or share one between threads", uid=uid)
+        self._per_uid[uid] += 1
+        try:
+            yield
+        finally:
+            self._per_uid[uid] -= 1
+            if not self._per_uid[uid]:
+                del self._per_uid[uid]
+
+    async def _attest(self, peer: UnixPeer) -> frozenset[Selector]:
+        try:
+            return await self._backend.attest(peer)
+        except Unauthenticated:
+            if self._cut is not None:
+                asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._cut, peer)
+            raise
+
+    async def _changed(self, watch: Watch[WorkloadView | None], version: int, until: float | None) -> None:
+        """Wait for the next state. `drain` ends the wait by moving its end to the present."""
+        self._refuse_when_draining()
+        scope = asyncio.timeout_at(until)
+        self._waiting.add(scope)
+        try:
+            async with scope:
+                await watch.changed(version)
+        except TimeoutError:
+            self._refuse_when_draining()
+            raise Unavailable("the identity is not known yet; the agent is still fetching it") from None
+        finally:
+            self._waiting.discard(scope)
