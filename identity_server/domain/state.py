@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TypeVar
 
 from immutables import Map
@@ -22,6 +23,7 @@ from immutables import Map
 from identity_server.domain.agents import SERVER_PATH, AttestedAgent
 from identity_server.domain.authority import Authority
 from spiffe_core.bundle import BundleSet, TrustBundle
+from spiffe_core.entitlement import applicable, reachable_parents
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.selectors import Selector
 from spiffe_core.spiffe_id import TrustDomain
@@ -89,6 +91,8 @@ def record_of(entry: RegistrationEntry, wire: bytes) -> EntryRecord:
 
 
 _NO_RECORDS: Map[str, EntryRecord] = Map()
+_path_of = attrgetter("path")
+_node_selectors_of = attrgetter("node_selectors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +192,13 @@ class State:
     def names_of(self, agent_path: str) -> frozenset[str]:
         """The agent's own path and the paths of the aliases whose selectors are all among its node selectors."""
         agent = self.agents.get(agent_path)
-        names = {agent_path}
-        for selector in agent.selectors if agent is not None else ():
-            for alias in self.aliases.get(selector, _NO_RECORDS).values():
-                if alias.node_selectors and agent is not None and alias.node_selectors <= agent.selectors:
-                    names.add(alias.path)
-        return frozenset(names)
+        if agent is None:
+            return frozenset((agent_path,))
+        candidates = (
+            alias for selector in agent.selectors for alias in self.aliases.get(selector, _NO_RECORDS).values()
+        )
+        names = {alias.path for alias in applicable(candidates, agent.selectors, _node_selectors_of)}
+        return frozenset((agent_path, *names))
 
     def entries_for_path(self, path: str) -> tuple[EntryRecord, ...]:
         """The entries with the admin or downstream flag whose SPIFFE ID has exactly this path."""
@@ -214,19 +219,11 @@ class State:
         return all(self.children.get(path) is known.parents.get(path) for path in reached)
 
     def _closure(self, agent: AttestedAgent | None, start: frozenset[str]) -> _Answer:
-        parents: dict[str, Map[str, EntryRecord]] = {}
-        waiting = sorted(start)
-        seen = set(waiting)
-        while waiting:
-            path = waiting.pop()
-            found = self.children.get(path)
-            if found is None:
-                continue
-            parents[path] = found
-            for record in found.values():
-                if record.path not in seen:
-                    seen.add(record.path)
-                    waiting.append(record.path)
+        def children_of(path: str) -> Iterable[EntryRecord]:
+            return self.children.get(path, _NO_RECORDS).values()
+
+        paths = reachable_parents(sorted(start), children_of, _path_of)
+        parents = {path: found for path in paths if (found := self.children.get(path)) is not None}
         entries: Mapping[str, EntryRecord]
         if len(parents) == 1:  # the usual case: nothing to merge, nothing to keep
             (entries,) = parents.values()
@@ -239,13 +236,13 @@ def _edited(before: Map[K, V], edits: Mapping[K, V | None]) -> Map[K, V]:
     """`before` with the edits made; None deletes."""
     if not edits:
         return before
-    with before.mutate() as draft:
-        for key, value in edits.items():
-            if value is not None:
-                draft[key] = value
-            elif key in draft:
-                del draft[key]
-        return draft.finish()
+    draft = before.mutate()
+    for key, value in edits.items():
+        if value is not None:
+            draft[key] = value
+        elif key in draft:
+            del draft[key]
+    return draft.finish()
 
 
 def _grouped(

@@ -1,0 +1,69 @@
+"""Bring a database to the schema this code is written for, or refuse it.
+
+Alembic is imported only when there is something to do: an up-to-date database is recognised by one query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, inspect, text
+
+from identity_server.store.schema import SCHEMA_REVISION
+from spiffe_core.errors import CorruptState, PreconditionFailed
+
+VERSION_TABLE = "schema_revision"
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def upgrade(
+    engine: Engine,
+    place: str,
+    before_migration: Callable[[str], object],
+    *,
+    target: str = SCHEMA_REVISION,
+    scripts: Path = MIGRATIONS,
+) -> str:
+    """Migrate to `target`; returns the revision found before ("" for an empty database).
+
+    `before_migration` gets the old revision of a database that has one, and makes the copy an operator goes back to.
+    """
+    with engine.connect() as connection:
+        found = _revision(connection, place)
+    if found == target:
+        return found
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(scripts).replace("%", "%%"))
+    known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+    if found and found not in known:
+        raise PreconditionFailed(
+            f"database {place} has schema {found}, which this version does not know (it knows up to {target}): start "
+            "the newer version that wrote it, or restore the backup made before the upgrade",
+            place=place,
+        )
+    if found:
+        before_migration(found)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, target)
+    return found
+
+
+def _revision(connection: Connection, place: str) -> str:
+    tables = set(inspect(connection).get_table_names())
+    if VERSION_TABLE in tables:
+        rows = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalars().all()  # noqa: S608  # a constant
+        if len(rows) == 1:
+            return str(rows[0])
+        raise CorruptState(f"database {place}: {VERSION_TABLE} has {len(rows)} rows instead of one; restore a backup")
+    if tables:
+        raise CorruptState(
+            f"database {place} has tables ({', '.join(sorted(tables)[:3])}, ...) but was not made by this program; "
+            "name an empty database, or restore the right one"
+        )
+    return ""

@@ -1,0 +1,1 @@
+"""Schema changes: forward only, run when the store opens (Alembic)."""

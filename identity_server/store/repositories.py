@@ -1,0 +1,188 @@
+"""Join tokens, trust bundles and authorities in the database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from sqlalchemy import Connection, bindparam, case, delete, func, insert, select, update
+
+from identity_server.domain.authority import Authority
+from identity_server.domain.join_tokens import JoinToken
+from identity_server.store.entry_repository import chunks
+from identity_server.store.event_log import EventKind, Recorder
+from identity_server.store.mapping import (
+    authority_of,
+    authority_values,
+    bundle_of,
+    bundle_values,
+    join_token_of,
+    join_token_values,
+)
+from identity_server.store.schema import authority, bundle, join_token
+from spiffe_core.bundle import TrustBundle
+from spiffe_core.errors import Conflict
+from spiffe_core.spiffe_id import TrustDomain
+
+PRUNE_AT_MOST = 1_000
+
+_TOKEN = select(join_token).where(join_token.c.digest == bindparam("of"))
+_REDEEM = (
+    update(join_token)
+    .where(
+        join_token.c.digest == bindparam("of"),
+        ((join_token.c.redeemed_at == 0) & (join_token.c.expires_at > bindparam("now")))
+        | (
+            (join_token.c.redeemed_at != 0)
+            & (join_token.c.redeemed_key == bindparam("key"))
+            & (join_token.c.redeemed_at > bindparam("earliest"))
+        ),
+    )
+    .values(
+        redeemed_at=case((join_token.c.redeemed_at == 0, bindparam("now")), else_=join_token.c.redeemed_at),
+        redeemed_key=bindparam("key"),
+    )
+)
+_STALE_TOKENS = (
+    select(join_token.c.digest)
+    .where(join_token.c.expires_at < bindparam("before"))
+    .order_by(join_token.c.expires_at)
+    .limit(PRUNE_AT_MOST)
+)
+_BUNDLES = select(bundle).where(bundle.c.trust_domain.in_(bindparam("names", expanding=True)))
+_AUTHORITIES = select(authority).where(authority.c.server_id == bindparam("of")).order_by(authority.c.row_key)
+_AUTHORITY = select(authority).where(authority.c.authority_id == bindparam("of"))
+
+
+class SqlJoinTokens:
+    """The JoinTokenRepository of one transaction."""
+
+    def __init__(self, connection: Connection, recorder: Recorder) -> None:
+        self._connection = connection
+        self._recorder = recorder
+
+    def add(self, token: JoinToken) -> None:
+        """Store; Conflict if the digest exists."""
+        self._recorder.require_writable()
+        if self.get(token.digest) is not None:
+            raise Conflict("a join token with this value exists already; choose another value")
+        self._connection.execute(insert(join_token), join_token_values(token))
+        self._changed(token.digest)
+
+    def get(self, digest: bytes) -> JoinToken | None:
+        """The token's record, or None."""
+        row = self._connection.execute(_TOKEN, {"of": digest}).one_or_none()
+        return join_token_of(row) if row is not None else None
+
+    def redeem(self, digest: bytes, key_digest: bytes, now: int, grace: int) -> bool:
+        """One conditional UPDATE: the database decides who is first, whoever else tries at the same moment."""
+        self._recorder.require_writable()
+        found = self._connection.execute(
+            _REDEEM, {"of": digest, "key": key_digest, "now": now, "earliest": now - grace}
+        ).rowcount
+        if found:
+            self._changed(digest)
+        return bool(found)
+
+    def remove(self, digest: bytes) -> None:
+        """Delete; an unknown digest is passed over."""
+        self._recorder.require_writable()
+        if self._connection.execute(delete(join_token).where(join_token.c.digest == digest)).rowcount:
+            self._changed(digest)
+
+    def prune(self, before: int) -> int:
+        """Delete at most 1,000 tokens that expired before this unix second; how many were deleted."""
+        self._recorder.require_writable()
+        stale = [bytes(one) for one in self._connection.execute(_STALE_TOKENS, {"before": before}).scalars()]
+        for part in chunks(stale):
+            self._connection.execute(delete(join_token).where(join_token.c.digest.in_(part)))
+        for digest in stale:
+            self._changed(digest)
+        return len(stale)
+
+    def _changed(self, digest: bytes) -> None:
+        self._recorder.changed(EventKind.JOIN_TOKEN, digest)
+
+
+class SqlBundles:
+    """The BundleRepository of one transaction."""
+
+    def __init__(self, connection: Connection, recorder: Recorder) -> None:
+        self._connection = connection
+        self._recorder = recorder
+
+    def get(self, trust_domain: TrustDomain) -> TrustBundle | None:
+        """The bundle, or None."""
+        return self.many((trust_domain.name,)).get(trust_domain)
+
+    def many(self, names: Sequence[str]) -> dict[TrustDomain, TrustBundle]:
+        """The bundles that exist among these trust domain names."""
+        found = (
+            bundle_of(row)
+            for part in chunks(names)
+            for row in self._connection.execute(_BUNDLES, {"names": [name.encode() for name in part]})
+        )
+        return {one.trust_domain: one for one in found}
+
+    def put(self, new: TrustBundle) -> None:
+        """Store or overwrite; an identical bundle is left alone."""
+        self._recorder.require_writable()
+        before = self.get(new.trust_domain)
+        if before == new:
+            return
+        values = bundle_values(new)
+        if before is None:
+            self._connection.execute(insert(bundle), values)
+        else:
+            self._connection.execute(
+                update(bundle)
+                .where(bundle.c.trust_domain == values["trust_domain"])
+                .values(document=values["document"])
+            )
+        self._recorder.changed(EventKind.BUNDLE, values["trust_domain"])
+
+    def remove(self, trust_domain: TrustDomain) -> None:
+        """Delete; an unknown trust domain is passed over."""
+        self._recorder.require_writable()
+        name = trust_domain.name.encode()
+        if self._connection.execute(delete(bundle).where(bundle.c.trust_domain == name)).rowcount:
+            self._recorder.changed(EventKind.BUNDLE, name)
+
+    def count(self) -> int:
+        """How many bundles are stored."""
+        return self._connection.execute(select(func.count()).select_from(bundle)).scalar_one()
+
+    def all(self) -> Iterator[TrustBundle]:
+        """Every bundle."""
+        return map(bundle_of, self._connection.execute(select(bundle)))
+
+
+class SqlAuthorities:
+    """The AuthorityRepository of one transaction."""
+
+    def __init__(self, connection: Connection, recorder: Recorder) -> None:
+        self._connection = connection
+        self._recorder = recorder
+
+    def of_server(self, server_id: str) -> tuple[Authority, ...]:
+        """The authorities of one server, oldest first."""
+        return tuple(map(authority_of, self._connection.execute(_AUTHORITIES, {"of": server_id.encode()})))
+
+    def put(self, new: Authority) -> None:
+        """Store or overwrite; an identical record is left alone."""
+        self._recorder.require_writable()
+        values = authority_values(new)
+        row = self._connection.execute(_AUTHORITY, {"of": values["authority_id"]}).one_or_none()
+        if row is None:
+            self._connection.execute(insert(authority), {**values, "row_key": self._recorder.next_row_key()})
+        elif authority_of(row) != new:
+            self._connection.execute(update(authority).where(authority.c.row_key == row.row_key).values(values))
+        else:
+            return
+        self._recorder.changed(EventKind.AUTHORITY, values["authority_id"])
+
+    def remove(self, authority_id: str) -> None:
+        """Delete; an unknown id is passed over."""
+        self._recorder.require_writable()
+        key = authority_id.encode()
+        if self._connection.execute(delete(authority).where(authority.c.authority_id == key)).rowcount:
+            self._recorder.changed(EventKind.AUTHORITY, key)

@@ -1,0 +1,25 @@
+"""The repositories of one transaction."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from identity_server.store.agent_repository import SqlAgents
+from identity_server.store.entry_repository import SqlEntries
+from identity_server.store.event_log import LogUpkeep, Recorder
+from identity_server.store.repositories import SqlAuthorities, SqlBundles, SqlJoinTokens
+from spiffe_core.spiffe_id import TrustDomain
+
+
+class SqlUnitOfWork:
+    """What a command or query works with. It neither commits nor rolls back: the writer or the reader does."""
+
+    __slots__ = ("agents", "authorities", "bundles", "entries", "join_tokens", "log")
+
+    def __init__(self, connection: Connection, recorder: Recorder, trust_domain: TrustDomain) -> None:
+        self.entries = SqlEntries(connection, recorder)
+        self.agents = SqlAgents(connection, recorder, trust_domain)
+        self.join_tokens = SqlJoinTokens(connection, recorder)
+        self.bundles = SqlBundles(connection, recorder)
+        self.authorities = SqlAuthorities(connection, recorder)
+        self.log = LogUpkeep(connection, recorder)
