@@ -1,0 +1,88 @@
+"""Who is calling: from the connection the front door authenticated to a `Caller` that the access table let in.
+
+`AccessInterceptor` runs before every handler, also for methods this server does not offer, and leaves the caller for
+`current_caller()`. A handler never looks at the transport.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from identity_server.domain.access import Caller
+from identity_server.services.admission import Admissions, Presented
+from spiffe_core.wire.peer import Peer, TlsPeer
+from spiffe_core.wire.services import CALL_KINDS, HANDLER_FACTORIES
+
+_CALLER: ContextVar[Caller] = ContextVar("caller")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = grpc.RpcMethodHandler[Any, Any]
+
+
+def current_caller() -> Caller:
+    """The caller of the RPC being served."""
+    return _CALLER.get()
+
+
+def presented_by(peer: Peer) -> Presented:
+    """What a connection's other end presented, without the transport's words."""
+    if isinstance(peer, TlsPeer):
+        return Presented(
+            origin=peer.address,
+            spiffe_id=peer.spiffe_id,
+            serial=peer.serial,
+            not_after=peer.not_after,
+            anchor=peer.anchor,
+        )
+    return Presented(origin=f"pid {peer.pid}, uid {peer.uid}", local=True)
+
+
+class AccessInterceptor(grpc.aio.ServerInterceptor):
+    """Asks `Admissions` before each call."""
+
+    def __init__(self, peer_of: Callable[[Context], Peer], admissions: Admissions) -> None:
+        self._peer_of = peer_of
+        self._admissions = admissions
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Wrap the handler of one call, whichever of the four kinds it is."""
+        handler = await continuation(handler_call_details)
+        if handler is None:  # no such service or method: gRPC answers UNIMPLEMENTED
+            return None
+        kind = (handler.request_streaming, handler.response_streaming)
+        behaviour = getattr(handler, CALL_KINDS[kind])
+        method: str = handler_call_details.method
+        return HANDLER_FACTORIES[kind](
+            self._streaming(method, behaviour) if handler.response_streaming else self._single(method, behaviour),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _single(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+        async def guarded(request: Any, context: Context) -> Any:
+            _CALLER.set(await self._admitted(method, context))
+            return await behaviour(request, context)
+
+        return guarded
+
+    def _streaming(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+        async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
+            _CALLER.set(await self._admitted(method, context))
+            async with aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    yield response
+
+        return guarded
+
+    async def _admitted(self, method: str, context: Context) -> Caller:
+        return await self._admissions.admit(method, presented_by(self._peer_of(context)))
