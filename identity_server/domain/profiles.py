@@ -10,6 +10,7 @@ too; a common name is set only when it fits into the 64 characters of X.520.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cryptography import x509
@@ -35,18 +36,25 @@ class Profile(enum.Enum):
     CA = "ca"
 
 
-def subject_name(country: str = "US", organization: str = "SPIRE", common_name: str = "") -> x509.Name:
-    """A subject in SPIRE's order: country, organisation, common name; empty parts are left out."""
-    parts = (
-        (NameOID.COUNTRY_NAME, country),
-        (NameOID.ORGANIZATION_NAME, organization),
-        (NameOID.COMMON_NAME, common_name),
-    )
-    return x509.Name([x509.NameAttribute(oid, text) for oid, text in parts if text])
+def subject_name(
+    country: Sequence[str] = ("US",), organization: Sequence[str] = ("SPIRE",), common_name: str = ""
+) -> x509.Name:
+    """A subject in SPIRE's order: countries, organisations, common name; empty parts are left out.
+
+    Raises:
+        InvalidRequest: with `field` "subject", naming the rule of X.520 that a part breaks.
+    """
+    parts = [(NameOID.COUNTRY_NAME, text) for text in country]
+    parts += [(NameOID.ORGANIZATION_NAME, text) for text in organization]
+    parts.append((NameOID.COMMON_NAME, common_name))
+    try:
+        return x509.Name([x509.NameAttribute(oid, text) for oid, text in parts if text])
+    except ValueError as error:
+        raise InvalidRequest(f"subject: {error}", field="subject") from error
 
 
 LEAF_SUBJECT = subject_name()
-CA_SUBJECT = subject_name(organization="SPIFFE")
+CA_SUBJECT = subject_name(organization=("SPIFFE",))
 
 
 @dataclass(frozen=True, slots=True)
