@@ -52,6 +52,19 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryChange:
+    """The database's history is not the one this server knew: a restored backup, or a fail-over that lost a suffix.
+
+    What was acknowledged between the two positions may be gone. Active roots must be published again before anything
+    is signed, and a person must be told.
+    """
+
+    reason: str
+    before: Position
+    after: Position
+
+
+@dataclass(frozen=True, slots=True)
 class EntryRecord:
     """A registration entry as the hot registry keeps it: wire bytes and what decisions need."""
 

@@ -48,13 +48,13 @@ class SqlAgents:
 
     def put(self, new: AttestedAgent) -> None:
         """Store or overwrite; an identical record is left alone."""
-        self._recorder.require_writable()
         if not new.spiffe_id.member_of(self._trust_domain):
             raise Internal(f"agent {new.spiffe_id} is not of trust domain {self._trust_domain}")
         stored = self._connection.execute(_BY_DIGESTS, {"digests": [self._digest(new.spiffe_id.path)]}).one_or_none()
         before = agent_of(stored) if stored is not None else None
         if before == new:
             return
+        self._recorder.writing()
         if stored is None:
             key = self._recorder.next_row_key()
             self._connection.execute(_INSERT, {**agent_values(new), "row_key": key})
@@ -71,7 +71,7 @@ class SqlAgents:
 
     def remove(self, path: str) -> None:
         """Delete; an unknown path is passed over."""
-        self._recorder.require_writable()
+        self._recorder.writing()
         if self._connection.execute(_REMOVE, {"of": self._digest(path)}).rowcount:
             self._recorder.changed(EventKind.AGENT, path.encode())
 

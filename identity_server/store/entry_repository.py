@@ -71,10 +71,10 @@ class SqlEntries:
 
     def add(self, entries: Sequence[RegistrationEntry]) -> None:
         """Store new entries; the unique columns refuse an id or a similarity that is taken."""
-        self._recorder.require_writable()
         if not entries:
             return
         keys = [self._recorder.next_row_key() for _ in entries]
+        self._recorder.writing()
         self._connection.execute(
             _INSERT, [{**entry_values(one), "row_key": key} for key, one in zip(keys, entries, strict=True)]
         )
@@ -83,7 +83,6 @@ class SqlEntries:
 
     def replace(self, entries: Sequence[RegistrationEntry]) -> None:
         """Overwrite those that differ from what is stored; NotFound, before any write, if one is not stored."""
-        self._recorder.require_writable()
         stored: dict[str, tuple[int, RegistrationEntry]] = {}
         for part in chunks(entries):
             for row in self._connection.execute(_BY_IDS, {"ids": [one.id.encode() for one in part]}):
@@ -95,6 +94,7 @@ class SqlEntries:
         if not changed:
             return
         keys = [stored[one.id][0] for one in changed]
+        self._recorder.writing()
         self._connection.execute(
             _REPLACE, [{**entry_values(one), "key": key} for key, one in zip(keys, changed, strict=True)]
         )
@@ -106,11 +106,11 @@ class SqlEntries:
 
     def remove(self, ids: Sequence[str]) -> None:
         """Delete; ids that do not exist are passed over."""
-        self._recorder.require_writable()
         for part in chunks(ids):
             wanted = {"ids": [entry_id.encode() for entry_id in part]}
             present = list(self._connection.execute(_IDS, wanted).scalars())
             if present:
+                self._recorder.writing()
                 self._connection.execute(_REMOVE, {"ids": present})
             for entry_id in present:
                 self._recorder.changed(EventKind.ENTRY, bytes(entry_id))

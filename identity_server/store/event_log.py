@@ -61,25 +61,25 @@ class Event:
 
 
 class Recorder:
-    """What one operation has changed so far. A refusal is only a refusal while `wrote` is False."""
+    """What one operation has changed so far. An exception is only a refusal while `touched` is False."""
 
-    __slots__ = ("_row_keys", "epoch", "events", "floor", "revision", "wrote")
+    __slots__ = ("_row_keys", "epoch", "events", "floor", "revision", "touched")
 
     def __init__(self, revision: int) -> None:
         self.revision = revision
         """The revision the operation gets if it writes."""
         self.events: dict[tuple[EventKind, bytes], None] = {}
-        self.wrote = False
+        self.touched = False
         self.epoch: int | None = None
         self.floor: int | None = None
         self._row_keys = 0
 
-    def require_writable(self) -> None:
-        """Refuse a write in a read-only unit of work."""
+    def writing(self) -> None:
+        """Note that a writing statement follows. Called before it, since it may fail half-way."""
+        self.touched = True
 
     def changed(self, kind: EventKind, subject: bytes) -> None:
         """Note that the stored state of `subject` is different now."""
-        self.wrote = True
         self.events[(kind, subject)] = None
 
     def next_row_key(self) -> int:
@@ -98,7 +98,7 @@ class ReadOnly(Recorder):
     def __init__(self) -> None:
         super().__init__(0)
 
-    def require_writable(self) -> None:
+    def writing(self) -> None:
         """Refuse."""
         raise Internal("a query tried to write; use Store.execute")
 
@@ -116,21 +116,20 @@ class LogUpkeep:
 
     def prune(self, keep_from: int, limit: int) -> int:
         """Delete events of revisions below `keep_from`, at most `limit` revisions; the new floor."""
-        self._recorder.require_writable()
         floor = self.head().floor
         wanted = min(keep_from, floor + limit)
         if wanted <= floor:
             return floor
+        self._recorder.writing()
         self._connection.execute(delete(log_event).where(log_event.c.revision < wanted))
-        self._recorder.wrote = True
         self._recorder.floor = wanted
         return wanted
 
     def begin_history(self, old_epoch: int, now_ms: int) -> bool:
         """Give the history a new number, if nobody has yet: older positions are void from here on."""
-        self._recorder.require_writable()
         if self.head().epoch != old_epoch:
             return False
+        self._recorder.writing()
         self._recorder.epoch = max(old_epoch + 1, now_ms)
         self._recorder.changed(EventKind.HISTORY, b"")
         return True

@@ -62,9 +62,9 @@ class SqlJoinTokens:
 
     def add(self, token: JoinToken) -> None:
         """Store; Conflict if the digest exists."""
-        self._recorder.require_writable()
         if self.get(token.digest) is not None:
             raise Conflict("a join token with this value exists already; choose another value")
+        self._recorder.writing()
         self._connection.execute(insert(join_token), join_token_values(token))
         self._changed(token.digest)
 
@@ -75,7 +75,7 @@ class SqlJoinTokens:
 
     def redeem(self, digest: bytes, key_digest: bytes, now: int, grace: int) -> bool:
         """One conditional UPDATE: the database decides who is first, whoever else tries at the same moment."""
-        self._recorder.require_writable()
+        self._recorder.writing()
         found = self._connection.execute(
             _REDEEM, {"of": digest, "key": key_digest, "now": now, "earliest": now - grace}
         ).rowcount
@@ -85,14 +85,15 @@ class SqlJoinTokens:
 
     def remove(self, digest: bytes) -> None:
         """Delete; an unknown digest is passed over."""
-        self._recorder.require_writable()
+        self._recorder.writing()
         if self._connection.execute(delete(join_token).where(join_token.c.digest == digest)).rowcount:
             self._changed(digest)
 
     def prune(self, before: int) -> int:
         """Delete at most 1,000 tokens that expired before this unix second; how many were deleted."""
-        self._recorder.require_writable()
         stale = [bytes(one) for one in self._connection.execute(_STALE_TOKENS, {"before": before}).scalars()]
+        if stale:
+            self._recorder.writing()
         for part in chunks(stale):
             self._connection.execute(delete(join_token).where(join_token.c.digest.in_(part)))
         for digest in stale:
@@ -125,11 +126,11 @@ class SqlBundles:
 
     def put(self, new: TrustBundle) -> None:
         """Store or overwrite; an identical bundle is left alone."""
-        self._recorder.require_writable()
         before = self.get(new.trust_domain)
         if before == new:
             return
         values = bundle_values(new)
+        self._recorder.writing()
         if before is None:
             self._connection.execute(insert(bundle), values)
         else:
@@ -142,8 +143,8 @@ class SqlBundles:
 
     def remove(self, trust_domain: TrustDomain) -> None:
         """Delete; an unknown trust domain is passed over."""
-        self._recorder.require_writable()
         name = trust_domain.name.encode()
+        self._recorder.writing()
         if self._connection.execute(delete(bundle).where(bundle.c.trust_domain == name)).rowcount:
             self._recorder.changed(EventKind.BUNDLE, name)
 
@@ -169,20 +170,20 @@ class SqlAuthorities:
 
     def put(self, new: Authority) -> None:
         """Store or overwrite; an identical record is left alone."""
-        self._recorder.require_writable()
         values = authority_values(new)
         row = self._connection.execute(_AUTHORITY, {"of": values["authority_id"]}).one_or_none()
+        if row is not None and authority_of(row) == new:
+            return
+        self._recorder.writing()
         if row is None:
             self._connection.execute(insert(authority), {**values, "row_key": self._recorder.next_row_key()})
-        elif authority_of(row) != new:
-            self._connection.execute(update(authority).where(authority.c.row_key == row.row_key).values(values))
         else:
-            return
+            self._connection.execute(update(authority).where(authority.c.row_key == row.row_key).values(values))
         self._recorder.changed(EventKind.AUTHORITY, values["authority_id"])
 
     def remove(self, authority_id: str) -> None:
         """Delete; an unknown id is passed over."""
-        self._recorder.require_writable()
         key = authority_id.encode()
+        self._recorder.writing()
         if self._connection.execute(delete(authority).where(authority.c.authority_id == key)).rowcount:
             self._recorder.changed(EventKind.AUTHORITY, key)

@@ -1,0 +1,245 @@
+"""The change follower: turns the log into the next `State`, without a gap and without a guess.
+
+Theory of operation. One thread and one reading connection. Each step is one repeatable-read snapshot: read the head;
+if it stands where we stand, done. Otherwise read the events from our own position on, *including our own*: its token
+proves that this is still the history we followed. Then read again each subject the events name, in the same snapshot,
+so memory is exactly the tables at that revision. Whatever cannot be followed is loaded whole:
+
+- another epoch: somebody began a new history;
+- our position was pruned, or is more than 10,000 revisions behind: loading is cheaper;
+- an event kind this version does not know: never skipped;
+- another token at our position, a head behind ours, or a hole: our history is not the database's. That is reported,
+  and a new history is begun, so every other server learns it too.
+
+The step is woken after each commit of this process and every second besides.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from collections.abc import Callable, Iterable
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from identity_server.domain.agents import AttestedAgent
+from identity_server.domain.state import Change, EntryRecord, HistoryChange, Position, State, record_of
+from identity_server.store.event_log import Event, EventKind, Head, ReadOnly, events_since, read_head
+from identity_server.store.unit_of_work import SqlUnitOfWork
+from spiffe_core.entry import RegistrationEntry
+from spiffe_core.spiffe_id import TrustDomain
+
+RECONCILE_SECONDS = 1.0
+FAR = 10_000
+"""So many revisions behind, loading everything is no dearer than catching up."""
+
+_log = logging.getLogger(__name__)
+_FOLLOWED = frozenset(EventKind) - {EventKind.HISTORY}
+
+
+class _HistoryLostError(Exception):
+    """The log does not continue from our position."""
+
+
+class Follower:
+    """Keeps `state` at the head of the log. `step` is one poll; `start` runs it in a thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        trust_domain: TrustDomain,
+        server_id: str,
+        *,
+        encode: Callable[[RegistrationEntry], bytes],
+        publish: Callable[[State], None],
+        new_history: Callable[[HistoryChange], None],
+        behind_is_proof_after: int = 1,
+        far: int = FAR,
+    ) -> None:
+        self._engine = engine
+        self._trust_domain = trust_domain
+        self._server_id = server_id
+        self._encode = encode
+        self._publish = publish
+        self._new_history = new_history
+        self._behind_is_proof_after = behind_is_proof_after
+        self._far = far
+        self._behind = 0
+        self._proven = False
+        self._connection: Connection | None = None
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="store-follower", daemon=True)
+        self.trouble = ""
+        """Why the last step failed; "" if it did not."""
+        self.state = State(Position(0, 0, 0), trust_domain)
+
+    def load(self) -> State:
+        """Read everything: the first state."""
+        self.state = self._within_snapshot(self._snapshot)
+        return self.state
+
+    def start(self) -> None:
+        """Follow in a thread of its own."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Something was committed."""
+        self._wake.set()
+
+    def close(self, timeout: float) -> None:
+        """End the thread and let the connection go."""
+        self._closing.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        else:
+            self._discard()
+
+    def step(self) -> bool:
+        """One poll; True if there was something new, which is then in `state` and published."""
+        before = self.state
+        after = self._within_snapshot(self._next)
+        if after is before:
+            return False
+        self.state = after
+        self._publish(after)
+        return True
+
+    def _serve(self) -> None:
+        while not self._closing.is_set():
+            self._wake.wait(RECONCILE_SECONDS)
+            self._wake.clear()
+            try:
+                self.step()
+            except Exception as error:  # noqa: BLE001  # the database may be gone for an hour: keep asking
+                if not self.trouble:
+                    _log.exception("following the event log failed; trying again every second")
+                self.trouble = f"{type(error).__name__}: the change follower cannot read the database"
+                self._discard()
+                self._closing.wait(RECONCILE_SECONDS)
+            else:
+                self.trouble = ""
+        self._discard()
+
+    def _within_snapshot(self, read: Callable[[Connection], State]) -> State:
+        """Run `read` in one read transaction, and end that transaction: the next one must see newer data."""
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        with self._connection.begin():
+            return read(self._connection)
+
+    def _next(self, connection: Connection) -> State:
+        head = read_head(connection)
+        known = self.state.position
+        if head.position == known:
+            self._behind = 0
+            return self.state
+        if head.epoch != known.epoch:
+            after = self._snapshot(connection)
+            if not self._proven:  # another server, or a restore, began it
+                self._report("the database has a new history", after.position)
+            self._proven = False
+            return after
+        try:
+            if head.revision <= known.revision:
+                return self._behind_us(head)
+            if known.revision < head.floor or head.revision - known.revision > self._far:
+                return self._snapshot(connection)
+            return self._catch_up(connection, head)
+        except _HistoryLostError as reason:
+            after = self._snapshot(connection)
+            self._proven = True
+            self._report(str(reason), after.position)
+            return after
+
+    def _behind_us(self, head: Head) -> State:
+        """A head that is not ahead of us: lag of a replica, until it is proof that our revisions are gone."""
+        self._behind += 1
+        if head.revision == self.state.position.revision or self._behind >= self._behind_is_proof_after:
+            self._behind = 0
+            raise _HistoryLostError("revisions this server has seen are gone from the database")
+        return self.state
+
+    def _report(self, reason: str, after: Position) -> None:
+        change = HistoryChange(reason, self.state.position, after)
+        _log.error("%s (was at %s, now at %s)", reason, change.before, change.after)
+        self._new_history(change)
+
+    def _catch_up(self, connection: Connection, head: Head) -> State:
+        known = self.state.position
+        events = events_since(connection, known.revision)
+        if not _continues(next(events, None), known):
+            raise _HistoryLostError("the database has another revision where this server stood")
+        touched: dict[tuple[int, bytes], None] = {}
+        last, token = known.revision, known.token
+        for event in events:
+            if event.revision not in (last, last + 1):
+                raise _HistoryLostError("the event log has a hole")
+            last, token = event.revision, event.token
+            if event.revision > known.revision:
+                touched[event.kind, event.subject] = None
+        if (last, token) != (head.revision, head.token):
+            raise _HistoryLostError("the event log does not end where its head says")
+        if any(kind not in _FOLLOWED for kind, _ in touched):
+            return self._snapshot(connection)
+        return self.state.apply(self._change(connection, head, touched))
+
+    def _change(self, connection: Connection, head: Head, touched: Iterable[tuple[int, bytes]]) -> Change:
+        uow = SqlUnitOfWork(connection, ReadOnly(), self._trust_domain)
+        subjects: dict[int, list[str]] = {}
+        for kind, subject in touched:
+            if kind != EventKind.JOIN_TOKEN:
+                subjects.setdefault(kind, []).append(subject.decode())
+        entries: dict[str, EntryRecord | None] = dict.fromkeys(subjects.get(EventKind.ENTRY, ()))
+        entries.update(self._records(uow.entries.many(list(entries)).values()))
+        agents: dict[str, AttestedAgent | None] = dict.fromkeys(subjects.get(EventKind.AGENT, ()))
+        agents.update(uow.agents.many(list(agents)))
+        names = subjects.get(EventKind.BUNDLE, ())
+        return Change(
+            position=head.position,
+            entries=entries,
+            agents=agents,
+            bundles={**dict.fromkeys(map(TrustDomain, names)), **uow.bundles.many(names)},
+            authorities=uow.authorities.of_server(self._server_id) if EventKind.AUTHORITY in subjects else None,
+        )
+
+    def _snapshot(self, connection: Connection) -> State:
+        """Everything, in the snapshot of the caller. The collector waits: nothing of this is garbage."""
+        uow = SqlUnitOfWork(connection, ReadOnly(), self._trust_domain)
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            return State(Position(0, 0, 0), self._trust_domain).apply(
+                Change(
+                    position=read_head(connection).position,
+                    entries=dict(self._records(uow.entries.all())),
+                    agents={agent.spiffe_id.path: agent for agent in uow.agents.all()},
+                    bundles={bundle.trust_domain: bundle for bundle in uow.bundles.all()},
+                    authorities=uow.authorities.of_server(self._server_id),
+                )
+            )
+        finally:
+            if collecting:
+                gc.enable()
+
+    def _records(self, entries: Iterable[RegistrationEntry]) -> Iterable[tuple[str, EntryRecord]]:
+        """Records by id; an entry of another trust domain is nobody's here (spire_features section 15.2)."""
+        for entry in entries:
+            if entry.spiffe_id.member_of(self._trust_domain) and entry.parent_id.member_of(self._trust_domain):
+                yield entry.id, record_of(entry, self._encode(entry))
+
+    def _discard(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.invalidate()
+                connection.close()
+            except SQLAlchemyError:
+                _log.debug("closing a broken database connection failed", exc_info=True)
+
+
+def _continues(first: Event | None, known: Position) -> bool:
+    return first is not None and (first.revision, first.token) == (known.revision, known.token)

@@ -1,0 +1,252 @@
+"""The Store port on SQL: writer, follower and readers around one database."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import heapq
+import itertools
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from identity_server.domain.state import HistoryChange, State
+from identity_server.ports import UnitOfWork
+from identity_server.store.database import BUSY_MILLISECONDS, Database
+from identity_server.store.event_log import TOKEN_BITS, Head, ReadOnly, bootstrap
+from identity_server.store.failures import refusal_of
+from identity_server.store.follower import Follower
+from identity_server.store.log_age import LogAge
+from identity_server.store.migrating import upgrade
+from identity_server.store.sqlite_file import copy_before_migration
+from identity_server.store.unit_of_work import SqlUnitOfWork
+from identity_server.store.writer import Operation, Outcome, Writer
+from spiffe_core.clock import Clock
+from spiffe_core.entry import RegistrationEntry
+from spiffe_core.errors import Unavailable
+from spiffe_core.runtime.offload import Offload
+from spiffe_core.runtime.watch import Watch
+from spiffe_core.spiffe_id import TrustDomain
+
+T = TypeVar("T")
+READ_THREADS = 4
+FREEZE_FROM = 1_000
+"""From so many entries on, the loaded state is taken out of the garbage collector's sight."""
+CAUGHT_UP_SECONDS = 10.0
+"""How long a stored change may take to show in the state before its caller is answered without waiting for it."""
+CLOSE_SECONDS = 10.0
+KEEP_REVISIONS = 200_000
+KEEP_SECONDS = 24 * 3600.0
+PRUNE_REVISIONS = 1_000
+PRUNE_PAUSE = 0.05
+
+_log = logging.getLogger(__name__)
+
+
+class SqlStore:
+    """The database, the view of it in memory, and the threads between them.
+
+    `open` migrates and loads; `start` begins to write and to follow on the running loop; `close` finishes what waits.
+    `on_history_change` is called on the loop when the database's history turns out not to be the one we knew.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        trust_domain: TrustDomain,
+        server_id: str,
+        encode: Callable[[RegistrationEntry], bytes],
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._trust_domain = trust_domain
+        self._clock = clock
+        self._writer = Writer(database.writer, trust_domain, place=database.place, clock=clock, deliver=self._deliver)
+        self._follower = Follower(
+            database.reader,
+            trust_domain,
+            server_id,
+            encode=encode,
+            publish=self._hand_over,
+            new_history=self._history_changed,
+        )
+        self._readers = Offload("store-read", READ_THREADS)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: list[tuple[int, int, asyncio.Future[Any], Any]] = []
+        self._numbers = itertools.count()
+        self._age = LogAge()
+        self.state: Watch[State] = Watch(self._follower.state)
+        self.on_history_change: Callable[[HistoryChange], None] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        url: str | Path,
+        *,
+        trust_domain: TrustDomain,
+        server_id: str,
+        encode: Callable[[RegistrationEntry], bytes],
+        clock: Clock,
+        busy_milliseconds: int = BUSY_MILLISECONDS,
+    ) -> SqlStore:
+        """Lock, check, migrate and load the database at `url` (or at this path). Blocking.
+
+        Raises:
+            ConfigError: the URL or the place cannot work.
+            Conflict: another process has the file.
+            CorruptState: what is there is not ours or is damaged.
+            PreconditionFailed: the database is newer than this version, or belongs to another trust domain.
+            Unavailable: it cannot be reached or written now.
+        """
+        database = Database(url, busy_milliseconds=busy_milliseconds)
+        try:
+            upgrade(database.writer, database.place, partial(copy_before_migration, database.path))
+            with database.writer.begin() as connection:
+                now_ms = int(clock.now().timestamp() * 1000)
+                bootstrap(connection, trust_domain, now_ms, secrets.randbits(TOKEN_BITS))
+            store = cls(database, trust_domain=trust_domain, server_id=server_id, encode=encode, clock=clock)
+            store.state = Watch(store._follower.load())
+        except SQLAlchemyError as error:
+            database.close()
+            raise refusal_of(error, database.place) from error
+        except BaseException:
+            database.close()
+            raise
+        if len(store.state.value.entries) >= FREEZE_FROM:
+            gc.collect()
+            gc.freeze()
+        return store
+
+    async def start(self) -> None:
+        """Begin to write and to follow; the state is published on the loop that calls this."""
+        self._loop = asyncio.get_running_loop()
+        self._writer.start()
+        self._follower.start()
+
+    async def close(self) -> None:
+        """Refuse new writes, finish those that wait, end the threads, let the database go."""
+
+        def end() -> None:
+            self._writer.close(CLOSE_SECONDS)
+            self._follower.close(CLOSE_SECONDS)
+            self._database.close()
+
+        await Offload("store-close", 1)(end)
+        self._answer(2**63)
+
+    @property
+    def trouble(self) -> str:
+        """Why the state may be out of date, for health; "" if it is not."""
+        return self._follower.trouble
+
+    async def execute(self, command: Callable[[UnitOfWork], T]) -> T:
+        """Run `command` on the writer's thread; see `identity_server.ports.Store`."""
+        return await self._execute(command)
+
+    async def _execute(self, command: Callable[[SqlUnitOfWork], T]) -> T:
+        loop = asyncio.get_running_loop()
+        assert loop is self._loop, "the store belongs to the loop that started it"
+        answer: asyncio.Future[T] = loop.create_future()
+        operation = Operation(command, answer)
+        self._writer.submit(operation)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            operation.abandoned = True
+            raise
+
+    async def read(self, query: Callable[[UnitOfWork], T]) -> T:
+        """Run `query` on a reader's thread in one snapshot."""
+        return await self._read(query)
+
+    async def _read(self, query: Callable[[SqlUnitOfWork], T]) -> T:
+        return await self._readers(self._query, query)
+
+    def _query(self, query: Callable[[SqlUnitOfWork], T]) -> T:
+        try:
+            with self._database.reader.begin() as connection:
+                return query(SqlUnitOfWork(connection, ReadOnly(), self._trust_domain))
+        except SQLAlchemyError as error:
+            raise refusal_of(error, self._database.place) from error
+
+    async def prune_log(self, *, keep_revisions: int = KEEP_REVISIONS, keep_seconds: float = KEEP_SECONDS) -> int:
+        """Drop log events that are too many or too old, in small transactions; returns the lowest revision kept.
+
+        The newest revision always stays, so an idle follower is never made to load everything.
+        """
+        head: Head = await self._read(lambda uow: uow.log.head())
+        now = self._clock.monotonic()
+        self._age.note(now, head.revision)
+        by_count = head.revision - max(keep_revisions, 1) + 1
+        keep_from = min(max(by_count, self._age.newest_before(now - keep_seconds)), head.revision)
+        floor = head.floor
+        while floor < keep_from:
+            floor = await self._execute(lambda uow: uow.log.prune(keep_from, PRUNE_REVISIONS))
+            if floor < keep_from:
+                await self._clock.sleep(PRUNE_PAUSE)  # let writers have the disk between two chunks
+        return floor
+
+    def _deliver(self, pairs: Sequence[tuple[Operation, Outcome]]) -> None:
+        """Writer's thread: outcomes are known."""
+        if any(outcome.revision for _, outcome in pairs):
+            self._follower.wake()
+        self._on_loop(self._settle, pairs)
+
+    def _hand_over(self, state: State) -> None:
+        """Follower's thread: there is a new state."""
+        self._on_loop(self._publish, state)
+
+    def _history_changed(self, change: HistoryChange) -> None:
+        """Follower's thread: begin a new history, unless another server has, and tell whoever listens."""
+        now_ms = int(self._clock.now().timestamp() * 1000)
+        try:
+            self._writer.submit(Operation(lambda uow: uow.log.begin_history(change.after.epoch, now_ms)))
+        except Unavailable:
+            _log.warning("no new history could be begun: the server is stopping or overloaded")
+        self._on_loop(self._tell, change)
+
+    def _on_loop(self, function: Callable[[Any], None], value: Any) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(function, value)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            _log.debug("the event loop was closed before the store")
+
+    def _tell(self, change: HistoryChange) -> None:
+        if self.on_history_change is not None:
+            self.on_history_change(change)
+
+    def _settle(self, pairs: Sequence[tuple[Operation, Outcome]]) -> None:
+        """Loop: answer refusals and reads now, writes as soon as the state includes them."""
+        known = self.state.value.position.revision
+        last = 0
+        for operation, outcome in pairs:
+            answer: asyncio.Future[Any] | None = operation.ticket
+            if answer is None or answer.done():
+                continue
+            if outcome.error is not None:
+                answer.set_exception(outcome.error)
+            elif outcome.revision <= known:
+                answer.set_result(outcome.value)
+            else:
+                last = max(last, outcome.revision)
+                heapq.heappush(self._waiting, (outcome.revision, next(self._numbers), answer, outcome.value))
+        if last:
+            asyncio.get_running_loop().call_later(CAUGHT_UP_SECONDS, self._answer, last)
+
+    def _publish(self, state: State) -> None:
+        self.state.publish(state)
+        self._answer(state.position.revision)
+
+    def _answer(self, revision: int) -> None:
+        """Loop: the changes up to `revision` are stored and shown, or have waited long enough for the follower."""
+        while self._waiting and self._waiting[0][0] <= revision:
+            _, _, answer, value = heapq.heappop(self._waiting)
+            if not answer.done():
+                answer.set_result(value)
