@@ -1,1 +1,1 @@
-"""node_agent.domain."""
+"""Decisions of the agent: pure values and functions. No clock, no chance, no input or output: all are arguments."""

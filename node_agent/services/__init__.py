@@ -1,1 +1,1 @@
-"""node_agent.services."""
+"""Use-cases of the agent: each does what the domain decides and feeds back what happened."""

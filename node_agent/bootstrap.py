@@ -1,0 +1,241 @@
+"""Settings to objects: the one place that names concrete classes."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+import grpc.aio
+
+from attestors.api import WorkloadAttestor
+from attestors.registry import WORKLOAD_ATTESTORS
+from node_agent.domain.node_state import NodeState
+from node_agent.files import JoinTokenCredentials, read_trust_bundle
+from node_agent.rpc.health import Health
+from node_agent.server_client import ServerClient
+from node_agent.services.attest_workload import AttestWorkload
+from node_agent.services.membership import Membership
+from node_agent.services.node_record import NodeRecord
+from node_agent.services.renew_svids import RenewSvids
+from node_agent.services.steady_time import SteadyTime
+from node_agent.services.synchronize import Synchronize
+from node_agent.services.workload_svids import WorkloadSvids
+from node_agent.settings import AgentSettings
+from node_agent.state_dir import StateDirectory
+from spiffe_core.clock import Clock, SystemClock
+from spiffe_core.errors import ConfigError
+from spiffe_core.runtime.offload import Offload
+from spiffe_core.runtime.supervise import Supervisor
+from spiffe_core.spiffe_id import SpiffeId
+from spiffe_core.wire.dialer import Dialer, DialTrust
+from spiffe_core.wire.front_door import FrontDoor, Limits, private_server
+from spiffe_core.wire.peer import peer_pidfd_supported
+from spiffe_core.wire.status import ErrorInterceptor
+from spiffe_core.wire.tls import TlsIdentity
+from workload_api.service import WorkloadApi, WorkloadApiSettings
+from workload_api.streams import StreamLimits
+
+log = logging.getLogger(__name__)
+
+VERSION = "muniment/0.1.0"
+SERVER_PATH = "/spire/server"
+DRAIN_SECONDS = 8.0
+
+
+@dataclass(slots=True)
+class Agent:
+    """A composed agent: `open` its socket, `start` its loops, `drain` it, `close` it, in this order."""
+
+    settings: AgentSettings
+    state: StateDirectory
+    client: ServerClient
+    membership: Membership
+    synchronize: Synchronize
+    renewals: RenewSvids
+    workloads: WorkloadSvids
+    door: FrontDoor
+    api: WorkloadApi
+    server: grpc.aio.Server = field(init=False)
+    draining: bool = False
+
+    def __post_init__(self) -> None:
+        health = Health(lambda: self.healthy)
+        self.server = private_server(self.door, [self.api.handler(), health.handler()], [ErrorInterceptor()])
+
+    @property
+    def healthy(self) -> bool:
+        """A member, synchronised at least once, and not going down."""
+        return self.membership.session.is_member and self.workloads.ready and not self.draining
+
+    async def open(self) -> None:
+        """Begin to answer workloads: with Unavailable until the first sync is done.
+
+        Raises:
+            ConfigError: the socket cannot be used.
+        """
+        await self.client.start()
+        await self.server.start()
+        self.door.listen_unix(self.settings.socket_path)
+
+    def start(self, tasks: Supervisor) -> None:
+        """Start the loops."""
+        tasks.start(self.membership.run(), "membership")
+        tasks.start(self.synchronize.run(), "synchronize")
+        tasks.start(self.renewals.run(), "renew SVIDs")
+
+    async def drain(self) -> None:
+        """Let nobody new in, tell every stream, let calls under way end (architecture A7)."""
+        self.draining = True
+        self.door.stop_accepting()
+        self.api.drain()
+        await self.server.stop(DRAIN_SECONDS)
+
+    async def close(self) -> None:
+        """Release sockets, connections and the state directory."""
+        await self.door.close()
+        await self.client.close()
+        self.state.close()
+
+
+def build(
+    settings: AgentSettings,
+    *,
+    clock: Clock | None = None,
+    attestors: Sequence[WorkloadAttestor] | None = None,
+    draw: Callable[[], float] | None = None,
+) -> Agent:
+    """Compose an agent. Tests pass doubles by keyword; the daemon passes settings.
+
+    Raises:
+        ConfigError, CorruptState, Conflict: the agent cannot start; the message says what to do.
+    """
+    clock = clock or SystemClock()
+    draw = draw or _jitter
+    for warning in settings.warnings():
+        log.warning("%s", warning)
+    _check_pidfd(settings)
+    chosen = attestors or [WORKLOAD_ATTESTORS.build(name, options) for name, options in settings.attestors.items()]
+    state = StateDirectory.open(settings.data_dir)
+    try:
+        return _compose(settings, state, chosen, clock, draw)
+    except BaseException:
+        state.close()
+        raise
+
+
+def _compose(
+    settings: AgentSettings,
+    directory: StateDirectory,
+    attestors: Sequence[WorkloadAttestor],
+    clock: Clock,
+    draw: Callable[[], float],
+) -> Agent:
+    state = _with_bundle(settings, directory.load(settings.trust_domain), clock)
+    steady = SteadyTime(clock)
+    node = NodeRecord(state, directory, Offload("state", 1))
+    client = _client(settings, node, clock)
+    attestation = AttestWorkload(attestors, clock=clock, budget=settings.limits.attestation_seconds)
+    workloads = WorkloadSvids(settings.trust_domain, attestation, clock=clock, steady=steady)
+    membership = Membership(
+        node=node,
+        enrolment=client,
+        credentials=JoinTokenCredentials(settings.join_token_file, settings.join_token.get_secret_value()),
+        clock=clock,
+        steady=steady,
+        draw=draw,
+        on_ban=workloads.ban,
+    )
+    renewals = RenewSvids(
+        server=client,
+        membership=membership,
+        workloads=workloads,
+        clock=clock,
+        steady=steady,
+        draw=draw,
+        offload=Offload("keys", 2),
+        key_kind=settings.key_kind,
+        prefetch=settings.limits.prefetched_svids,
+    )
+    synchronize = Synchronize(
+        server=client,
+        membership=membership,
+        workloads=workloads,
+        renewals=renewals,
+        steady=steady,
+        draw=draw,
+        interval=settings.sync_interval.total_seconds(),
+        version=VERSION,
+    )
+    limits = settings.limits
+    door = FrontDoor(limits=Limits(connections=limits.connections, connections_per_uid=limits.connections_per_uid))
+    api = WorkloadApi(
+        workloads,
+        door.caller_of,
+        clock,
+        settings=WorkloadApiSettings(
+            allow_unauthenticated_verifiers=settings.allow_unauthenticated_verifiers,
+            limits=StreamLimits(per_uid=limits.streams_per_uid, total=limits.streams),
+        ),
+        cut=lambda peer: door.close_where(lambda other: other is peer),
+    )
+    return Agent(settings, directory, client, membership, synchronize, renewals, workloads, door, api)
+
+
+def _client(settings: AgentSettings, node: NodeRecord, clock: Clock) -> ServerClient:
+    server_id = SpiffeId(settings.trust_domain, SERVER_PATH)
+
+    def trust() -> DialTrust:
+        unproven = node.state.bundle is None and settings.insecure_bootstrap
+        return DialTrust(server_id, None if unproven else node.state.bundle_of)
+
+    def identity() -> TlsIdentity | None:
+        svid = node.state.svid
+        return None if svid is None else TlsIdentity(svid.chain, svid.key)
+
+    def dialer(who: Callable[[], TlsIdentity | None]) -> Dialer:
+        return Dialer(settings.server_address, settings.server_port, trust=trust, identity=who, now=clock.now)
+
+    return ServerClient(settings.trust_domain, anonymous=dialer(lambda: None), member=dialer(identity))
+
+
+def _with_bundle(settings: AgentSettings, state: NodeState, clock: Clock) -> NodeState:
+    """The bundle to begin with: the saved one while the saved SVID is good, else what the operator configured.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    alive = state.svid is not None and state.svid.not_after > clock.now() + timedelta(seconds=1)
+    if state.bundle is not None and alive:
+        return state
+    if settings.trust_bundle_path is not None:
+        bundle = read_trust_bundle(settings.trust_bundle_path, settings.trust_bundle_format, settings.trust_domain)
+        return replace(state, bundle=bundle)
+    if state.bundle is None and not settings.insecure_bootstrap:
+        raise ConfigError(
+            "trust_bundle_path: is required to recognise the server on first contact; write it on the server with "
+            "`identity-server bundle show > FILE` and name it here (insecure_bootstrap = true is for throw-away tests)",
+            field="trust_bundle_path",
+        )
+    return state
+
+
+def _check_pidfd(settings: AgentSettings) -> None:
+    if peer_pidfd_supported():
+        return
+    if settings.peer_pidfd == "require":
+        raise ConfigError(
+            'peer_pidfd: is "require" and this kernel cannot name a connecting process by pidfd; '
+            'run Linux 6.5 or newer, or set peer_pidfd = "auto"',
+            field="peer_pidfd",
+        )
+    log.warning(
+        "this kernel (before Linux 6.5) does not name connecting processes by pidfd; "
+        "callers are held right after accept and checked twice instead"
+    )
+
+
+def _jitter() -> float:
+    return secrets.SystemRandom().uniform(-1.0, 1.0)

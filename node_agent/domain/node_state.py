@@ -1,0 +1,31 @@
+"""What an agent must not lose over a restart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from spiffe_core.bundle import TrustBundle
+from spiffe_core.crypto.keys import PrivateKeyDer
+from spiffe_core.spiffe_id import TrustDomain
+from spiffe_core.x509_svid import X509Svid
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """The agent's own SVID with its renewal time, the bundle it believes, and a key whose attestation is under way.
+
+    `pending_key` is stored before AttestAgent is sent: if the reply is lost, the attempt is repeated with the same key
+    and the join token is not burnt (architecture A18).
+    """
+
+    trust_domain: TrustDomain
+    svid: X509Svid | None = None
+    renew_at: datetime | None = None
+    reattestable: bool = False
+    pending_key: PrivateKeyDer | None = None
+    bundle: TrustBundle | None = None
+
+    def bundle_of(self, trust_domain: TrustDomain) -> TrustBundle | None:
+        """The bundle that proves the server, for its own trust domain only."""
+        return self.bundle if trust_domain == self.trust_domain else None

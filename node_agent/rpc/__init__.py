@@ -1,0 +1,1 @@
+"""What the agent itself offers over gRPC, beside the Workload API."""

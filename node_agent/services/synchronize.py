@@ -1,0 +1,172 @@
+"""Follows the server: entries and bundles, again and again, with back-off when it is away.
+
+A sync reads the authorised entries, the own bundle and the bundles of every trust domain the entries federate with, and
+takes all of them over at once. When the server cannot be reached everything stays as it is: workloads keep what they
+have until it ends (reliability R20). A bundle without any authority is refused and the old one kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from node_agent.domain.entry_cache import EntryDiff, merge, stamp_of
+from node_agent.ports import IdentityServer
+from node_agent.services.membership import Membership
+from node_agent.services.renew_svids import RenewSvids
+from node_agent.services.steady_time import SteadyTime
+from node_agent.services.workload_svids import WorkloadSvids
+from spiffe_core.bundle import BundleSet, TrustBundle
+from spiffe_core.entry import RegistrationEntry
+from spiffe_core.errors import AgentRefused, Forbidden, IdentityError, InvalidRequest, NotFound, Unimplemented
+from spiffe_core.spiffe_id import TrustDomain
+
+log = logging.getLogger(__name__)
+
+LONGEST_BACKOFF = 480.0
+BACKOFF_INTERVALS = 48
+FEDERATED_AT_ONCE = 10
+NOT_MEMBER_POLL = 5.0
+
+
+class Synchronize:
+    """The sync loop. Belongs to the event loop's thread. `version` is what PostStatus tells the server."""
+
+    def __init__(
+        self,
+        *,
+        server: IdentityServer,
+        membership: Membership,
+        workloads: WorkloadSvids,
+        renewals: RenewSvids,
+        steady: SteadyTime,
+        draw: Callable[[], float],
+        interval: float,
+        version: str,
+    ) -> None:
+        self._server = server
+        self._membership = membership
+        self._workloads = workloads
+        self._renewals = renewals
+        self._steady = steady
+        self._draw = draw
+        self._interval = interval
+        self._version = version
+        self._entries: dict[str, RegistrationEntry] = {}
+        self._failures = 0
+        self._announced = False
+        self._wake = asyncio.Event()
+        self.synced = False
+        """Whether the last attempt worked."""
+        renewals.on_unknown_authority = self.request
+        membership.on_change.append(self._membership_changed)
+
+    def request(self) -> None:
+        """Sync soon instead of at the next interval."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Live until cancelled."""
+        while True:
+            if self._membership.session.is_member:
+                await self.once()
+                wait = self.next_wait()
+            else:
+                self.synced = False
+                wait = NOT_MEMBER_POLL
+            await self._rest(self._steady.now() + wait)
+
+    async def once(self) -> bool:
+        """One sync; tells whether it worked."""
+        generation = self._membership.session.generation
+        try:
+            diff = await self._sync()
+        except AgentRefused as error:
+            self._failed(error)
+            self._membership.refused(error.refusal, generation)
+            return False
+        except IdentityError as error:
+            self._failed(error)
+            return False
+        if self._failures:
+            log.info("the server is back")
+        if self._failures or not self.synced:
+            self._renewals.resume()
+        self._failures = 0
+        self.synced = True
+        if diff:
+            counts = {"added": len(diff.added), "changed": len(diff.changed), "removed": len(diff.removed)}
+            log.info("entries changed", extra={"facts": counts})
+        if not self._announced:
+            await self._announce()
+        return True
+
+    def next_wait(self) -> float:
+        """Seconds until the next sync: the interval, or 1.5 times longer with each failure, +-10 %."""
+        grown = self._interval * 1.5 ** min(self._failures, 40)
+        longest = max(self._interval, min(LONGEST_BACKOFF, BACKOFF_INTERVALS * self._interval))
+        return min(grown, longest) * (1 + 0.1 * self._draw())
+
+    async def _rest(self, until: float) -> None:
+        while self._steady.now() < until and not self._wake.is_set():
+            await self._steady.wait(until, self._wake, keep=True)
+        self._wake.clear()
+
+    def _membership_changed(self) -> None:
+        self._failures = 0
+        self._wake.set()
+
+    async def _sync(self) -> EntryDiff:
+        known = {entry_id: stamp_of(entry) for entry_id, entry in self._entries.items()}
+        listing = await self._server.sync_entries(known)
+        entries = merge(self._entries, listing)
+        own = await self._server.fetch_bundle()
+        await self._membership.accept_bundle(own)
+        names = {name for entry in entries.values() for name in entry.federates_with} - {own.trust_domain}
+        bundles = BundleSet(own, await self._federated(names))
+        if self._workloads.banned:
+            return EntryDiff()
+        self._entries = entries
+        changed_bundle = own.x509_authorities != self._workloads.bundles.own.x509_authorities
+        diff = self._workloads.replace_entries(entries, bundles)
+        self._renewals.reconcile(diff)
+        if changed_bundle:
+            self._renewals.replace_compromised(own)
+        await self._workloads.publish()
+        return diff
+
+    async def _federated(self, names: set[TrustDomain]) -> dict[TrustDomain, TrustBundle]:
+        """The bundles of other trust domains. One that cannot be had now stays as it was; one that is gone goes."""
+        turn = asyncio.Semaphore(FEDERATED_AT_ONCE)
+        present = self._workloads.bundles.federated
+
+        async def fetch(name: TrustDomain) -> TrustBundle | None:
+            async with turn:
+                try:
+                    bundle = await self._server.fetch_federated_bundle(name)
+                except AgentRefused:
+                    raise
+                except (NotFound, Unimplemented):
+                    return None
+                except (InvalidRequest, Forbidden) as error:
+                    log.warning("the bundle of %s cannot be used: %s", name, error.public)
+                    return present.get(name)
+            return bundle if bundle is None or bundle.trust_domain == name else present.get(name)
+
+        ordered = sorted(names)
+        bundles = await asyncio.gather(*(fetch(name) for name in ordered))
+        return {name: bundle for name, bundle in zip(ordered, bundles, strict=True) if bundle is not None}
+
+    async def _announce(self) -> None:
+        try:
+            await self._server.post_status(self._version, self._workloads.bundles.own.sequence)
+        except IdentityError as error:
+            log.info("the server did not take this agent's status: %s", error.public)
+        self._announced = True
+
+    def _failed(self, error: IdentityError) -> None:
+        self.synced = False
+        self._failures = min(self._failures + 1, 1000)
+        if self._failures == 1 or self._failures % 10 == 0:
+            log.warning("synchronisation failed (%d in a row): %s", self._failures, error.public)

@@ -1,0 +1,249 @@
+"""Who gets what: implements `workload_api.backend.WorkloadBackend` over what was synchronised and fetched.
+
+One `Watch` for each distinct set of selectors that someone follows. A change marks the sets it can concern; `publish`
+makes their views anew, in slices so that the loop is never held long, and publishes those that really differ.
+
+An SVID past its end is in no view beside one that is good. When all have ended the view keeps them: the Workload API
+then answers Unavailable for SVIDs and goes on with bundles, instead of saying that nothing matches (reliability R21). An
+entry with `store_svid` is in no view (SPIRE serves those through SVIDStore only).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from node_agent.domain.entry_cache import AudienceIndex, EntryDiff, EntryIndex, difference
+from node_agent.services.attest_workload import AttestWorkload
+from node_agent.services.steady_time import SteadyTime
+from spiffe_core.bundle import BundleSet, TrustBundle
+from spiffe_core.clock import Clock
+from spiffe_core.entitlement import unique_hints
+from spiffe_core.entry import RegistrationEntry
+from spiffe_core.errors import Unavailable
+from spiffe_core.runtime.watch import Watch
+from spiffe_core.selectors import Selector
+from spiffe_core.spiffe_id import TrustDomain
+from spiffe_core.wire.peer import UnixPeer
+from workload_api.backend import WorkloadView, X509Identity
+
+log = logging.getLogger(__name__)
+
+_SLICE_SECONDS = 0.002
+Audience = frozenset[Selector]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldSvid:
+    """A workload's SVID, and what decides how long it is kept."""
+
+    identity: X509Identity
+    not_after: datetime
+    anchor: bytes
+    authority_ids: frozenset[str]
+
+
+@dataclass(slots=True)
+class _Following:
+    """One set of selectors, and how many follow it."""
+
+    watch: Watch[WorkloadView | None]
+    followers: int = 0
+
+
+class WorkloadSvids:
+    """The agent's cache, as workloads see it. Belongs to the event loop's thread.
+
+    `on_demand` is called with the ids of entries that someone follows and whose SVID is not held.
+    """
+
+    def __init__(
+        self, trust_domain: TrustDomain, attestation: AttestWorkload, *, clock: Clock, steady: SteadyTime
+    ) -> None:
+        self._attestation = attestation
+        self._clock = clock
+        self._steady = steady
+        self._bundles = BundleSet(TrustBundle(trust_domain))
+        self._index = EntryIndex()
+        self._audiences = AudienceIndex()
+        self._following: dict[Audience, _Following] = {}
+        self._held: dict[str, HeldSvid] = {}
+        self._refused: set[str] = set()
+        self._expiries: list[tuple[float, int, str, HeldSvid]] = []
+        self._expiry_order = 0
+        self._dirty: dict[Audience, None] = {}
+        self._publishing = asyncio.Lock()
+        self.entries: Mapping[str, RegistrationEntry] = {}
+        self.ready = False
+        self.banned = False
+        self.on_demand: Callable[[Iterable[str]], None] = lambda _: None
+
+    # What workloads ask (WorkloadBackend)
+
+    async def attest(self, peer: UnixPeer) -> frozenset[Selector]:
+        """The caller's selectors, read from the kernel now."""
+        if not self.ready and not self.banned:
+            raise Unavailable("the agent has not finished its first synchronisation with the server; try again")
+        return await self._attestation(peer)
+
+    @contextmanager
+    def subscribe(self, selectors: frozenset[Selector]) -> Iterator[Watch[WorkloadView | None]]:
+        """Follow what `selectors` are entitled to."""
+        following = self._following.get(selectors)
+        if following is None:
+            following = _Following(Watch(None))
+            following.watch.value = self._view(selectors, None)
+            self._following[selectors] = following
+            self._audiences.add(selectors)
+        following.followers += 1
+        missing = [entry.id for entry in self._index.matching(selectors) if entry.id not in self._held]
+        if missing and not self.banned:
+            self.on_demand(missing)
+        try:
+            yield following.watch
+        finally:
+            following.followers -= 1
+            if not following.followers:
+                del self._following[selectors]
+                self._audiences.discard(selectors)
+                self._dirty.pop(selectors, None)
+
+    # What synchronisation and renewal say
+
+    @property
+    def bundles(self) -> BundleSet:
+        """The bundles in force."""
+        return self._bundles
+
+    def held(self, entry_id: str) -> HeldSvid | None:
+        """The SVID of an entry, if there is one."""
+        return self._held.get(entry_id)
+
+    def all_held(self) -> list[tuple[str, HeldSvid]]:
+        """Every SVID with its entry's id."""
+        return list(self._held.items())
+
+    def is_followed(self, entry: RegistrationEntry) -> bool:
+        """Whether someone's selectors match the entry now."""
+        return bool(self._audiences.matched_by(entry))
+
+    def replace_entries(self, entries: Mapping[str, RegistrationEntry], bundles: BundleSet) -> EntryDiff:
+        """Take over a new snapshot; returns how it differs. `publish` makes it visible."""
+        served = {entry_id: entry for entry_id, entry in entries.items() if not entry.store_svid}
+        diff = difference(self.entries, served)
+        self.entries = served
+        self._index.apply(diff)
+        for entry in diff.removed:
+            self._held.pop(entry.id, None)
+            self._refused.discard(entry.id)
+        for old, new in diff.changed:
+            if old.spiffe_id != new.spiffe_id:
+                self._held.pop(new.id, None)  # the old name must not be served for an instant longer
+            elif old.hint != new.hint and new.id in self._held:
+                self._held[new.id] = _with_hint(self._held[new.id], new.hint)
+        for entry in diff.touched():
+            self._mark(entry)
+        self._replace_bundles(bundles)
+        self.ready = True
+        return diff
+
+    def store(self, entry_id: str, svid: HeldSvid) -> None:
+        """Serve a new SVID for an entry."""
+        self._held[entry_id] = svid
+        self._refused.discard(entry_id)
+        self._expiry_order += 1
+        heapq.heappush(self._expiries, (self._steady.at(svid.not_after), self._expiry_order, entry_id, svid))
+        self._mark(self.entries[entry_id])
+
+    def refuse(self, entry_ids: Iterable[str]) -> None:
+        """The SVIDs of these entries could not be had for now: nobody's first message waits for them any longer."""
+        for entry_id in entry_ids:
+            if entry_id in self.entries and entry_id not in self._refused:
+                self._refused.add(entry_id)
+                self._mark(self.entries[entry_id])
+
+    def expire(self) -> float | None:
+        """Note what has ended; returns when the next SVID ends, on the steady line."""
+        now, wall = self._steady.now(), self._clock.now()
+        while self._expiries and (self._expiries[0][0] <= now or self._expiries[0][3].not_after <= wall):
+            _, _, entry_id, svid = heapq.heappop(self._expiries)
+            if self._held.get(entry_id) is not svid:
+                continue
+            entry = self.entries[entry_id]
+            if not self.is_followed(entry):
+                del self._held[entry_id]
+            self._mark(entry)
+            spiffe_id = str(svid.identity.spiffe_id)
+            log.error("an SVID ended before it could be renewed", extra={"facts": {"spiffe_id": spiffe_id}})
+        return self._expiries[0][0] if self._expiries else None
+
+    def ban(self) -> None:
+        """End every stream and forget every key, at once (architecture A19)."""
+        self.banned = True
+        self._held.clear()
+        self._expiries.clear()
+        self._dirty.clear()
+        for audience, following in list(self._following.items()):
+            following.watch.publish(self._view(audience, None))
+
+    async def publish(self) -> None:
+        """Make what changed visible to those who follow it."""
+        async with self._publishing:
+            loop = asyncio.get_running_loop()
+            until = loop.time() + _SLICE_SECONDS
+            while self._dirty:
+                audience = next(iter(self._dirty))
+                del self._dirty[audience]
+                following = self._following.get(audience)
+                if following is None:
+                    continue
+                present = following.watch.value
+                view = self._view(audience, present)
+                if view != present:
+                    following.watch.publish(view)
+                if loop.time() > until:
+                    await asyncio.sleep(0)
+                    until = loop.time() + _SLICE_SECONDS
+
+    def _view(self, audience: Audience, present: WorkloadView | None) -> WorkloadView | None:
+        """What `audience` may have now; None while its first SVIDs are on their way or none can be had."""
+        if self.banned:
+            return WorkloadView((), self._bundles.own)
+        matched = unique_hints(self._index.matching(audience))
+        valid: list[X509Identity] = []
+        ended: list[X509Identity] = []
+        awaited = False
+        now = self._clock.now()
+        for entry in matched:
+            svid = self._held.get(entry.id)
+            if svid is not None:
+                (valid if svid.not_after > now else ended).append(svid.identity)
+            elif entry.id not in self._refused:
+                awaited = True
+        identities = valid or ended
+        if matched and (not identities or (awaited and present is None)):
+            return None
+        names = {name for entry in matched for name in entry.federates_with}
+        known = (self._bundles.federated.get(name) for name in sorted(names))
+        return WorkloadView(
+            tuple(identities), self._bundles.own, tuple(bundle for bundle in known if bundle is not None)
+        )
+
+    def _mark(self, entry: RegistrationEntry) -> None:
+        for audience in self._audiences.matched_by(entry):
+            self._dirty[audience] = None
+
+    def _replace_bundles(self, bundles: BundleSet) -> None:
+        old, self._bundles = self._bundles, bundles
+        if bundles.own != old.own or bundles.federated != old.federated:
+            self._dirty.update(dict.fromkeys(self._following))
+
+
+def _with_hint(svid: HeldSvid, hint: str) -> HeldSvid:
+    identity = X509Identity(svid.identity.spiffe_id, svid.identity.chain, svid.identity.key, hint)
+    return HeldSvid(identity, svid.not_after, svid.anchor, svid.authority_ids)

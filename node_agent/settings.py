@@ -1,0 +1,139 @@
+"""The node agent's settings: one frozen tree, checked before anything is opened.
+
+Each part of the agent receives its own slice. `docs/configuration.md` explains every key; `deploy/config/agent.toml` is
+a complete example.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, model_validator
+
+from spiffe_core.crypto.keys import KeyKind
+from spiffe_core.runtime.places import agent_socket, state_directory
+from spiffe_core.runtime.settings import Duration, FilePath, Section, build_settings, load_settings, parsed_by
+from spiffe_core.spiffe_id import TrustDomain
+
+MAX_SOCKET_PATH_BYTES = 107
+"""`sockaddr_un.sun_path` holds 108 bytes, the last one zero."""
+SHORTEST_SYNC = timedelta(milliseconds=100)
+LONGEST_SYNC = timedelta(hours=1)
+_HOST = re.compile(r"[A-Za-z0-9_.:-]{1,253}")
+
+
+def _host(text: str) -> str:
+    if not _HOST.fullmatch(text):
+        raise ValueError('must be a host name or an IP address, for example "identity.example.org"')
+    return text
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("must be an absolute path")
+    return path
+
+
+def _socket(path: Path) -> Path:
+    size = len(str(_absolute(path)).encode())
+    if size > MAX_SOCKET_PATH_BYTES:
+        raise ValueError(
+            f"is {size} bytes long and Unix socket paths end at {MAX_SOCKET_PATH_BYTES}; choose a shorter directory"
+        )
+    return path
+
+
+def _sync(value: timedelta) -> timedelta:
+    if not SHORTEST_SYNC <= value <= LONGEST_SYNC:
+        raise ValueError("must lie between 100ms and 1h")
+    return value
+
+
+def _unix_only() -> dict[str, dict[str, Any]]:
+    return {"unix": {}}
+
+
+Trust = Annotated[TrustDomain, parsed_by(TrustDomain.parse), PlainSerializer(str)]
+
+
+class LimitSection(Section):
+    """[limits]: what workloads may hold, and how long things may take."""
+
+    connections: int = Field(default=8192, ge=16, le=1_000_000)
+    connections_per_uid: int = Field(default=1024, ge=4, le=1_000_000)
+    streams: int = Field(default=8192, ge=16, le=1_000_000)
+    streams_per_uid: int = Field(default=1024, ge=4, le=1_000_000)
+    prefetched_svids: int = Field(default=1000, ge=0, le=1_000_000)
+    attestation_seconds: float = Field(default=5.0, ge=0.1, le=60.0, strict=False)
+
+
+class AgentSettings(Section):
+    """Everything `node-agent run` needs to know."""
+
+    trust_domain: Trust
+    data_dir: Annotated[FilePath, AfterValidator(_absolute)] = Field(
+        default_factory=lambda: state_directory() / "agent"
+    )
+    server_address: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
+    server_port: int = Field(default=8081, ge=1, le=65535)
+    socket_path: Annotated[FilePath, AfterValidator(_socket)] = Field(default_factory=agent_socket)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_file: str = ""
+    log_format: Literal["json", "text"] = "json"
+    trust_bundle_path: FilePath | None = None
+    trust_bundle_format: Literal["pem", "spiffe"] = "pem"
+    insecure_bootstrap: bool = False
+    join_token_file: FilePath | None = None
+    join_token: SecretStr = Field(default=SecretStr(""), exclude=True)
+    sync_interval: Annotated[Duration, AfterValidator(_sync)] = timedelta(seconds=5)
+    peer_pidfd: Literal["auto", "require"] = "auto"
+    workload_x509_svid_key_type: Literal["ec-p256", "ec-p384", "rsa-2048"] = "ec-p256"
+    allow_unauthenticated_verifiers: bool = False
+    attestors: dict[str, dict[str, Any]] = Field(default_factory=_unix_only, min_length=1, max_length=32)
+    limits: LimitSection = LimitSection()
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if self.trust_bundle_path is not None and self.insecure_bootstrap:
+            raise ValueError("trust_bundle_path and insecure_bootstrap exclude each other; remove insecure_bootstrap")
+        if self.join_token_file is not None and self.join_token.get_secret_value():
+            raise ValueError("join_token_file and join_token exclude each other; keep join_token_file")
+        return self
+
+    @property
+    def key_kind(self) -> KeyKind:
+        """The kind of workload keys."""
+        return KeyKind(self.workload_x509_svid_key_type)
+
+    def warnings(self) -> tuple[str, ...]:
+        """What will work and is not safe."""
+        found = []
+        if self.insecure_bootstrap:
+            found.append(
+                "INSECURE: insecure_bootstrap is on. On first contact whoever answers as the server is believed and can "
+                "take over this node. Use it for throw-away tests only; set trust_bundle_path otherwise"
+            )
+        if self.join_token.get_secret_value():
+            found.append(
+                "the join token was given as a value, which others can read from the process list or the file; "
+                "use join_token_file"
+            )
+        return tuple(found)
+
+
+def load(path: str | Path, overrides: Mapping[str, object] | None = None) -> AgentSettings:
+    """Read a TOML file; `overrides` maps dotted keys ("limits.streams") to flags' values, None for a flag not given.
+
+    Raises:
+        ConfigError: one line for each mistake, with file, key and rule.
+    """
+    return load_settings(AgentSettings, path, overrides)
+
+
+def from_mapping(document: Mapping[str, object], *, source: str = "settings") -> AgentSettings:
+    """Settings without a file."""
+    return build_settings(AgentSettings, document, source=source)
