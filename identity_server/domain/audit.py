@@ -50,7 +50,6 @@ class EntryChanged(AuditEvent):
     actor: str
     spiffe_id: str = ""
     parent_id: str = ""
-    revision_number: int = 0
 
 
 @dataclass(frozen=True, slots=True)

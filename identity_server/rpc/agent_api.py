@@ -12,7 +12,7 @@ from identity_server.rpc import convert as own
 from identity_server.rpc.caller import Context, current_caller
 from identity_server.services.attest_agent import AttestAgents, Attestation
 from identity_server.services.fleet import Fleet
-from identity_server.services.issue_svids import IssuedX509
+from identity_server.services.issuer import IssuedX509
 from spiffe_core.errors import InvalidRequest
 from spiffe_core.wire import convert
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2

@@ -16,7 +16,7 @@ from identity_server.domain.access import Caller
 from identity_server.domain.agents import AttestedAgent
 from identity_server.domain.audit import AgentAttested, SvidIssued
 from identity_server.ports import AuditLog, Store, UnitOfWork
-from identity_server.services.issue_svids import AuthorityKeys, IssuedX509, Issuer
+from identity_server.services.issuer import IssuedX509, Issuer
 from spiffe_core.clock import Clock
 from spiffe_core.crypto.csr import Csr, parse_csr
 from spiffe_core.entry import RegistrationEntry, similarity
@@ -89,7 +89,7 @@ class AttestAgents:
         self,
         *,
         store: Store,
-        issuer: Callable[[], Issuer],
+        issuer: Issuer,
         verifiers: Mapping[str, NodeVerifier],
         offload: Offload,
         clock: Clock,
@@ -107,7 +107,6 @@ class AttestAgents:
         self._trust_domain = trust_domain
         self._agent_ttl = agent_ttl
         self._new_id = new_id
-        self._authority_keys = AuthorityKeys()
 
     def begin(self, attestation_type: str, payload: bytes, csr_der: bytes) -> Attestation:
         """Check what a node sent first and start the dialogue. Every field of it is a stranger's."""
@@ -209,8 +208,7 @@ class AttestAgents:
         return svid
 
     def _sign(self, agent_id: SpiffeId, csr: Csr) -> IssuedX509:
-        self._authority_keys.check(csr.public_key, self._store.state.value.bundles)
-        return self._issuer().issue("agent", agent_id, csr.public_key, ttl=self._agent_ttl)
+        return self._issuer.issue("agent", agent_id, csr.public_key, ttl=self._agent_ttl)
 
     def _csr(self, der: bytes, prefix: str) -> Csr:
         try:

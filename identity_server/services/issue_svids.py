@@ -9,19 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-from cryptography import x509
 
 from identity_server.domain.access import Caller
 from identity_server.domain.audit import CallRefused, SvidIssued
 from identity_server.domain.minting import check_mint
 from identity_server.domain.state import EntryRecord, State
 from identity_server.ports import AuditLog, Store, UnitOfWork
-from spiffe_core.bundle import BundleSet
+from identity_server.services.issuer import IssuedX509, Issuer
 from spiffe_core.clock import Clock
 from spiffe_core.crypto.csr import Csr, parse_csr
-from spiffe_core.crypto.keys import PublicKey, subject_key_id
 from spiffe_core.errors import Exhausted, IdentityError, Internal, InvalidCsr, InvalidRequest, NotFound, Unavailable
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 
@@ -31,47 +27,6 @@ SLICE_SECONDS = 0.004
 """For so long signing may hold the loop before other calls get their turn (architecture A7)."""
 MAX_TTL = 2**31 - 1
 NOT_YOURS = "entry not found or not authorized"
-
-
-class IssuedX509(Protocol):
-    """A signed leaf: certificates leaf first without the root, decimal serial, unix expiry."""
-
-    @property
-    def chain(self) -> tuple[bytes, ...]:
-        """DER, leaf first."""
-        ...
-
-    @property
-    def spiffe_id(self) -> SpiffeId:
-        """The URI SAN."""
-        ...
-
-    @property
-    def serial(self) -> str:
-        """Decimal text."""
-        ...
-
-    @property
-    def not_after(self) -> int:
-        """Unix seconds."""
-        ...
-
-
-class Issuer(Protocol):
-    """The active authority: signs leaves by profile. Raises Unavailable while there is none."""
-
-    def issue(
-        self,
-        profile: str,
-        spiffe_id: SpiffeId,
-        public_key: PublicKey,
-        *,
-        ttl: int = 0,
-        dns_names: Sequence[str] = (),
-        subject: x509.Name | None = None,
-    ) -> IssuedX509:
-        """Sign one leaf certificate."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,23 +45,6 @@ class Wanted:
     csr: bytes
 
 
-class AuthorityKeys:
-    """Refuses to certify a key that signs for the trust domain itself (N-C-07)."""
-
-    def __init__(self) -> None:
-        self._made_of: BundleSet | None = None
-        self._ids: frozenset[str] = frozenset()
-
-    def check(self, public_key: PublicKey, bundles: BundleSet | None) -> None:
-        """Raise InvalidCsr if `public_key` is an authority's key in any of `bundles`."""
-        if bundles is not self._made_of:
-            self._made_of = bundles
-            every = bundles.all() if bundles is not None else ()
-            self._ids = frozenset(item.key_id for bundle in every for item in bundle.x509_authorities)
-        if subject_key_id(public_key).hex() in self._ids:
-            raise InvalidCsr("csr: this is the key of a certificate authority; make a new key", field="csr")
-
-
 class IssueSvids:
     """Signs leaves for those who may have them. Belongs to the event loop."""
 
@@ -114,7 +52,7 @@ class IssueSvids:
         self,
         *,
         store: Store,
-        issuer: Callable[[], Issuer],
+        issuer: Issuer,
         terms_of: Callable[[bytes], Terms],
         clock: Clock,
         audit: AuditLog,
@@ -128,7 +66,6 @@ class IssueSvids:
         self._audit = audit
         self._trust_domain = trust_domain
         self._default_ttl = default_ttl
-        self._authority_keys = AuthorityKeys()
 
     async def for_entries(self, caller: Caller, wanted: Sequence[Wanted]) -> list[IssuedX509 | IdentityError]:
         """Sign for the entries `caller` is authorised for; one answer for each item, in order.
@@ -160,12 +97,11 @@ class IssueSvids:
         if not csr_der:
             raise InvalidRequest("missing CSR", field="csr")
         csr = parse_csr(csr_der)
-        self._authority_keys.check(csr.public_key, self._store.state.value.bundles)
         spiffe_id = check_mint(csr, self._trust_domain)
         if not 0 <= ttl <= MAX_TTL:
             raise InvalidRequest(f"ttl must lie between 0 (the default) and {MAX_TTL} seconds", field="ttl")
         subject = csr.subject if csr.subject.rdns else None
-        issued = self._issuer().issue(
+        issued = self._issuer.issue(
             "workload",
             spiffe_id,
             csr.public_key,
@@ -184,7 +120,6 @@ class IssueSvids:
             record = state.authorised(agent).get(item.entry_id)
             if record is None:
                 return None
-            self._authority_keys.check(csr.public_key, state.bundles)
             return self._sign(caller, record, csr)
         except IdentityError as error:
             return error
@@ -192,14 +127,14 @@ class IssueSvids:
     def _sign(self, caller: Caller, record: EntryRecord, csr: Csr) -> IssuedX509:
         terms = self._terms_of(record.wire)
         try:
-            issued = self._issuer().issue(
+            issued = self._issuer.issue(
                 "workload",
                 SpiffeId(self._trust_domain, record.path),
                 csr.public_key,
                 ttl=terms.ttl or self._default_ttl,
                 dns_names=terms.dns_names,
             )
-        except Unavailable:
+        except (Unavailable, InvalidCsr):
             raise
         except IdentityError as error:
             raise Internal(f"failed to sign X509-SVID: {error.public}", **error.facts) from error

@@ -1,0 +1,323 @@
+"""The composition root: settings in, a server that can be opened and closed out. Only here concrete classes are named.
+
+`Server.assemble` opens what is on disk and gets an authority ready, `open_doors` lets callers in, `close` is the
+ordered shutdown of architecture A7. `daemon` owns signals and the loops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random  # noqa: TID251  # the rim: jitter is drawn here and passed down
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from attestors.api import NodeVerifier
+from attestors.registry import NODE_VERIFIERS
+from identity_server.audit_log import AuditFile
+from identity_server.keys import DiskKeys, MemoryKeys, set_aside
+from identity_server.ports import KeyManager
+from identity_server.rpc.agent_api import AgentApi
+from identity_server.rpc.bundle_api import BundleApi
+from identity_server.rpc.caller import AccessInterceptor, presented_by
+from identity_server.rpc.drain import Drain, DrainInterceptor
+from identity_server.rpc.entry_api import EntryApi
+from identity_server.rpc.health_api import SERVICE as HEALTH
+from identity_server.rpc.health_api import HealthApi
+from identity_server.rpc.services import AGENT, BUNDLE, ENTRY, SVID
+from identity_server.rpc.svid_api import SvidApi, terms_of
+from identity_server.services.admission import Admissions
+from identity_server.services.attest_agent import AttestAgents
+from identity_server.services.authorities import Authorities, CaSettings
+from identity_server.services.fleet import Fleet
+from identity_server.services.issue_svids import IssueSvids
+from identity_server.services.own_identity import OwnIdentity
+from identity_server.services.registration import Registration
+from identity_server.services.trust_bundles import TrustBundles
+from identity_server.settings import CaSubject, ServerSettings
+from identity_server.store.sql_store import SqlStore
+from spiffe_core.bundle import BundleSet, TrustBundle
+from spiffe_core.clock import Clock, SystemClock
+from spiffe_core.crypto.keys import KeyKind
+from spiffe_core.entry import RegistrationEntry
+from spiffe_core.errors import CorruptState
+from spiffe_core.runtime.durable import DirectoryLock, lock_directory, private_directory, read_private, write_durably
+from spiffe_core.runtime.offload import Offload
+from spiffe_core.wire.convert import entry_to_proto
+from spiffe_core.wire.front_door import FrontDoor, Limits, private_server
+from spiffe_core.wire.services import handlers
+from spiffe_core.wire.status import ErrorInterceptor
+from spiffe_core.wire.tls import ServerTls
+
+log = logging.getLogger(__name__)
+
+SOCKET_MODE = 0o770
+SOCKET_DIRECTORY_MODE = 0o750
+DRAIN_SECONDS = 8.0
+_ID_BYTES = 64
+
+
+@dataclass(slots=True)
+class Server:
+    """One identity server, put together."""
+
+    settings: ServerSettings
+    clock: Clock
+    server_id: str
+    lock: DirectoryLock
+    audit: AuditFile
+    store: SqlStore
+    authorities: Authorities
+    own: OwnIdentity
+    admissions: Admissions
+    registration: Registration
+    fleet: Fleet
+    door: FrontDoor
+    grpc: grpc.aio.Server
+    drain: Drain
+    address: tuple[str, int] = ("", 0)
+
+    @classmethod
+    async def assemble(
+        cls, settings: ServerSettings, *, clock: Clock | None = None, reset_keys: bool = False
+    ) -> Server:
+        """Open data directory, keys and database; start the authority; build the services. Opens no door yet.
+
+        Raises:
+            ConfigError, CorruptState, Unavailable: what is in the way and what to do about it.
+        """
+        time = clock or SystemClock()
+        async with contextlib.AsyncExitStack() as undo:
+            private_directory(settings.data_dir)
+            lock = lock_directory(settings.data_dir)
+            undo.callback(lock.close)
+            server_id = _server_id(settings.data_dir)
+            audit = AuditFile(Path(settings.audit.file) if settings.audit.file else None, time.now)
+            undo.callback(audit.close)
+            keys = _keys(settings, reset_keys=reset_keys)
+            store = SqlStore.open(
+                settings.database_path,
+                trust_domain=settings.trust_domain,
+                server_id=server_id,
+                encode=_encode,
+                clock=time,
+            )
+            undo.push_async_callback(store.close)
+            await store.start()
+            server = await _compose(settings, time, server_id, lock, audit, keys, store, reset_keys, undo)
+            undo.pop_all()
+            return server
+
+    @property
+    def serving(self) -> bool:
+        """Whether the server can do its work: an authority signs, and it is not going down."""
+        return _serving(self.authorities, self.drain)
+
+    async def open_doors(self) -> None:
+        """Let callers in: the admin socket, then the agents' port.
+
+        Raises:
+            ConfigError: a socket or port is taken or may not be used.
+        """
+        await self.grpc.start()
+        self.door.listen_unix(self.settings.socket_path, mode=SOCKET_MODE, dir_mode=SOCKET_DIRECTORY_MODE)
+        tls = ServerTls(lambda: self.own.identity, self._bundles, self.clock.now)
+        self.address = self.door.listen_tcp(self.settings.bind_address, self.settings.bind_port, tls)
+
+    def dismiss_strangers(self) -> int:
+        """Cut the connections that no call can use any more: banned agents, expired or revoked certificates."""
+        return self.door.close_where(lambda peer: self.admissions.speaks_for_nobody(presented_by(peer)))
+
+    async def close(self) -> None:
+        """The ordered shutdown: nobody new, waiting streams are told, calls in flight finish, then the store."""
+        self.drain.begin()
+        self.door.stop_accepting()
+        await self.grpc.stop(DRAIN_SECONDS)
+        await self.door.close()
+        await self.admissions.settled()
+        await self.store.close()
+        self.audit.close()
+        self.lock.close()
+
+    def _bundles(self) -> BundleSet:
+        bundles = self.store.state.value.bundles
+        return bundles if bundles is not None else BundleSet(TrustBundle(self.settings.trust_domain), {})
+
+
+@contextlib.asynccontextmanager
+async def running(
+    settings: ServerSettings, *, clock: Clock | None = None, reset_keys: bool = False
+) -> AsyncIterator[Server]:
+    """A server with open doors and no loops, closed at the end of the block."""
+    server = await Server.assemble(settings, clock=clock, reset_keys=reset_keys)
+    try:
+        await server.open_doors()
+        yield server
+    finally:
+        await server.close()
+
+
+async def _compose(  # the one place where everything has a name
+    settings: ServerSettings,
+    clock: Clock,
+    server_id: str,
+    lock: DirectoryLock,
+    audit: AuditFile,
+    keys: KeyManager,
+    store: SqlStore,
+    reset_keys: bool,
+    undo: contextlib.AsyncExitStack,
+) -> Server:
+    trust_domain = settings.trust_domain
+    authorities = Authorities(
+        store, keys, clock, audit, _ca_settings(settings, server_id, reset_keys=reset_keys), os.urandom
+    )
+    await authorities.start()
+    issuer = authorities.issuer
+    offload = Offload("attest", 16)
+    own = OwnIdentity(
+        store=store,
+        issuer=issuer,
+        clock=clock,
+        audit=audit,
+        trust_domain=trust_domain,
+        key_kind=KeyKind(settings.ca.key_type),
+        jitter=lambda: random.uniform(-1, 1),  # noqa: S311  # spreads load, guards nothing
+        offload=offload,
+    )
+    await own.tick()
+    admissions = Admissions(store=store, clock=clock)
+    registration = Registration(store=store, clock=clock, audit=audit)
+    fleet = Fleet(store=store, clock=clock, audit=audit, trust_domain=trust_domain, new_token=_new_id)
+    attest = AttestAgents(
+        store=store,
+        issuer=issuer,
+        verifiers=_verifiers(("join_token",)),
+        offload=offload,
+        clock=clock,
+        audit=audit,
+        trust_domain=trust_domain,
+        agent_ttl=int(settings.agent_ttl.total_seconds()),
+        new_id=_new_id,
+    )
+    issue = IssueSvids(
+        store=store,
+        issuer=issuer,
+        terms_of=terms_of,
+        clock=clock,
+        audit=audit,
+        trust_domain=trust_domain,
+        default_ttl=int(settings.svid.default_x509_ttl.total_seconds()),
+    )
+    drain = Drain()
+    door = FrontDoor(
+        limits=Limits(
+            connections=settings.limits.connections,
+            connections_per_uid=settings.limits.connections_per_uid,
+            handshake_seconds=settings.limits.handshake_seconds,
+        )
+    )
+    undo.push_async_callback(door.close)
+    services = (
+        handlers(AGENT, AgentApi(attest, fleet)),
+        handlers(ENTRY, EntryApi(registration, trust_domain=trust_domain, new_id=_new_id)),
+        handlers(SVID, SvidApi(issue)),
+        handlers(BUNDLE, BundleApi(TrustBundles(store=store))),
+        handlers(HEALTH, HealthApi(lambda: _serving(authorities, drain))),
+    )
+    rpc = private_server(
+        door,
+        services,
+        [ErrorInterceptor(), AccessInterceptor(door.caller_of, admissions), DrainInterceptor(drain)],
+        max_connection_age=settings.limits.connection_age_seconds,
+        max_message=settings.limits.request_bytes,
+    )
+    return Server(
+        settings=settings,
+        clock=clock,
+        server_id=server_id,
+        lock=lock,
+        audit=audit,
+        store=store,
+        authorities=authorities,
+        own=own,
+        admissions=admissions,
+        registration=registration,
+        fleet=fleet,
+        door=door,
+        grpc=rpc,
+        drain=drain,
+    )
+
+
+def _serving(authorities: Authorities, drain: Drain) -> bool:
+    return authorities.active is not None and not drain.begun
+
+
+def _encode(entry: RegistrationEntry) -> bytes:
+    return entry_to_proto(entry).SerializeToString(deterministic=True)
+
+
+def _new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def _verifiers(names: tuple[str, ...]) -> dict[str, NodeVerifier]:
+    return {name: NODE_VERIFIERS.build(name) for name in names}
+
+
+def _keys(settings: ServerSettings, *, reset_keys: bool) -> KeyManager:
+    if settings.ca.key_manager == "memory":
+        return MemoryKeys()
+    path = settings.data_dir / "keys.json"
+    aside = set_aside(path) if reset_keys else None
+    if aside is not None:
+        log.warning("the authority keys were set aside as %s; new ones are made", aside)
+    return DiskKeys(path)
+
+
+def _ca_settings(settings: ServerSettings, server_id: str, *, reset_keys: bool) -> CaSettings:
+    return CaSettings(
+        trust_domain=settings.trust_domain,
+        server_id=server_id,
+        ca_ttl=settings.ca.ttl,
+        key_kind=KeyKind(settings.ca.key_type),
+        subject=_subject(settings.ca.subject),
+        x509_ttl=settings.svid.default_x509_ttl,
+        agent_ttl=settings.agent_ttl,
+        reset_keys=reset_keys,
+    )
+
+
+def _subject(subject: CaSubject) -> x509.Name:
+    parts = [x509.NameAttribute(NameOID.COUNTRY_NAME, text) for text in subject.country]
+    parts += [x509.NameAttribute(NameOID.ORGANIZATION_NAME, text) for text in subject.organization]
+    if subject.common_name:
+        parts.append(x509.NameAttribute(NameOID.COMMON_NAME, subject.common_name))
+    return x509.Name(parts)
+
+
+def _server_id(data_dir: Path) -> str:
+    """This server's name in the database (architecture A15): made once, kept in the data directory."""
+    path = data_dir / "server-id"
+    try:
+        text = read_private(path, max_bytes=_ID_BYTES).decode("ascii", "replace").strip()
+    except FileNotFoundError:
+        fresh = _new_id()
+        write_durably(path, f"{fresh}\n".encode())
+        return fresh
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise CorruptState(
+            f"{path}: does not hold this server's id; restore it from a backup, or delete it to join the database as a "
+            "new server with a new authority",
+            path=str(path),
+        ) from None

@@ -1,0 +1,174 @@
+"""`identity-server run`: the process around a server — signals, loops, limits, and an ordered end (architecture A7)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import NoReturn
+
+import uvloop
+
+from identity_server.bootstrap import Server
+from identity_server.settings import ServerSettings
+from spiffe_core.errors import IdentityError
+from spiffe_core.runtime.logs import LogOutput, setup_logging
+from spiffe_core.runtime.process import raise_descriptor_limit, refuse_dumps
+from spiffe_core.runtime.supervise import Supervisor
+
+log = logging.getLogger(__name__)
+
+ROTATION_SECONDS = 10.0
+OWN_IDENTITY_SECONDS = 5.0
+PRUNE_SECONDS = 300.0
+RETRY_SECONDS = 5.0
+GUARD_SECONDS = 1.0
+_SHORTEST_PAUSE = 0.05
+_DESCRIPTORS_PER_CONNECTION = 3
+_DESCRIPTORS_BESIDES = 256
+
+
+def run(settings: ServerSettings, *, reset_keys: bool = False) -> int:
+    """Serve until SIGTERM or SIGINT; the process's exit code: 0 after an orderly end, 1 if it could not start or run."""
+    output = None
+    try:
+        output = setup_logging(settings.log_level, settings.log_file or None)
+        refuse_dumps()
+        wanted = settings.limits.connections * _DESCRIPTORS_PER_CONNECTION + _DESCRIPTORS_BESIDES
+        raise_descriptor_limit(wanted)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(settings, output, reset_keys=reset_keys))
+    except IdentityError as error:
+        return _complain(error.public, settings)
+    except BaseExceptionGroup as group:
+        log.critical("a loop of the server died; stopping", exc_info=group)
+        return _complain("a loop of the server died, see the log", settings)
+    finally:
+        if output is not None:
+            output.close()
+
+
+def run_and_exit(settings: ServerSettings, *, reset_keys: bool = False) -> NoReturn:
+    """`run`, then leave without waiting for threads that hang in the kernel."""
+    code = run(settings, reset_keys=reset_keys)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _complain(text: str, settings: ServerSettings) -> int:
+    log.error("%s", text)
+    if settings.log_file or not logging.getLogger().handlers:
+        sys.stderr.write(f"identity-server: {text}\n")
+    return 1
+
+
+async def _serve(settings: ServerSettings, output: LogOutput, *, reset_keys: bool) -> int:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    server = await Server.assemble(settings, reset_keys=reset_keys)
+    try:
+        loop.add_signal_handler(signal.SIGUSR2, _reopen, server, output)
+        await server.open_doors()
+        _announce(server)
+        await _until_stopped(server, stop)
+        log.info("stopping")
+    finally:
+        await server.close()
+    log.info("stopped")
+    return 0
+
+
+def _announce(server: Server) -> None:
+    settings, active = server.settings, server.authorities.active
+    host, port = server.address
+    log.info(
+        "serving trust domain %s: agents on %s:%d, administrators on %s, authority %s",
+        settings.trust_domain,
+        host,
+        port,
+        settings.socket_path,
+        active.authority_id if active is not None else "none",
+    )
+    for warning in settings.warnings():
+        log.warning("%s", warning)
+
+
+def _reopen(server: Server, output: LogOutput) -> None:
+    """SIGUSR2: a log rotator moved the files away."""
+    output.reopen()
+    try:
+        server.audit.reopen()
+    except IdentityError as error:
+        log.error("%s", error.public)  # noqa: TRY400  # the message says it all
+
+
+async def _until_stopped(server: Server, stop: asyncio.Event) -> None:
+    async with Supervisor() as tasks:
+        tasks.start(_every(rotation_pause(server), server.authorities.tick, "rotation"), "rotation")
+        tasks.start(keep_own_identity(server), "own identity")
+        tasks.start(_every(PRUNE_SECONDS, lambda: prune(server), "pruning"), "pruning")
+        tasks.start(guard_connections(server), "connections")
+        await stop.wait()
+        tasks.stop()
+
+
+def rotation_pause(server: Server) -> float:
+    """How often the authorities are looked after: every 10 s, and often enough for a very short-lived one."""
+    return min(ROTATION_SECONDS, server.settings.ca.ttl.total_seconds() / 24)
+
+
+async def _every(seconds: float, act: Callable[[], Awaitable[object]], name: str) -> None:
+    """Act again and again; a refusal is logged and tried again, a bug ends the server."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await act()
+        except IdentityError as error:
+            log.warning("%s failed and will be tried again: %s", name, error.public, extra={"facts": error.facts})
+
+
+async def keep_own_identity(server: Server) -> None:
+    """Renew the server's own certificate at half-life or when its authority is gone."""
+    while True:
+        pause = min(OWN_IDENTITY_SECONDS, max(_SHORTEST_PAUSE, server.own.seconds_until_due()))
+        await asyncio.sleep(pause)
+        try:
+            if await server.own.tick():
+                log.info("the server's own certificate was renewed")
+        except IdentityError as error:
+            log.warning("the server's own certificate could not be renewed yet: %s", error.public)
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+async def prune(server: Server) -> None:
+    """Delete what has expired: entries, join tokens, old revisions of the log."""
+    while await server.registration.prune():
+        log.info("expired entries were deleted")
+    await server.fleet.prune_tokens()
+    await server.store.prune_log()
+
+
+async def guard_connections(server: Server) -> None:
+    """Cut connections of banned agents and revoked authorities as soon as memory knows, at most once a second."""
+    watch = server.store.state
+    version = watch.version
+    seen = (watch.value.agents, watch.value.bundles)
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RETRY_SECONDS):
+                version = await watch.changed(version)
+        now = (watch.value.agents, watch.value.bundles)
+        unchanged = now[0] is seen[0] and now[1] is seen[1]
+        seen = now
+        cut = server.dismiss_strangers()
+        if cut:
+            log.info("cut %d connections whose certificates are no longer accepted", cut)
+        if not unchanged:
+            await asyncio.sleep(GUARD_SECONDS)

@@ -1,0 +1,11 @@
+"""The descriptors of the services this server offers."""
+
+from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
+from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
+from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2
+from spiffe_core.wire._gen.spire.api.server.svid.v1 import svid_pb2
+
+AGENT = agent_pb2.DESCRIPTOR.services_by_name["Agent"]
+BUNDLE = bundle_pb2.DESCRIPTOR.services_by_name["Bundle"]
+ENTRY = entry_pb2.DESCRIPTOR.services_by_name["Entry"]
+SVID = svid_pb2.DESCRIPTOR.services_by_name["SVID"]

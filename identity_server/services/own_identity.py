@@ -1,0 +1,96 @@
+"""The server's own X.509-SVID: spiffe://<trust domain>/spire/server, with a key that never leaves memory.
+
+Renewed with a new key at half-life, and at once when the authority that signed it is tainted or leaves the bundle
+(spire_features section 13.1). While a renewal fails the old one stays in force until it really expires.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from identity_server.domain.agents import SERVER_PATH
+from identity_server.domain.audit import SvidIssued
+from identity_server.ports import AuditLog, Store
+from identity_server.services.issuer import Issuer
+from spiffe_core.clock import Clock
+from spiffe_core.crypto.keys import KeyKind, generate, to_pkcs8
+from spiffe_core.errors import Unavailable
+from spiffe_core.lifetime import renew_at
+from spiffe_core.runtime.offload import Offload
+from spiffe_core.spiffe_id import SpiffeId, TrustDomain
+from spiffe_core.wire.tls import TlsIdentity
+
+
+class OwnIdentity:
+    """Keeps the server's SVID fresh. Belongs to the event loop."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        issuer: Issuer,
+        clock: Clock,
+        audit: AuditLog,
+        trust_domain: TrustDomain,
+        key_kind: KeyKind,
+        jitter: Callable[[], float],
+        offload: Offload,
+    ) -> None:
+        self._store = store
+        self._issuer = issuer
+        self._clock = clock
+        self._audit = audit
+        self._id = SpiffeId(trust_domain, SERVER_PATH)
+        self._key_kind = key_kind
+        self._jitter = jitter
+        self._offload = offload
+        self._identity: TlsIdentity | None = None
+        self._authority_id = ""
+        self.renew_at: datetime | None = None
+
+    @property
+    def identity(self) -> TlsIdentity:
+        """What the TLS listener presents; the same object until the next renewal."""
+        if self._identity is None:
+            raise Unavailable("the server has no certificate of its own yet")
+        return self._identity
+
+    async def tick(self) -> bool:
+        """Renew if that is due; True if it was."""
+        if not self._due():
+            return False
+        key = await self._offload(generate, self._key_kind)
+        signer = self._issuer.signer
+        issued = self._issuer.issue("server", self._id, key.public_key())
+        self._audit.record(
+            SvidIssued(
+                profile="server",
+                spiffe_id=str(issued.spiffe_id),
+                serial=issued.serial,
+                not_after=issued.not_after,
+                actor="server",
+            )
+        )
+        now = self._clock.now()
+        self._identity = TlsIdentity(issued.chain, to_pkcs8(key))
+        self._authority_id = signer.authority.authority_id if signer is not None else ""
+        self.renew_at = renew_at(now, datetime.fromtimestamp(issued.not_after, UTC), jitter=self._jitter())
+        return True
+
+    def seconds_until_due(self) -> float:
+        """How long until half-life; 0 if a renewal is due."""
+        if self.renew_at is None or self._due():
+            return 0.0
+        return max(0.0, (self.renew_at - self._clock.now()).total_seconds())
+
+    def _due(self) -> bool:
+        if self._identity is None or self.renew_at is None or self._clock.now() >= self.renew_at:
+            return True
+        bundles = self._store.state.value.bundles
+        if bundles is None:
+            return False
+        return not any(
+            authority.key_id == self._authority_id and not authority.tainted
+            for authority in bundles.own.x509_authorities
+        )
