@@ -377,7 +377,7 @@ async def test_a_client_that_goes_leaves_nothing_behind(ca):
         open_stream = endpoint.x509_svids()
         await open_stream.read()
         await endpoint.channel.close()
-        del open_stream  # grpcio keeps the connection while a call object lives
+        del stream, open_stream  # grpcio keeps the connection while a call object lives
         await until(lambda: endpoint.api.open_streams == 0 and endpoint.door.open_connections == 0)
         assert backend.subscribed == 0
 
