@@ -163,7 +163,8 @@ class Dialer:
             bundle = trust.bundles(trust.expected.trust_domain)
             if bundle is None or not bundle.x509_roots:
                 raise VerificationFailed(
-                    f"no trust bundle for {trust.expected.trust_domain}: the server cannot be verified", Reason.NO_BUNDLE
+                    f"no trust bundle for {trust.expected.trust_domain}: the server cannot be verified",
+                    Reason.NO_BUNDLE,
                 )
             roots = bundle.x509_roots
         context = client_context(self._identity(), roots)
@@ -213,4 +214,6 @@ def _in_words(address: tuple[str, int], error: Exception) -> IdentityError:
         )
     if isinstance(error, TimeoutError):
         return Unavailable(f"the server at {host}:{port} did not answer within {_CONNECT_SECONDS:.0f} s")
-    return Unavailable(f"cannot reach the server at {host}:{port}: {error.strerror if isinstance(error, OSError) else error}")
+    return Unavailable(
+        f"cannot reach the server at {host}:{port}: {error.strerror if isinstance(error, OSError) else error}"
+    )

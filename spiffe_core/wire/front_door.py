@@ -12,25 +12,30 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import inspect
 import logging
 import secrets
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
 import grpc.aio
+from cryptography import x509
 
 from spiffe_core.bundle import BundleSet
 from spiffe_core.errors import IdentityError, Unauthenticated
 from spiffe_core.runtime.supervise import spawn
 from spiffe_core.wire.channels import MAX_MESSAGE_BYTES, server_options
+from spiffe_core.wire.http2_meter import Meter, Principals, Rates
 from spiffe_core.wire.peer import Peer, TlsPeer, UnixPeer, unix_peer
-from spiffe_core.wire.sockets import BACKLOG, PrivateDirectory, UnixListener, listen_tcp, listen_unix
+from spiffe_core.wire.services import CALL_KINDS, HANDLER_FACTORIES
+from spiffe_core.wire.sockets import PrivateDirectory, UnixListener, listen_tcp, listen_unix
 from spiffe_core.wire.splice import Splice
 from spiffe_core.wire.tls import ServerTls, TlsIdentity, server_context, verified_svid
 
@@ -52,6 +57,7 @@ class Limits:
     handshake_seconds: float = 10.0
     stall_seconds: float = 60.0
     buffer_bytes: int = 256 * 1024
+    rates: Rates = Rates()
 
 
 class Context(Protocol):
@@ -81,6 +87,7 @@ class FrontDoor:
         self._private = PrivateDirectory.make()
         self._links: dict[str, _Link] = {}
         self._per_uid: Counter[int] = Counter()
+        self._principals = Principals(self.limits.rates)
         self._handshaking = 0
         self._unix: list[UnixListener] = []
         self._tcp: list[socket.socket] = []
@@ -200,8 +207,9 @@ class FrontDoor:
             return
         link = self._enter(peer)
         try:
-            await self._connect_far(link)
             loop = asyncio.get_running_loop()
+            link.splice.near.meter = self._meter(peer.pid, loop.time())
+            await self._connect_far(link)
             await loop.connect_accepted_socket(lambda: link.splice.near, connection)
         except BaseException:
             link.splice.abort()
@@ -216,6 +224,7 @@ class FrontDoor:
         address = _text(connection.getpeername())
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         link = _Link(TlsPeer(address), self._splice(lambda: self._leave(link)))
+        link.splice.near.meter = self._meter(address.rpartition(":")[0], loop.time())
         self._handshaking += 1
         try:
             transport, _ = await loop.connect_accepted_socket(
@@ -253,13 +262,16 @@ class FrontDoor:
     def _splice(self, on_close: Callable[[], None]) -> Splice:
         return Splice(buffer=self.limits.buffer_bytes, stall=self.limits.stall_seconds, on_close=on_close)
 
+    def _meter(self, principal: int | str, now: float) -> Meter:
+        return Meter(self.limits.rates, self._principals.of(principal, now), now)
+
     async def _connect_far(self, link: _Link) -> None:
         loop = asyncio.get_running_loop()
         far = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             far.bind("\0" + link.name)
             await _connect(far, str(self._private.path / "grpc.sock"))
-            await loop.create_connection(lambda: link.splice.far, sock=far)
+            await loop.create_unix_connection(lambda: link.splice.far, sock=far)
         except BaseException:
             far.close()
             raise
@@ -304,43 +316,48 @@ def _tls_peer(address: str, tls: ssl.SSLObject, settings: ServerTls) -> TlsPeer:
     svid = verified_svid(tls, settings.bundles().get, now=settings.now(), purpose="client")
     if svid is None:
         return TlsPeer(address)
-    return TlsPeer(address, svid.spiffe_id, svid.leaf_der, svid.serial, svid.not_after, svid.anchor_der)
+    serial = str(x509.load_der_x509_certificate(svid.leaf_der).serial_number)
+    return TlsPeer(address, svid.spiffe_id, svid.leaf_der, serial, svid.not_after, svid.anchor_der)
 
 
 def _text(address: Any) -> str:
     return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
 
 
-class DoorGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no usable types for aio interceptors
+class DoorGuard(grpc.aio.ServerInterceptor):
     """Lets no call through, on any service, whose connection did not come through the door."""
 
     def __init__(self, door: FrontDoor) -> None:
         self._door = door
 
-    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Wrap the handler of whatever kind so that it first asks who calls."""
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wrap the handler, of whichever kind, so that it first asks who calls."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
+        kind = (handler.request_streaming, handler.response_streaming)
+        behaviour = getattr(handler, CALL_KINDS[kind])
         door = self._door
-        if handler.response_streaming:
-            stream = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
-            async def streaming(request: Any, context: Any) -> Any:
-                door.caller_of(context)
-                async for response in stream(request, context):
+        async def one(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            door.caller_of(context)
+            return await behaviour(request, context)
+
+        async def many(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            door.caller_of(context)
+            async with aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
                     yield response
 
-            make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
-            return make(streaming, handler.request_deserializer, handler.response_serializer)
-        plain = handler.stream_unary if handler.request_streaming else handler.unary_unary
-
-        async def single(request: Any, context: Any) -> Any:
-            door.caller_of(context)
-            return await plain(request, context)
-
-        make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-        return make(single, handler.request_deserializer, handler.response_serializer)
+        return HANDLER_FACTORIES[kind](
+            many if inspect.isasyncgenfunction(behaviour) else one,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
 
 
 def private_server(
@@ -359,7 +376,3 @@ def private_server(
     server.add_generic_rpc_handlers(tuple(handlers))
     server.add_insecure_port(door.private_target)
     return server
-
-
-__all__ = ["BACKLOG", "DoorGuard", "FrontDoor", "Limits", "private_server"]
-

@@ -62,7 +62,7 @@ def listen_unix(path: Path, *, mode: int, dir_mode: int) -> UnixListener:
                 listener.bind(os.fspath(path))
             finally:
                 os.umask(before)
-            os.chmod(path, mode, follow_symlinks=True)
+            path.chmod(mode)
             listener.listen(BACKLOG)
         except BaseException:
             listener.close()
@@ -95,7 +95,9 @@ def listen_tcp(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         hint = "another process has it; stop that one or set bind_port" if error.errno == errno.EADDRINUSE else ""
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}. {hint}".strip(), field="bind_port") from error
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}. {hint}".strip(), field="bind_port"
+        ) from error
     return listener
 
 
@@ -200,7 +202,9 @@ def _clear(path: Path) -> None:
     except FileNotFoundError:
         return
     if stat.S_ISLNK(found.st_mode):
-        raise ConfigError(f"{path} is a symbolic link; remove it: a socket is never put behind one", field="socket_path")
+        raise ConfigError(
+            f"{path} is a symbolic link; remove it: a socket is never put behind one", field="socket_path"
+        )
     if not stat.S_ISSOCK(found.st_mode):
         raise ConfigError(f"{path} exists and is not a socket; move it away", field="socket_path")
     if found.st_uid != os.geteuid():

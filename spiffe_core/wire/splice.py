@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
+from spiffe_core.wire.http2_meter import Abuse, Meter
+
 
 class Splice:
     """Joins a near side (the peer) and a far side (grpcio). When either ends, both do, after what is in flight.
 
     `stall` seconds without the peer taking a byte that waits for it end the connection, so that a reader who never
-    reads holds a bounded buffer for a bounded time.
+    reads holds a bounded buffer for a bounded time. A `meter` on the near side slows down who floods.
     """
 
     __slots__ = ("_closed", "_on_close", "_stall", "_timer", "buffer", "far", "near")
@@ -33,7 +35,7 @@ class Splice:
 
     def flowing(self) -> None:
         """The side takes bytes again."""
-        if self._timer is not None and not (self.near.full or self.far.full):
+        if self._timer is not None and not (self.near.full or self.far.full or self._closed):
             self._timer.cancel()
             self._timer = None
 
@@ -47,9 +49,7 @@ class Splice:
     def end(self) -> None:
         """End both connections after what is in flight was written; a stalled one is cut off in time."""
         self.finished()
-        if self._timer is None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._stall, self.abort)
+        self.stalled()
         for side in (self.near, self.far):
             if side.transport is not None:
                 side.transport.close()
@@ -62,20 +62,19 @@ class Splice:
 
     def lost(self) -> None:
         """One transport is gone: the other follows, and with both gone nothing is left to time."""
-        self.finished()
-        open_sides = [side for side in (self.near, self.far) if side.transport is not None]
-        if not open_sides:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+        if self.near.transport is not None or self.far.transport is not None:
+            self.end()
             return
-        self.end()
+        self.finished()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class Side(asyncio.Protocol):
     """One end of a splice: what arrives here is written to the other end."""
 
-    __slots__ = ("early", "full", "other", "splice", "transport")
+    __slots__ = ("early", "full", "meter", "other", "splice", "throttle", "transport")
 
     def __init__(self, splice: Splice) -> None:
         self.splice = splice
@@ -83,6 +82,8 @@ class Side(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.full = False
         self.early: list[bytes] = []
+        self.meter: Meter | None = None
+        self.throttle: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Join in. Nothing is read from an end whose other end does not stand yet."""
@@ -92,30 +93,50 @@ class Side(asyncio.Protocol):
         if other.transport is None:
             self.transport.pause_reading()
             return
-        for data in other.early:
-            self.transport.write(data)
-        other.early.clear()
-        other.transport.resume_reading()
+        early, other.early = other.early, []
+        for data in early:
+            other.data_received(data)
+        other.read_on()
 
     def data_received(self, data: bytes) -> None:
         """Pass it on. A TLS layer may deliver once more after `pause_reading`; that is kept for the other end."""
         if self.other.transport is None:
             self.early.append(data)
-        else:
-            self.other.transport.write(data)
+            return
+        if self.meter is not None:
+            loop = asyncio.get_running_loop()
+            try:
+                wait = self.meter.charge(data, loop.time())
+            except Abuse:
+                self.splice.abort()
+                return
+            if wait > 0 and self.throttle is None and self.transport is not None:
+                self.transport.pause_reading()
+                self.throttle = loop.call_later(wait, self._unthrottled)
+        self.other.transport.write(data)
+
+    def _unthrottled(self) -> None:
+        self.throttle = None
+        self.read_on()
+
+    def read_on(self) -> None:
+        """Read again, unless the other end is full, this one is throttled, or it is over."""
+        if self.transport is None or self.transport.is_closing():
+            return
+        if self.throttle is None and self.other.transport is not None and not self.other.full:
+            self.transport.resume_reading()
 
     def pause_writing(self) -> None:
         """This end takes no more for now: stop reading at the other."""
         self.full = True
-        if self.other.transport is not None:
+        if self.other.transport is not None and not self.other.transport.is_closing():
             self.other.transport.pause_reading()
         self.splice.stalled()
 
     def resume_writing(self) -> None:
         """This end takes bytes again."""
         self.full = False
-        if self.other.transport is not None and not self.other.transport.is_closing():
-            self.other.transport.resume_reading()
+        self.other.read_on()
         self.splice.flowing()
 
     def eof_received(self) -> bool:
@@ -123,8 +144,11 @@ class Side(asyncio.Protocol):
         self.splice.end()
         return False
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio.Protocol
         """The transport is gone."""
         self.transport = None
         self.early.clear()
+        if self.throttle is not None:
+            self.throttle.cancel()
+            self.throttle = None
         self.splice.lost()

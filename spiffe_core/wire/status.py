@@ -128,7 +128,7 @@ class RpcFailure(Protocol):
         """The text beside it."""
         ...
 
-    def trailing_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
+    def trailing_metadata(self) -> Iterable[Any] | None:
         """What else came with it."""
         ...
 

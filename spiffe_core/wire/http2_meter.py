@@ -1,0 +1,169 @@
+"""What a client's HTTP/2 frames cost, before grpcio sees them.
+
+grpcio bounds streams and metadata, but it answers, decodes or discards every frame it is sent, and a peer that sends
+nothing else keeps a core busy: empty pings, endless header blocks, header blocks that name one large field thousands of
+times. So each frame has a price in tokens, by kind and by size of what must be decoded; a connection has a bucket of
+them, and so has its principal: the process behind a Unix socket, the address behind a TCP connection. Who overdraws is
+read more slowly (back-pressure), never answered with an error; who breaks the framing or sends a header block beyond
+every bound is cut off (reliability cases S54, S55; RFC 9113 section 10.5). The principal's bucket is for those who
+connect again and again; its debt is small, so that one client behind a shared address cannot silence the others.
+
+Only frame headers are read here: nine bytes of each frame.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+FRAME_HEADER_BYTES: Final = 9
+MAX_HEADER_BLOCK_BYTES: Final = 64 * 1024
+
+_DATA, _HEADERS, _CONTINUATION = 0, 1, 9
+_END_HEADERS = 0x4
+_PRICES: Final = {
+    _DATA: 2,
+    _HEADERS: 4,
+    2: 20,  # PRIORITY
+    3: 20,  # RST_STREAM
+    4: 300,  # SETTINGS
+    5: 300,  # PUSH_PROMISE: a client may not send it
+    6: 30,  # PING: some clients measure the path with one per answer
+    7: 300,  # GOAWAY
+    8: 2,  # WINDOW_UPDATE
+    _CONTINUATION: 20,
+}
+_UNKNOWN_PRICE: Final = 50
+_DATA_SHIFT: Final = 12  # one token for each 4 KiB of data
+_BLOCK_SHIFT: Final = 4  # one token for each 16 bytes to be decoded
+_OWN_WAIT: Final = 30.0
+_SHARED_WAIT: Final = 0.25
+
+
+class Abuse(ConnectionError):
+    """The peer broke the framing, or sent more than any honest client does; its connection is to be cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Tokens a second and the most that can be saved up, for one connection and for all of one principal."""
+
+    connection: float = 100_000
+    connection_burst: float = 200_000
+    principal: float = 400_000
+    principal_burst: float = 800_000
+    connecting: float = 500
+    """What opening a connection costs the principal."""
+
+
+class Bucket:
+    """Tokens that refill with time; overdrawing is allowed, up to `most_wait` seconds' worth, and is waited out."""
+
+    __slots__ = ("_burst", "_floor", "_level", "_rate", "_then")
+
+    def __init__(self, rate: float, burst: float, now: float, *, most_wait: float) -> None:
+        self._rate, self._burst, self._level, self._then = rate, burst, burst, now
+        self._floor = -rate * most_wait
+
+    def take(self, cost: float, now: float) -> float:
+        """Pay `cost`; the seconds to wait until the debt is paid off (0 for none)."""
+        level = min(self._burst, self._level + (now - self._then) * self._rate) - cost
+        self._level, self._then = max(level, self._floor), now
+        return 0.0 if level >= 0 else -self._level / self._rate
+
+
+class Principals:
+    """One bucket for each principal, kept over reconnects; bounded, the longest unused goes first."""
+
+    def __init__(self, rates: Rates, *, most: int = 4096) -> None:
+        self._rates = rates
+        self._most = most
+        self._buckets: OrderedDict[object, Bucket] = OrderedDict()
+
+    def of(self, principal: object, now: float) -> Bucket:
+        """The principal's bucket."""
+        bucket = self._buckets.get(principal)
+        if bucket is None:
+            bucket = self._buckets[principal] = Bucket(
+                self._rates.principal, self._rates.principal_burst, now, most_wait=_SHARED_WAIT
+            )
+            while len(self._buckets) > self._most:
+                self._buckets.popitem(last=False)
+        self._buckets.move_to_end(principal)
+        return bucket
+
+
+class FrameWalker:
+    """Walks a client's byte stream frame by frame and prices it, however the bytes are cut."""
+
+    __slots__ = ("_block", "_partial", "_preface", "_skip")
+
+    def __init__(self) -> None:
+        self._preface = 0  # bytes of it seen
+        self._partial = b""  # the beginning of a frame header
+        self._skip = 0  # bytes of the present frame's payload still to come
+        self._block = -1  # bytes of the open header block, -1 when none is open
+
+    def price(self, data: bytes) -> int:
+        """The tokens that `data` costs.
+
+        Raises:
+            Abuse: it is not HTTP/2, or a header block grew beyond MAX_HEADER_BLOCK_BYTES.
+        """
+        position, size, tokens = 0, len(data), 0
+        if self._preface < len(PREFACE):
+            position = min(size, len(PREFACE) - self._preface)
+            if data[:position] != PREFACE[self._preface : self._preface + position]:
+                raise Abuse("the peer does not speak HTTP/2")
+            self._preface += position
+        while position < size:
+            if self._skip:
+                step = min(self._skip, size - position)
+                self._skip -= step
+                position += step
+                continue
+            need = FRAME_HEADER_BYTES - len(self._partial)
+            if size - position < need or self._partial:
+                self._partial += data[position : position + need]
+                position += min(need, size - position)
+                if len(self._partial) < FRAME_HEADER_BYTES:
+                    break
+                head, at = self._partial, 0
+                self._partial = b""
+            else:
+                head, at = data, position
+                position += FRAME_HEADER_BYTES
+            self._skip = length = head[at] << 16 | head[at + 1] << 8 | head[at + 2]
+            tokens += self._frame(head[at + 3], head[at + 4], length)
+        return tokens
+
+    def _frame(self, kind: int, flags: int, length: int) -> int:
+        if kind == _DATA:
+            return _PRICES[_DATA] + (length >> _DATA_SHIFT)
+        if kind not in (_HEADERS, _CONTINUATION):
+            return _PRICES.get(kind, _UNKNOWN_PRICE)
+        self._block = length if kind == _HEADERS or self._block < 0 else self._block + length
+        if self._block > MAX_HEADER_BLOCK_BYTES:
+            raise Abuse("a header block is larger than any honest one")
+        if flags & _END_HEADERS:
+            self._block = -1
+        return _PRICES[kind] + (length >> _BLOCK_SHIFT)
+
+
+class Meter:
+    """Prices one connection's bytes against its own bucket and its principal's."""
+
+    __slots__ = ("_own", "_shared", "_walker")
+
+    def __init__(self, rates: Rates, shared: Bucket, now: float) -> None:
+        self._walker = FrameWalker()
+        self._own = Bucket(rates.connection, rates.connection_burst, now, most_wait=_OWN_WAIT)
+        self._shared = shared
+        self._shared.take(rates.connecting, now)
+
+    def charge(self, data: bytes, now: float) -> float:
+        """Pay for `data`; the seconds to stop reading for. Raises Abuse."""
+        tokens = self._walker.price(data)
+        return max(self._own.take(tokens, now), self._shared.take(tokens, now))
