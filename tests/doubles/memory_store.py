@@ -1,0 +1,105 @@
+"""The Store port for authorities and bundles, in memory, with troubles on request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from identity_server.domain.authority import Authority
+from identity_server.domain.state import Change, Position, State
+from spiffe_core.bundle import TrustBundle
+from spiffe_core.runtime.watch import Watch
+from spiffe_core.spiffe_id import TrustDomain
+
+T = TypeVar("T")
+
+
+@dataclass
+class Database:
+    """What survives a restart."""
+
+    authorities: dict[str, Authority] = field(default_factory=dict)
+    bundles: dict[TrustDomain, TrustBundle] = field(default_factory=dict)
+    revision: int = 0
+
+
+class _Authorities:
+    def __init__(self, rows: dict[str, Authority]) -> None:
+        self._rows = rows
+
+    def of_server(self, server_id: str) -> tuple[Authority, ...]:
+        return tuple(one for one in self._rows.values() if one.server_id == server_id)
+
+    def put(self, authority: Authority) -> None:
+        self._rows[authority.authority_id] = authority
+
+    def remove(self, authority_id: str) -> None:
+        self._rows.pop(authority_id, None)
+
+
+class _Bundles:
+    def __init__(self, rows: dict[TrustDomain, TrustBundle]) -> None:
+        self._rows = rows
+
+    def get(self, trust_domain: TrustDomain) -> TrustBundle | None:
+        return self._rows.get(trust_domain)
+
+    def put(self, bundle: TrustBundle) -> None:
+        self._rows[bundle.trust_domain] = bundle
+
+    def remove(self, trust_domain: TrustDomain) -> None:
+        self._rows.pop(trust_domain, None)
+
+    def count(self) -> int:
+        return len(self._rows)
+
+
+class _UnitOfWork:
+    def __init__(self, database: Database) -> None:
+        self.authorities = _Authorities(database.authorities)
+        self.bundles = _Bundles(database.bundles)
+
+
+class MemoryStore:
+    """One server's store on a `Database` that others may share.
+
+    `before` and `after` hold what to raise, one per command, before or after its commit; None lets a command pass.
+    """
+
+    def __init__(self, database: Database, trust_domain: TrustDomain, server_id: str) -> None:
+        self.database = database
+        self.before: list[BaseException | None] = []
+        self.after: list[BaseException | None] = []
+        self.commands = 0
+        self._server_id = server_id
+        self.state: Watch[State] = Watch(State(Position(1, 0, 0), trust_domain))
+        self.reload()
+
+    def reload(self) -> None:
+        """Make `state` show what the database holds, as a follower does after another server's commit."""
+        rows = tuple(one for one in self.database.authorities.values() if one.server_id == self._server_id)
+        self.state.publish(
+            self.state.value.apply(
+                Change(Position(1, self.database.revision, 7), bundles=dict(self.database.bundles), authorities=rows)
+            )
+        )
+
+    async def execute(self, command: Callable[[Any], T]) -> T:
+        self.commands += 1
+        _raise_next(self.before)
+        draft = Database(dict(self.database.authorities), dict(self.database.bundles))
+        result = command(_UnitOfWork(draft))
+        self.database.authorities, self.database.bundles = draft.authorities, draft.bundles
+        self.database.revision += 1
+        _raise_next(self.after)
+        self.reload()
+        return result
+
+    async def read(self, query: Callable[[Any], T]) -> T:
+        return query(_UnitOfWork(Database(dict(self.database.authorities), dict(self.database.bundles))))
+
+
+def _raise_next(troubles: list[BaseException | None]) -> None:
+    if troubles and (trouble := troubles.pop(0)) is not None:
+        raise trouble
