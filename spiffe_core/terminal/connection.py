@@ -1,0 +1,103 @@
+"""A blocking gRPC channel to a daemon on this machine, and what goes wrong with it in words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read once, when grpc is imported: a CLI has one voice
+
+import grpc
+
+from spiffe_core.errors import Kind
+from spiffe_core.terminal.failures import Failure
+from spiffe_core.terminal.printing import clean
+from spiffe_core.wire.channels import channel_options
+from spiffe_core.wire.status import from_rpc_error
+
+MAX_SOCKET_PATH_BYTES = 107
+CALL_SECONDS = 30.0
+"""How long a command waits for one answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """How a daemon is called, how it is started, and which flag names its socket."""
+
+    name: str
+    start: str
+    flag: str = "--socket-path"
+
+
+def check_socket(path: str, daemon: Daemon) -> None:
+    """Connect once, so that a missing, foreign or dead socket is told apart before gRPC blurs the difference.
+
+    Raises:
+        Failure: with what is the matter and what to do.
+    """
+    size = len(os.fsencode(path))
+    if size > MAX_SOCKET_PATH_BYTES:
+        raise Failure(
+            f"the socket path is {size} bytes long, and Unix allows {MAX_SOCKET_PATH_BYTES}: {path}",
+            f"give a shorter one with {daemon.flag}",
+        )
+    try:
+        if not stat.S_ISSOCK(Path(path).stat().st_mode):
+            raise Failure(f"{path} is not a socket", f"give the {daemon.name}'s socket with {daemon.flag}")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(CALL_SECONDS)
+            probe.connect(path)
+    except OSError as error:
+        raise _no_connection(path, error, daemon) from None
+
+
+def _no_connection(path: str, error: OSError, daemon: Daemon) -> Failure:
+    started = f"is the {daemon.name} running? start it with: {daemon.start}"
+    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+        return Failure(f"there is no socket at {path}", f"{started} (or name its socket with {daemon.flag})")
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return Failure(
+            f"permission denied for {path}", f"run this as the user or group that the {daemon.name} belongs to"
+        )
+    if error.errno == errno.ECONNREFUSED:
+        return Failure(f"nobody answers at {path}: the socket is left over from a {daemon.name} that ended", started)
+    reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
+    return Failure(f"cannot connect to {path}: {reason}", started)
+
+
+@contextmanager
+def connect(target: str, daemon: Daemon) -> Iterator[grpc.Channel]:
+    """A channel to `target` (a socket path, or `ip:port`); a call that fails in the block raises Failure."""
+    is_path = target.startswith("/")
+    if is_path:
+        check_socket(target, daemon)
+    address = f"unix:{target}" if is_path else target
+    with grpc.insecure_channel(address, options=channel_options()) as channel:
+        try:
+            yield channel
+        except grpc.RpcError as error:
+            raise failure_of(error, daemon) from None
+
+
+_ADVICE = {
+    Kind.UNAVAILABLE: "try again in a moment; if it goes on, look at the {name}'s log",
+    Kind.EXHAUSTED: "ask for less at once, or try again later",
+    Kind.UNAUTHENTICATED: "the {name} could not tell who is calling; run this on the same machine as a living process",
+    Kind.UNIMPLEMENTED: "this {name} does not offer it; check its version and configuration",
+    Kind.INTERNAL: "the reference stands in the {name}'s log beside the cause",
+}
+
+
+def failure_of(error: grpc.RpcError, daemon: Daemon) -> Failure:
+    """A failed call in words."""
+    told = from_rpc_error(error)
+    advice = _ADVICE.get(told.kind, "").format(name=daemon.name)
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return Failure(f"the {daemon.name} did not answer in time", advice)
+    return Failure(clean(told.public), advice)
