@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, delete, func, insert, select, update
 
 from identity_server.domain.listing import EntryFilter, Page
 from identity_server.store.event_log import EventKind, Recorder
 from identity_server.store.mapping import (
+    Values,
     digest,
     digest_of_selector,
     entry_of,
@@ -19,14 +20,16 @@ from identity_server.store.paging import page_of
 from identity_server.store.schema import entry, entry_federation, entry_selector
 from identity_server.store.selection import set_condition
 from spiffe_core.entry import RegistrationEntry, similarity
-from spiffe_core.errors import NotFound
+from spiffe_core.errors import Conflict, NotFound
 
 IN_LIST = 500
 """Longest IN list of one statement."""
 STREAM = 5_000
 
-_BY_IDS = select(entry).where(entry.c.id.in_(bindparam("ids", expanding=True)))
-_BY_SIMILARITY = select(entry).where(entry.c.similarity.in_(bindparam("digests", expanding=True)))
+_BY_ID = select(entry).where(entry.c.id == bindparam("key"))
+_BY_IDS = select(entry).where(entry.c.id.in_(bindparam("keys", expanding=True)))
+_BY_SIMILARITY = select(entry).where(entry.c.similarity == bindparam("key"))
+_BY_SIMILARITIES = select(entry).where(entry.c.similarity.in_(bindparam("keys", expanding=True)))
 _IDS = select(entry.c.id).where(entry.c.id.in_(bindparam("ids", expanding=True)))
 _ALL = select(entry).execution_options(yield_per=STREAM)
 _EXPIRED = (
@@ -40,12 +43,49 @@ _REPLACE = update(entry).where(entry.c.row_key == bindparam("key"))
 _REMOVE = delete(entry).where(entry.c.id.in_(bindparam("ids", expanding=True)))
 
 
-class SqlEntries:
-    """The EntryRepository of one transaction."""
+class NewEntries:
+    """Entries added in the present transaction that are not in the tables yet.
 
-    def __init__(self, connection: Connection, recorder: Recorder) -> None:
-        self._connection = connection
+    A batch adds the entries of many callers; writing them together costs a few statements instead of a few per caller.
+    They are written before anything reads or changes the tables in a way that could miss them.
+    """
+
+    __slots__ = ("by_id", "by_similarity", "rows")
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, RegistrationEntry] = {}
+        self.by_similarity: dict[bytes, RegistrationEntry] = {}
+        self.rows: list[tuple[Values, RegistrationEntry]] = []
+
+    def add(self, new: RegistrationEntry, values: Values) -> None:
+        """Remember one entry and its columns."""
+        self.by_id[new.id] = new
+        self.by_similarity[values["similarity"]] = new
+        self.rows.append((values, new))
+
+    def write(self, connection: Connection) -> None:
+        """Put all of them into the tables; their unique columns refuse an id or a similarity that is taken."""
+        if not self.rows:
+            return
+        rows, self.rows = self.rows, []
+        self.by_id, self.by_similarity = {}, {}
+        connection.execute(_INSERT, [values for values, _ in rows])
+        _add_sides(connection, [(values["row_key"], new) for values, new in rows])
+
+
+class SqlEntries:
+    """The EntryRepository of one operation."""
+
+    def __init__(self, connection: Connection, recorder: Recorder, new: NewEntries) -> None:
+        self._tables = connection
         self._recorder = recorder
+        self._new = new
+
+    @property
+    def _connection(self) -> Connection:
+        """The connection, for statements that must see the new entries too."""
+        self._new.write(self._tables)
+        return self._tables
 
     def get(self, entry_id: str) -> RegistrationEntry | None:
         """The entry, or None."""
@@ -53,56 +93,58 @@ class SqlEntries:
 
     def many(self, ids: Sequence[str]) -> dict[str, RegistrationEntry]:
         """The entries that exist among `ids`."""
-        found = (
-            entry_of(row)
-            for part in chunks(ids)
-            for row in self._connection.execute(_BY_IDS, {"ids": [entry_id.encode() for entry_id in part]})
-        )
-        return {one.id: one for one in found}
-
-    def similar(self, entries: Sequence[RegistrationEntry]) -> dict[bytes, RegistrationEntry]:
-        """Similarity digest -> the stored entry that has it."""
-        found: dict[bytes, RegistrationEntry] = {}
-        for part in chunks(entries):
-            digests = [similarity(one) for one in part]
-            for row in self._connection.execute(_BY_SIMILARITY, {"digests": digests}):
-                found[bytes(row.similarity)] = entry_of(row)
+        found = {one: self._new.by_id[one] for one in ids if one in self._new.by_id}
+        for row in self._rows(_BY_ID, _BY_IDS, [one.encode() for one in ids if one not in found]):
+            stored = entry_of(row)
+            found[stored.id] = stored
         return found
 
+    def similar(self, entries: Sequence[RegistrationEntry]) -> dict[bytes, RegistrationEntry]:
+        """Similarity digest -> the entry that has it."""
+        digests = list(map(similarity, entries))
+        found = {one: self._new.by_similarity[one] for one in digests if one in self._new.by_similarity}
+        for row in self._rows(_BY_SIMILARITY, _BY_SIMILARITIES, [one for one in digests if one not in found]):
+            found[bytes(row.similarity)] = entry_of(row)
+        return found
+
+    def _rows(self, single: Select[Any], several: Select[Any], keys: Sequence[bytes]) -> Iterator[Row[Any]]:
+        """The rows with these keys; asking for one is by far the most frequent, and cheaper without an IN list."""
+        if len(keys) == 1:
+            yield from self._tables.execute(single, {"key": keys[0]})
+            return
+        for part in chunks(keys):
+            yield from self._tables.execute(several, {"keys": part})
+
     def add(self, entries: Sequence[RegistrationEntry]) -> None:
-        """Store new entries; the unique columns refuse an id or a similarity that is taken."""
+        """Store new entries; Conflict if an id or a similarity is taken."""
         if not entries:
             return
-        keys = [self._recorder.next_row_key() for _ in entries]
         self._recorder.writing()
-        self._connection.execute(
-            _INSERT, [{**entry_values(one), "row_key": key} for key, one in zip(keys, entries, strict=True)]
-        )
-        self._add_sides(keys, entries)
+        for one in entries:
+            values = entry_values(one)
+            if one.id in self._new.by_id or values["similarity"] in self._new.by_similarity:
+                raise Conflict("an entry with this id, or a similar one, exists already")
+            values["row_key"] = self._recorder.next_row_key()
+            self._new.add(one, values)
         self._changed(entries)
 
     def replace(self, entries: Sequence[RegistrationEntry]) -> None:
         """Overwrite those that differ from what is stored; NotFound, before any write, if one is not stored."""
-        stored: dict[str, tuple[int, RegistrationEntry]] = {}
-        for part in chunks(entries):
-            for row in self._connection.execute(_BY_IDS, {"ids": [one.id.encode() for one in part]}):
-                stored[row.id.decode()] = (row.row_key, entry_of(row))
+        self._new.write(self._tables)
+        stored = {row.id.decode(): row for row in self._rows(_BY_ID, _BY_IDS, [one.id.encode() for one in entries])}
         for one in entries:
             if one.id not in stored:
                 raise NotFound("entry not found", entry_id=one.id)
-        changed = [one for one in entries if stored[one.id][1] != one]
+        changed = [(stored[one.id].row_key, one) for one in entries if entry_of(stored[one.id]) != one]
         if not changed:
             return
-        keys = [stored[one.id][0] for one in changed]
         self._recorder.writing()
-        self._connection.execute(
-            _REPLACE, [{**entry_values(one), "key": key} for key, one in zip(keys, changed, strict=True)]
-        )
+        self._tables.execute(_REPLACE, [{**entry_values(one), "key": key} for key, one in changed])
         for side in (entry_selector, entry_federation):
-            for part in chunks(keys):
-                self._connection.execute(delete(side).where(side.c.row_key.in_(part)))
-        self._add_sides(keys, changed)
-        self._changed(changed)
+            for part in chunks([key for key, _ in changed]):
+                self._tables.execute(delete(side).where(side.c.row_key.in_(part)))
+        _add_sides(self._tables, changed)
+        self._changed([one for _, one in changed])
 
     def remove(self, ids: Sequence[str]) -> None:
         """Delete; ids that do not exist are passed over."""
@@ -133,21 +175,19 @@ class SqlEntries:
         """Every entry, streamed."""
         return map(entry_of, self._connection.execute(_ALL))
 
-    def _add_sides(self, keys: Sequence[int], entries: Sequence[RegistrationEntry]) -> None:
-        pairs = list(zip(keys, entries, strict=True))
-        self._connection.execute(
-            _INSERT_SELECTOR,
-            [{"row_key": key, "digest": digest_of_selector(one)} for key, item in pairs for one in item.selectors],
-        )
-        federations = [
-            {"row_key": key, "digest": digest(one.name)} for key, item in pairs for one in item.federates_with
-        ]
-        if federations:
-            self._connection.execute(_INSERT_FEDERATION, federations)
-
     def _changed(self, entries: Sequence[RegistrationEntry]) -> None:
         for one in entries:
             self._recorder.changed(EventKind.ENTRY, one.id.encode())
+
+
+def _add_sides(connection: Connection, entries: Sequence[tuple[int, RegistrationEntry]]) -> None:
+    connection.execute(
+        _INSERT_SELECTOR,
+        [{"row_key": key, "digest": digest_of_selector(one)} for key, item in entries for one in item.selectors],
+    )
+    federations = [{"row_key": key, "digest": digest(one.name)} for key, item in entries for one in item.federates_with]
+    if federations:
+        connection.execute(_INSERT_FEDERATION, federations)
 
 
 def _conditions(wanted: EntryFilter) -> list[ColumnElement[bool]]:

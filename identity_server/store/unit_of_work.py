@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection
 
 from identity_server.store.agent_repository import SqlAgents
-from identity_server.store.entry_repository import SqlEntries
+from identity_server.store.entry_repository import NewEntries, SqlEntries
 from identity_server.store.event_log import LogUpkeep, Recorder
 from identity_server.store.repositories import SqlAuthorities, SqlBundles, SqlJoinTokens
 from spiffe_core.spiffe_id import TrustDomain
@@ -16,8 +16,14 @@ class SqlUnitOfWork:
 
     __slots__ = ("agents", "authorities", "bundles", "entries", "join_tokens", "log")
 
-    def __init__(self, connection: Connection, recorder: Recorder, trust_domain: TrustDomain) -> None:
-        self.entries = SqlEntries(connection, recorder)
+    def __init__(
+        self,
+        connection: Connection,
+        recorder: Recorder,
+        trust_domain: TrustDomain,
+        new_entries: NewEntries | None = None,
+    ) -> None:
+        self.entries = SqlEntries(connection, recorder, new_entries or NewEntries())
         self.agents = SqlAgents(connection, recorder, trust_domain)
         self.join_tokens = SqlJoinTokens(connection, recorder)
         self.bundles = SqlBundles(connection, recorder)

@@ -30,6 +30,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from identity_server.store.entry_repository import NewEntries
 from identity_server.store.event_log import TOKEN_BITS, Head, Recorder, advance, lock_head, token_at
 from identity_server.store.failures import Nature, nature_of, refusal_of
 from identity_server.store.unit_of_work import SqlUnitOfWork
@@ -220,9 +221,15 @@ class Writer:
             before = head = lock_head(connection)
             outcomes: list[Outcome] = []
             rows: list[dict[str, object]] = []
+            new_entries = NewEntries()
             for operation in batch:
-                head, outcome = self._apply(connection, operation, head, rows)
+                recorder = Recorder(head.revision + 1)
+                work = SqlUnitOfWork(connection, recorder, self._trust_domain, new_entries)
+                outcome = _applied(operation, work, recorder)
                 outcomes.append(outcome)
+                if outcome.error is None:
+                    head = self._moved(head, recorder, rows)
+            new_entries.write(connection)
             if head == before:
                 transaction.rollback()
                 return outcomes
@@ -236,31 +243,19 @@ class Writer:
             raise _CommitError(error, head, bool(rows), outcomes) from error
         return outcomes
 
-    def _apply(
-        self, connection: Connection, operation: Operation, head: Head, rows: list[dict[str, object]]
-    ) -> tuple[Head, Outcome]:
-        recorder = Recorder(head.revision + 1)
-        try:
-            value = operation.command(SqlUnitOfWork(connection, recorder, self._trust_domain))
-        except SQLAlchemyError:
-            raise
-        except Exception as error:  # carried to the caller, whatever it is
-            if recorder.touched:
-                raise _PoisonedError(error) from error
-            return head, Outcome(error=error)
+    def _moved(self, head: Head, recorder: Recorder, rows: list[dict[str, object]]) -> Head:
+        """The head after an operation; its events are added to `rows`."""
         if recorder.floor is not None:
             head = replace(head, floor=recorder.floor)
         if not recorder.events:
-            return head, Outcome(value)
+            return head
         token = self._token()
         rows.extend(
             {"revision": recorder.revision, "seq": seq, "token": token, "kind": int(kind), "subject": subject}
             for seq, (kind, subject) in enumerate(recorder.events)
         )
         epoch = head.epoch if recorder.epoch is None else recorder.epoch
-        return replace(head, epoch=epoch, revision=recorder.revision, token=token), Outcome(
-            value, revision=recorder.revision
-        )
+        return replace(head, epoch=epoch, revision=recorder.revision, token=token)
 
     def _find(self, failed: _CommitError) -> bool | None:
         """Whether a COMMIT that failed has happened; None if the database cannot be asked."""
@@ -295,6 +290,19 @@ class Writer:
     def _pause(self, tries: int) -> None:
         longest = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0**tries)
         time.sleep(longest * (0.5 + secrets.randbelow(1000) / 2000))
+
+
+def _applied(operation: Operation, work: SqlUnitOfWork, recorder: Recorder) -> Outcome:
+    """Run one operation: its value, or its refusal if it had not written yet."""
+    try:
+        value = operation.command(work)
+    except SQLAlchemyError:
+        raise
+    except Exception as error:  # carried to the caller, whatever it is
+        if recorder.touched:
+            raise _PoisonedError(error) from error
+        return Outcome(error=error)
+    return Outcome(value, revision=recorder.revision if recorder.events else 0)
 
 
 def _rolled_back(transaction: Any) -> None:
