@@ -44,6 +44,8 @@ def subject_name(
     Raises:
         InvalidRequest: with `field` "subject", naming the rule of X.520 that a part breaks.
     """
+    if any(text and not (text.isascii() and text.isalpha()) for text in country):
+        raise InvalidRequest("subject: a country is two ASCII letters (ISO 3166)", field="subject")
     parts = [(NameOID.COUNTRY_NAME, text) for text in country]
     parts += [(NameOID.ORGANIZATION_NAME, text) for text in organization]
     parts.append((NameOID.COMMON_NAME, common_name))

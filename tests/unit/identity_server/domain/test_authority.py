@@ -157,7 +157,7 @@ def test_a_new_authority_waits_unless_nothing_else_can_sign(
     """A15: ten seconds in the stored bundle; shorter if the active one would expire first."""
     slots, command = Slots(active, NEXT), Activate("b", BOTH, waited)
     if allowed:
-        assert "b" == run(slots, command, now=now).active.authority_id  # type: ignore[union-attr]  # it is there
+        assert run(slots, command, now=now).active.authority_id == "b"  # type: ignore[union-attr]  # it is there
     else:
         with pytest.raises(IllegalMove, match="10 s"):
             decide(slots, command, now)
@@ -208,4 +208,4 @@ def test_the_next_authority_is_never_made_where_one_is_in_force(slots: Slots, ex
 
 
 def test_keys_have_spires_slot_names() -> None:
-    assert ("x509-CA-A", "x509-CA-B") == (key_slot("x509", "A"), NEXT.key_slot)
+    assert (key_slot("x509", "A"), NEXT.key_slot) == ("x509-CA-A", "x509-CA-B")

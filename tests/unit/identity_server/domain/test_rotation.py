@@ -138,12 +138,12 @@ def test_only_roots_that_expired_a_day_ago_leave_the_bundle() -> None:
     ids = dict(zip(roots, (root.key_id for root in bundle.x509_authorities), strict=True))
     now = int(end.timestamp()) + DAY + 1
     assert (ids["gone"],) == expired_roots(bundle, now, keep=frozenset({ids["kept"]}))
-    assert () == expired_roots(bundle, now - 1, keep=frozenset({ids["kept"]}))
+    assert expired_roots(bundle, now - 1, keep=frozenset({ids["kept"]})) == ()
 
 
 def test_only_old_authorities_leave_the_journal() -> None:
-    assert (OLD,) == expired_authorities([ACTIVE, OLD, PREPARED], T0 + 10 * DAY)
-    assert () == expired_authorities([OLD], OLD.not_after + DAY)
+    assert expired_authorities([ACTIVE, OLD, PREPARED], T0 + 10 * DAY) == (OLD,)
+    assert expired_authorities([OLD], OLD.not_after + DAY) == ()
 
 
 @pytest.mark.parametrize(
