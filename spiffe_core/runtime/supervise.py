@@ -21,8 +21,8 @@ class Supervisor:
         await self._group.__aenter__()
         return self
 
-    async def __aexit__(self, *exc: Any) -> bool | None:
-        return await self._group.__aexit__(*exc)
+    async def __aexit__(self, *exc: Any) -> None:
+        await self._group.__aexit__(*exc)
 
     def start(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Start one owned task."""

@@ -39,6 +39,7 @@ _CONNECT_SECONDS = 10.0
 _STALL_SECONDS = 60.0
 _BUFFER_BYTES = 256 * 1024
 _LINGER_SECONDS = 30.0
+_REASONS = {9: Reason.NOT_YET_VALID, 10: Reason.EXPIRED}  # X509_V_ERR_* of OpenSSL
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +211,7 @@ def _in_words(address: tuple[str, int], error: Exception) -> IdentityError:
         return VerificationFailed(
             f"the server at {host}:{port} is not proven by the trust bundle ({error.verify_message}); "
             "if its authorities were replaced, give the agent the new bundle",
-            Reason.UNKNOWN_AUTHORITY,
+            _REASONS.get(error.verify_code, Reason.UNKNOWN_AUTHORITY),
         )
     if isinstance(error, TimeoutError):
         return Unavailable(f"the server at {host}:{port} did not answer within {_CONNECT_SECONDS:.0f} s")

@@ -20,7 +20,7 @@ import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,7 +57,7 @@ class Limits:
     handshake_seconds: float = 10.0
     stall_seconds: float = 60.0
     buffer_bytes: int = 256 * 1024
-    rates: Rates = Rates()
+    rates: Rates = field(default_factory=Rates)
 
 
 class Context(Protocol):

@@ -17,7 +17,7 @@ from spiffe_core.bundle import BundleSet, TrustBundle
 from spiffe_core.crypto.keys import PrivateKeyDer
 from spiffe_core.errors import Reason, VerificationFailed
 from spiffe_core.spiffe_id import TrustDomain
-from spiffe_core.x509_verify import VerifiedX509Svid, verify_x509_svid
+from spiffe_core.x509_verify import Purpose, VerifiedX509Svid, verify_x509_svid
 
 _DER = 2  # _ssl.ENCODING_DER
 # TLS 1.2 suites of SPIFFE conformance decision D16; TLS 1.3 suites are OpenSSL's own, all AEAD.
@@ -93,7 +93,7 @@ def verified_svid(
     bundles: Callable[[TrustDomain], TrustBundle | None],
     *,
     now: datetime,
-    purpose: str,
+    purpose: Purpose,
 ) -> VerifiedX509Svid | None:
     """The peer's SVID from the chain OpenSSL verified, or None if it presented no certificate.
 

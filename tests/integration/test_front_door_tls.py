@@ -1,0 +1,372 @@
+"""The TLS listener and the dialer: a peer is its SPIFFE ID, proven in this very handshake, or nobody (A5, S2, S3)."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import grpc
+import pytest
+
+from spiffe_core.bundle import BundleSet
+from spiffe_core.clock import SystemClock
+from spiffe_core.errors import Reason, Unavailable, VerificationFailed
+from spiffe_core.spiffe_id import SpiffeId
+from spiffe_core.wire.dialer import Dialer, DialTrust
+from spiffe_core.wire.front_door import FrontDoor, Limits
+from spiffe_core.wire.peer import TlsPeer
+from spiffe_core.wire.tls import ServerTls, TlsIdentity, client_context, load_identity
+from tests.authority import CLIENT_AUTH, SERVER_AUTH, SpiffeTestCA
+from tests.doubles.door_service import serve
+
+SERVER_ID = SpiffeId.parse("spiffe://example.org/spire/server")
+AGENT_ID = SpiffeId.parse("spiffe://example.org/spire/agent/join_token/one")
+CLOCK = SystemClock()
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+def identity_of(svid):
+    return TlsIdentity(svid.chain, svid.key)
+
+
+@dataclass
+class Domain:
+    """One trust domain's server side: what it presents and what it believes can both be replaced."""
+
+    ca: SpiffeTestCA
+    identity: TlsIdentity
+    bundles: BundleSet
+    door: FrontDoor | None = None
+    port: int = 0
+
+    def trust(self):
+        return DialTrust(SERVER_ID, self.bundles.get)
+
+
+@asynccontextmanager
+async def listening(*, federated=(), **limits):
+    ca = SpiffeTestCA("example.org")
+    bundles = BundleSet(ca.bundle(), {other.trust_domain: other.bundle() for other in federated})
+    domain = Domain(ca, identity_of(ca.issue(SERVER_ID)), bundles)
+    domain.door = FrontDoor(limits=Limits(**limits))
+    _, server = await serve(domain.door)
+    tls = ServerTls(lambda: domain.identity, lambda: domain.bundles, CLOCK.now)
+    _, domain.port = domain.door.listen_tcp("127.0.0.1", 0, tls)
+    try:
+        yield domain
+    finally:
+        await server.stop(0)
+        await domain.door.close()
+
+
+@asynccontextmanager
+async def dialing(domain, svid=None, trust=None):
+    dialer = Dialer(
+        "127.0.0.1",
+        domain.port,
+        trust=trust or domain.trust,
+        identity=lambda: identity_of(svid) if svid else None,
+        now=CLOCK.now,
+    )
+    await dialer.start()
+    try:
+        yield dialer
+    finally:
+        await dialer.close()
+
+
+async def who(dialer, timeout=5):
+    return (await dialer.channel().unary_unary("/door.Test/Who")(b"", timeout=timeout)).decode()
+
+
+async def refused(dialer):
+    """The call fails; the dialer's words say why."""
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await who(dialer, timeout=3)
+    assert failure.value.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+    return dialer.last_error
+
+
+async def admitted(port, context, session=None):
+    """Handshake with Python's own ssl; whether the listener went on to speak HTTP/2. Returns (admitted, socket's facts)."""
+
+    def attempt():
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as raw:
+            try:
+                with context.wrap_socket(raw, server_hostname="x", session=session) as tls:
+                    tls.sendall(HELLO)
+                    answer = tls.recv(9)
+                    return bool(answer), tls.session, tls.session_reused, tls.version()
+            except (ssl.SSLError, ConnectionError) as error:
+                return False, None, None, str(error)
+
+    return await asyncio.to_thread(attempt)
+
+
+async def test_a_client_is_its_verified_id_and_one_without_certificate_is_anonymous():
+    """One port, optional client certificate (spire_wire 1.1)."""
+    async with listening() as domain:
+        async with dialing(domain, domain.ca.issue(AGENT_ID)) as dialer:
+            assert await who(dialer) == f"tls {AGENT_ID}"
+        async with dialing(domain) as dialer:
+            assert await who(dialer) == "tls anonymous"
+
+
+async def test_the_peer_value_holds_what_authorisation_needs():
+    async with listening() as domain:
+        svid = domain.ca.issue(AGENT_ID)
+        async with dialing(domain, svid) as dialer:
+            await who(dialer)
+            (link,) = domain.door._links.values()
+            assert link.peer == TlsPeer(
+                link.peer.address, AGENT_ID, svid.chain[0], str(svid.leaf.serial_number), svid.not_after, domain.ca.der
+            )
+
+
+def bad_clients():
+    ca, stranger, other = SpiffeTestCA("example.org"), SpiffeTestCA("example.org"), SpiffeTestCA("fed.test")
+    past = {"not_before": ca.now - timedelta(hours=2), "not_after": ca.now - timedelta(hours=1)}
+    two = ("spiffe://example.org/a", "spiffe://example.org/b")
+    unrelated = ca.issue(AGENT_ID)
+    return (
+        ca,
+        other,
+        {
+            "N-X-01 unknown CA of the same name": stranger.issue(AGENT_ID),
+            "N-X-02 expired": ca.issue(AGENT_ID, **past),
+            "N-X-04 not yet valid": ca.issue(AGENT_ID, not_before=ca.now + timedelta(hours=1)),
+            "N-X-06 CA:TRUE leaf": ca.issue(AGENT_ID, ca=True),
+            "N-X-07 keyCertSign": ca.issue(AGENT_ID, usage=frozenset({"digital_signature", "key_cert_sign"})),
+            "N-X-09 two URIs": ca.issue(AGENT_ID, uris=two),
+            "N-X-10 a foreign URI besides": ca.issue(AGENT_ID, uris=(str(AGENT_ID), "https://example.org/")),
+            "N-X-12 DNS only": ca.issue(AGENT_ID, uris=(), dns=("agent.example.org",)),
+            "N-X-15 no path": ca.issue("spiffe://example.org/x", uris=("spiffe://example.org",)),
+            "N-X-18 another domain's ID under this CA": ca.issue("spiffe://fed.test/w"),
+            "N-X-18 this domain's ID under another's CA": other.issue("spiffe://example.org/w"),
+            "N-X-19 no bundle for the domain": ca.issue("spiffe://nowhere.test/w"),
+            "N-X-28 serverAuth only": ca.issue(AGENT_ID, eku=(SERVER_AUTH,)),
+            "N-X-32 the CA itself": type(unrelated)(AGENT_ID, (ca.der,), ca.key),
+        },
+    )
+
+
+BAD_CA, BAD_OTHER, BAD_CLIENTS = bad_clients()
+
+
+@pytest.mark.parametrize("case", sorted(BAD_CLIENTS))
+async def test_a_client_certificate_that_breaks_a_rule_ends_the_connection(case):
+    """S3, N-X: never "anonymous" either; the same listener serves the valid counterpart before and after."""
+    async with listening(federated=[BAD_OTHER]) as domain:
+        domain.bundles = BundleSet(BAD_CA.bundle(), {BAD_OTHER.trust_domain: BAD_OTHER.bundle()})
+        domain.identity = identity_of(BAD_CA.issue(SERVER_ID))
+        async with dialing(domain, BAD_CA.issue(AGENT_ID)) as good:
+            assert await who(good) == f"tls {AGENT_ID}"
+            async with dialing(domain, BAD_CLIENTS[case]) as bad:
+                await refused(bad)
+            assert await who(good) == f"tls {AGENT_ID}"
+        assert domain.door.refused.total() >= 1
+
+
+async def test_a_federated_peer_is_proven_by_its_own_domains_bundle():
+    """N-X-18's positive control: the union of roots is loaded, each counts for its own domain."""
+    fed = SpiffeTestCA("fed.test")
+    async with listening(federated=[fed]) as domain:
+        async with dialing(domain, fed.issue("spiffe://fed.test/admin")) as dialer:
+            assert await who(dialer) == "tls spiffe://fed.test/admin"
+
+
+async def test_a_certificate_without_its_key_does_not_get_through():
+    """N-X-34."""
+    async with listening() as domain:
+        context = client_context(None, domain.ca.bundle().x509_roots)
+        thief = domain.ca.issue(AGENT_ID)
+        with pytest.raises(ssl.SSLError):
+            load_identity(context, TlsIdentity(thief.chain, domain.ca.issue(AGENT_ID).key))
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["tls12", "tls13"])
+async def test_a_session_is_not_resumed_before_or_after_its_authority_is_revoked(version):
+    """S2, N-X-37: what was verified then is not believed now."""
+    async with listening() as domain:
+        svid = domain.ca.issue(AGENT_ID)
+        context = client_context(identity_of(svid), domain.ca.bundle().x509_roots)
+        context.minimum_version = context.maximum_version = version
+        context.options &= ~ssl.OP_NO_TICKET
+        ok, session, reused, _ = await admitted(domain.port, context)
+        assert ok
+        assert reused is False
+        again, _, reused, _ = await admitted(domain.port, context, session)
+        assert not (again and reused)
+        fresh = SpiffeTestCA("example.org")
+        domain.identity = identity_of(fresh.issue(SERVER_ID))
+        domain.bundles = BundleSet(fresh.bundle(), {})
+        context.verify_mode = ssl.CERT_NONE
+        after, _, _, _ = await admitted(domain.port, context, session)
+        assert not after
+        with contextlib.suppress(ssl.SSLError):
+            anonymous = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            anonymous.check_hostname, anonymous.verify_mode = False, ssl.CERT_NONE
+            anonymous.set_alpn_protocols(["h2"])
+            assert (await admitted(domain.port, anonymous))[0], "the listener itself goes on"
+
+
+async def test_an_open_connection_ends_when_its_authority_leaves_the_bundle():
+    """S2: `close_where` cuts the streams of a revoked authority, and only those."""
+    async with listening() as domain:
+        old, new = domain.ca, SpiffeTestCA("example.org")
+        domain.bundles = BundleSet(old.bundle(new), {})
+        async with dialing(domain, old.issue(AGENT_ID)) as doomed, dialing(domain, new.issue(AGENT_ID)) as safe:
+            streams = [d.channel().unary_stream("/door.Test/Stream")(b"") for d in (doomed, safe)]
+            for stream in streams:
+                assert await stream.read() == f"tls {AGENT_ID}".encode()
+            domain.bundles = BundleSet(new.bundle(), {})
+            domain.identity = identity_of(new.issue(SERVER_ID))
+            assert domain.door.close_where(lambda peer: peer.anchor == old.der) == 1
+            with pytest.raises(grpc.aio.AioRpcError) as cut:
+                await asyncio.wait_for(streams[0].read(), 5)
+            assert cut.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert await who(safe) == f"tls {AGENT_ID}"
+            await refused(doomed)
+            streams[1].cancel()
+
+
+async def test_tls_1_1_and_protocols_other_than_http2_are_refused():
+    """S3, spire_wire 1.1: TLS >= 1.2, ALPN h2 only."""
+    async with listening() as domain:
+        roots = domain.ca.bundle().x509_roots
+        fine = client_context(None, roots)
+        assert (await admitted(domain.port, fine))[0]
+        for protocols in (["http/1.1"], []):
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            if protocols:
+                context.set_alpn_protocols(protocols)
+            assert not (await admitted(domain.port, context))[0]
+        old = client_context(None, roots)
+        old.set_ciphers("ALL:@SECLEVEL=0")
+        with pytest.warns(DeprecationWarning):
+            old.minimum_version = ssl.TLSVersion.TLSv1
+            old.maximum_version = ssl.TLSVersion.TLSv1_1
+        assert not (await admitted(domain.port, old))[0]
+        weak = client_context(None, roots)
+        weak.maximum_version = ssl.TLSVersion.TLSv1_2
+        weak.set_ciphers("AES128-SHA:ECDHE-ECDSA-AES128-SHA")
+        assert not (await admitted(domain.port, weak))[0]
+
+
+async def test_slow_handshakes_are_cut_off_and_others_are_served():
+    """S50: a byte now and then holds nothing up."""
+    async with listening(handshake_seconds=0.5) as domain:
+        slow = [await asyncio.open_connection("127.0.0.1", domain.port) for _ in range(20)]
+        for _, writer in slow:
+            writer.write(b"\x16\x03")
+        async with dialing(domain) as dialer:
+            assert await who(dialer) == "tls anonymous"
+        for reader, writer in slow:
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 10) == b""
+            writer.close()
+        assert domain.door._handshaking == 0
+
+
+async def test_a_renewed_identity_or_bundle_is_used_from_the_next_handshake_on():
+    """Rotation needs no restart of the listener."""
+    async with listening() as domain:
+        async with dialing(domain) as dialer:
+            assert await who(dialer) == "tls anonymous"
+            new = SpiffeTestCA("example.org")
+            domain.bundles = BundleSet(domain.ca.bundle(new), {})
+            domain.identity = identity_of(new.issue(SERVER_ID))
+            await dialer.renew()
+            assert await who(dialer) == "tls anonymous"
+            domain.bundles = BundleSet(new.bundle(), {})
+            await dialer.renew()
+            assert await who(dialer) == "tls anonymous"
+
+
+BAD_SERVERS = {
+    "another ID of the domain": (lambda ca: ca.issue("spiffe://example.org/w"), Reason.UNEXPECTED_ID),
+    "a stranger's CA": (lambda _: SpiffeTestCA("example.org").issue(SERVER_ID), Reason.UNKNOWN_AUTHORITY),
+    "expired": (
+        lambda ca: ca.issue(SERVER_ID, not_before=ca.now - timedelta(hours=2), not_after=ca.now - timedelta(hours=1)),
+        Reason.EXPIRED,
+    ),
+    "clientAuth only": (lambda ca: ca.issue(SERVER_ID, eku=(CLIENT_AUTH,)), Reason.UNKNOWN_AUTHORITY),
+    "two URIs": (lambda ca: ca.issue(SERVER_ID, uris=(str(SERVER_ID), "spiffe://example.org/b")), Reason.BAD_SPIFFE_ID),
+}
+
+
+@pytest.mark.parametrize("case", sorted(BAD_SERVERS))
+async def test_the_dialer_believes_only_the_expected_server(case):
+    """spire_wire 1.3: chain and exact ID, never the host name; the reason is told in words."""
+    make, reason = BAD_SERVERS[case]
+    async with listening() as domain, dialing(domain) as dialer:
+        assert await who(dialer) == "tls anonymous"
+        good, domain.identity = domain.identity, identity_of(make(domain.ca))
+        await dialer.renew()
+        error = await refused(dialer)
+        assert isinstance(error, VerificationFailed)
+        assert error.reason is reason
+        domain.identity = good
+        await dialer.renew()
+        assert await who(dialer) == "tls anonymous"
+        assert dialer.last_error is None
+
+
+async def test_insecure_bootstrap_compares_the_claimed_id_and_nothing_else():
+    """spire_wire 1.3."""
+    async with listening() as domain:
+        domain.identity = identity_of(SpiffeTestCA("example.org").issue(SERVER_ID))
+        async with dialing(domain, trust=lambda: DialTrust(SERVER_ID, None)) as dialer:
+            assert await who(dialer) == "tls anonymous"
+            domain.identity = identity_of(domain.ca.issue("spiffe://example.org/other"))
+            await dialer.renew()
+            assert (await refused(dialer)).reason is Reason.UNEXPECTED_ID
+
+
+async def test_without_a_bundle_nothing_is_dialled():
+    async with listening() as domain, dialing(domain, trust=lambda: DialTrust(SERVER_ID, lambda _: None)) as dialer:
+        assert (await refused(dialer)).reason is Reason.NO_BUNDLE
+        assert domain.door.open_connections == 0
+
+
+async def test_a_server_that_is_away_is_named_in_words():
+    async with listening() as domain:
+        port = domain.port
+    domain.port = port
+    async with dialing(domain) as dialer:
+        error = await refused(dialer)
+        assert isinstance(error, Unavailable)
+        assert str(port) in error.public
+
+
+async def test_the_dialers_listener_serves_its_own_process_only():
+    """A5: a second process of the same user finds no tunnel to the server there."""
+    async with listening() as domain, dialing(domain, domain.ca.issue(AGENT_ID)) as dialer:
+        assert await who(dialer) == f"tls {AGENT_ID}"
+        code = (
+            "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])\n"
+            "try:\n s.sendall(b'PRI * HTTP/2.0'); print(len(s.recv(100)))\nexcept OSError:\n print(0)"
+        )
+        argv = [sys.executable, "-c", code, dialer.local_path]
+        said = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=30, check=True)
+        assert said.stdout.strip() == "0"
+        assert dialer.refused["foreign process"] == 1
+        assert domain.door.open_connections == 1
+        assert await who(dialer) == f"tls {AGENT_ID}"
+
+
+async def test_keys_reach_tls_without_a_file(tmp_path, monkeypatch):
+    """A5: through anonymous memory; nothing is left open, nothing is written."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    svid = SpiffeTestCA().issue()
+    before = len(os.listdir("/proc/self/fd"))
+    load_identity(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), identity_of(svid))
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert list(tmp_path.iterdir()) == []
