@@ -54,7 +54,7 @@ def _socket(path: Path) -> Path:
 def _database(url: str) -> str:
     if url == "sqlite" or (url.startswith("sqlite:///") and len(url) > len("sqlite:///")):
         return url
-    raise ValueError('must be "sqlite" (a file in data_dir) or "sqlite:///PATH"')
+    raise ValueError('must be "sqlite" (a file in data_dir) or "sqlite:////absolute/path"')
 
 
 Trust = Annotated[TrustDomain, parsed_by(TrustDomain.parse), PlainSerializer(str)]
@@ -146,10 +146,10 @@ class ServerSettings(Section):
 
     @property
     def database_path(self) -> Path:
-        """The SQLite file."""
+        """The SQLite file: a relative path of the URL is below `data_dir`."""
         if self.database.url == "sqlite":
             return self.data_dir / "datastore.sqlite3"
-        return Path(self.database.url.removeprefix("sqlite://"))
+        return self.data_dir / self.database.url.removeprefix("sqlite:///")
 
     def warnings(self) -> tuple[str, ...]:
         """What will work and is probably not meant: SPIRE's rule on SVIDs that an authority may cut short."""
