@@ -1,0 +1,80 @@
+"""Every KeyManager behaves the same (architecture A12)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from identity_server.keys import MAX_SLOTS, DiskKeys, MemoryKeys
+from identity_server.ports import KeyManager
+from spiffe_core.crypto.keys import KeyKind, spki_der
+from spiffe_core.errors import InvalidRequest
+
+
+@pytest.fixture(params=["memory", "disk"])
+def keys(request: pytest.FixtureRequest, tmp_path: Path) -> KeyManager:
+    return MemoryKeys() if request.param == "memory" else DiskKeys(tmp_path / "data" / "keys.json")
+
+
+def test_a_new_manager_is_empty(keys: KeyManager) -> None:
+    assert (keys.list(), keys.signer("x509-CA-A")) == ((), None)
+
+
+@pytest.mark.parametrize("kind", [KeyKind.EC_P256, KeyKind.EC_P384, KeyKind.RSA_2048])
+def test_the_signer_is_the_private_half_of_what_generate_returned(keys: KeyManager, kind: KeyKind) -> None:
+    public = keys.generate("x509-CA-A", kind)
+    signer = keys.signer("x509-CA-A")
+    assert signer is not None
+    assert spki_der(public) == spki_der(signer.public_key())
+
+
+def test_a_signer_signs(keys: KeyManager) -> None:
+    public = keys.generate("x509-CA-A", KeyKind.EC_P256)
+    signer = keys.signer("x509-CA-A")
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    public.verify(signer.sign(b"data", ec.ECDSA(hashes.SHA256())), b"data", ec.ECDSA(hashes.SHA256()))
+
+
+def test_generating_again_replaces_only_that_slot(keys: KeyManager) -> None:
+    first, other = keys.generate("x509-CA-A", KeyKind.EC_P256), keys.generate("x509-CA-B", KeyKind.EC_P256)
+    second = keys.generate("x509-CA-A", KeyKind.EC_P256)
+    assert spki_der(first) != spki_der(second)
+    held = {slot: spki_der(signer.public_key()) for slot in keys.list() if (signer := keys.signer(slot))}
+    assert {"x509-CA-A": spki_der(second), "x509-CA-B": spki_der(other)} == held
+
+
+def test_deleting_empties_one_slot_and_may_be_repeated(keys: KeyManager) -> None:
+    keys.generate("x509-CA-A", KeyKind.EC_P256)
+    keys.generate("x509-CA-B", KeyKind.EC_P256)
+    for _ in range(2):
+        keys.delete("x509-CA-A")
+        assert (keys.list(), keys.signer("x509-CA-A")) == (("x509-CA-B",), None)
+
+
+@pytest.mark.parametrize("slot", ["", "a b", "../x", "a/b", "a\n", "-a", "a" * 65])
+def test_a_slots_name_is_checked(keys: KeyManager, slot: str) -> None:
+    with pytest.raises(InvalidRequest, match="slot"):
+        keys.generate(slot, KeyKind.EC_P256)
+    assert keys.list() == ()
+
+
+def test_the_number_of_slots_is_bounded(keys: KeyManager) -> None:
+    for number in range(MAX_SLOTS):
+        keys.generate(f"slot-{number}", KeyKind.EC_P256)
+    with pytest.raises(InvalidRequest, match="slots are taken"):
+        keys.generate("one-more", KeyKind.EC_P256)
+    keys.generate("slot-0", KeyKind.EC_P256)
+
+
+def test_a_manager_says_where_its_keys_are_and_whether_they_stay(keys: KeyManager) -> None:
+    assert isinstance(keys.persistent, bool)
+    assert keys.location
+
+
+def test_nothing_secret_is_printed(keys: KeyManager) -> None:
+    keys.generate("x509-CA-A", KeyKind.EC_P256)
+    assert "PRIVATE" not in f"{keys!r} {keys.signer('x509-CA-A')!r}"
