@@ -18,10 +18,11 @@ from spiffe_core.bundle import BundleSet
 from spiffe_core.clock import SystemClock
 from spiffe_core.errors import Reason, Unavailable, VerificationFailed
 from spiffe_core.spiffe_id import SpiffeId
+from spiffe_core.wire import front_door
 from spiffe_core.wire.dialer import Dialer, DialTrust
 from spiffe_core.wire.front_door import FrontDoor, Limits
 from spiffe_core.wire.peer import TlsPeer
-from spiffe_core.wire.tls import ServerTls, TlsIdentity, client_context, load_identity
+from spiffe_core.wire.tls import ServerTls, TlsIdentity, client_context, load_identity, server_context
 from tests.authority import CLIENT_AUTH, SERVER_AUTH, SpiffeTestCA
 from tests.doubles.door_service import serve
 
@@ -190,30 +191,35 @@ async def test_a_certificate_without_its_key_does_not_get_through():
             load_identity(context, TlsIdentity(thief.chain, domain.ca.issue(AGENT_ID).key))
 
 
+@pytest.mark.parametrize("tickets", [False, True], ids=["as it is", "even if the library gave tickets"])
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["tls12", "tls13"])
-async def test_a_session_is_not_resumed_before_or_after_its_authority_is_revoked(version):
-    """S2, N-X-37: what was verified then is not believed now."""
+async def test_a_session_is_not_resumed_before_or_after_its_authority_is_revoked(version, tickets, monkeypatch):
+    """S2, N-X-37: what was verified then is not believed now. Two guards: no tickets, and no belief in resumption."""
+    if tickets:
+
+        def generous(identity, roots):
+            context = server_context(identity, roots)
+            context.options &= ~ssl.OP_NO_TICKET
+            return context
+
+        monkeypatch.setattr(front_door, "server_context", generous)
     async with listening() as domain:
         svid = domain.ca.issue(AGENT_ID)
         context = client_context(identity_of(svid), domain.ca.bundle().x509_roots)
         context.minimum_version = context.maximum_version = version
         context.options &= ~ssl.OP_NO_TICKET
         ok, session, reused, _ = await admitted(domain.port, context)
-        assert ok
-        assert reused is False
+        assert (ok, reused) == (True, False)
         again, _, reused, _ = await admitted(domain.port, context, session)
+        assert again is not (tickets and version is ssl.TLSVersion.TLSv1_2)
         assert not (again and reused)
         fresh = SpiffeTestCA("example.org")
         domain.identity = identity_of(fresh.issue(SERVER_ID))
         domain.bundles = BundleSet(fresh.bundle(), {})
         context.verify_mode = ssl.CERT_NONE
-        after, _, _, _ = await admitted(domain.port, context, session)
-        assert not after
-        with contextlib.suppress(ssl.SSLError):
-            anonymous = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            anonymous.check_hostname, anonymous.verify_mode = False, ssl.CERT_NONE
-            anonymous.set_alpn_protocols(["h2"])
-            assert (await admitted(domain.port, anonymous))[0], "the listener itself goes on"
+        assert not (await admitted(domain.port, context, session))[0]
+        anonymous = client_context(None, None)
+        assert (await admitted(domain.port, anonymous))[0], "the listener itself goes on"
 
 
 async def test_an_open_connection_ends_when_its_authority_leaves_the_bundle():
@@ -250,8 +256,9 @@ async def test_tls_1_1_and_protocols_other_than_http2_are_refused():
             assert not (await admitted(domain.port, context))[0]
         old = client_context(None, roots)
         old.set_ciphers("ALL:@SECLEVEL=0")
-        with pytest.warns(DeprecationWarning):
+        with pytest.warns(DeprecationWarning, match="TLSv1 is deprecated"):
             old.minimum_version = ssl.TLSVersion.TLSv1
+        with pytest.warns(DeprecationWarning, match="TLSv1_1 is deprecated"):
             old.maximum_version = ssl.TLSVersion.TLSv1_1
         assert not (await admitted(domain.port, old))[0]
         weak = client_context(None, roots)
