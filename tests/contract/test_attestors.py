@@ -68,12 +68,11 @@ class TestNodeVerifier:
     def test_a_hostile_payload_is_refused_or_challenged_never_crashes(self, registry, name, payload):
         try:
             step = advance(made(registry, name).verify(payload, b"k" * 32))
-        except IdentityError as refusal:
-            assert len(refusal.public) < 1000
-        else:
-            assert isinstance(step, Challenge | Attested)
-            if isinstance(step, Attested):
-                assert step.agent_path.startswith(f"/spire/agent/{name}/")
+        except IdentityError:
+            return
+        assert isinstance(step, Challenge | Attested)
+        if isinstance(step, Attested):
+            assert step.agent_path.startswith(f"/spire/agent/{name}/")
 
     def test_dialogues_share_nothing(self, registry, name):
         """One verifier serves many nodes at a time."""
