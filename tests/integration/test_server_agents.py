@@ -1,0 +1,472 @@
+"""Joining, renewing, banning: the Agent service over the real admin socket and the real TLS port."""
+
+import asyncio
+import json
+import os
+from dataclasses import replace
+
+import grpc
+import grpc.aio
+import pytest
+from cryptography import x509
+
+from identity_server.domain.agents import AGENT_PREFIX
+from spiffe_core.crypto.csr import build_csr
+from spiffe_core.crypto.keys import KeyKind, generate
+from spiffe_core.errors import AgentRefused, Refusal, Unavailable
+from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
+from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2
+from spiffe_core.wire.status import from_rpc_error
+from tests.authority import SpiffeTestCA
+from tests.doubles.live_server import attest, entry, failure, live_server, params, spiffe_id
+
+
+@pytest.fixture
+async def live():
+    async with live_server() as server:
+        yield server
+
+
+async def refused(awaitable):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await awaitable
+    return caught.value.code().name, caught.value.details()
+
+
+async def refusal(awaitable):
+    """The reason an agent acts on, out of the status details."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await awaitable
+    error = from_rpc_error(caught.value)
+    assert isinstance(error, AgentRefused), caught.value
+    return error.refusal
+
+
+def sync(agent):
+    return agent.entry.GetAuthorizedEntries(entry_pb2.GetAuthorizedEntriesRequest(), timeout=10)
+
+
+async def renew(agent, key):
+    request = agent_pb2.RenewAgentRequest(params={"csr": build_csr(key, spiffe_id=None)})
+    return (await agent.agent.RenewAgent(request, timeout=10)).svid
+
+
+# --- attestation -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_node_joins_with_a_token_and_is_known_by_it(live):
+    """spire_wire 5.1, 18.2: the agent's ID is made of the token; the SVID is for the CSR's key."""
+    token = await live.token()
+    agent = await live.join(token)
+    assert agent.path == f"{AGENT_PREFIX}/join_token/{token}"
+    leaf = x509.load_der_x509_certificate(agent.svid.cert_chain[0])
+    assert leaf.public_key() == agent.key.public_key()
+    shown = await live.agent.GetAgent(agent_pb2.GetAgentRequest(id=spiffe_id(agent.path)))
+    assert shown.x509svid_serial_number == str(leaf.serial_number)
+    assert (shown.attestation_type, shown.banned, shown.can_reattest) == ("join_token", False, False)
+    assert shown.x509svid_expires_at == agent.svid.expires_at
+    assert (await sync(agent)).entries == []
+
+
+async def test_one_token_used_by_100_keys_at_once_lets_exactly_one_in(live):
+    """S26."""
+    token = await live.token()
+    anonymous = await live.dial()
+    keys = [generate(KeyKind.EC_P256) for _ in range(100)]
+
+    async def attempt(key):
+        try:
+            return await attest(anonymous.agent, token, key)
+        except grpc.aio.AioRpcError as error:
+            return error.code().name, error.details()
+
+    outcomes = await asyncio.gather(*map(attempt, keys))
+    winners = [outcome for outcome in outcomes if not isinstance(outcome, tuple)]
+    assert len(winners) == 1
+    assert {outcome for outcome in outcomes if isinstance(outcome, tuple)} == {
+        ("INVALID_ARGUMENT", "failed to attest: join token does not exist or has already been used")
+    }
+    leaf = x509.load_der_x509_certificate(winners[0].result.svid.cert_chain[0])
+    (agent,) = (await live.agent.ListAgents(agent_pb2.ListAgentsRequest())).agents
+    assert agent.x509svid_serial_number == str(leaf.serial_number)
+
+
+async def test_the_same_key_may_redeem_again_for_five_minutes(live):
+    """A18: a lost reply bricks nothing; the repeated reply is a fresh SVID, and the one that counts."""
+    token, key = await live.token(), generate(KeyKind.EC_P256)
+    first = await live.join(token, key)
+    second = await live.join(token, key)
+    assert first.svid.cert_chain != second.svid.cert_chain
+    await sync(second)
+    assert await refusal(sync(first)) is Refusal.AGENT_NOT_ACTIVE
+    live.clock.move(301)
+    anonymous = await live.dial()
+    code, text = await refused(attest(anonymous.agent, token, key))
+    assert (code, text.endswith("already been used")) == ("INVALID_ARGUMENT", True)
+
+
+async def test_an_expired_token_is_refused(live):
+    token = await live.token(ttl=1)
+    live.clock.move(2)
+    anonymous = await live.dial()
+    assert await refused(attest(anonymous.agent, token, generate(KeyKind.EC_P256))) == (
+        "INVALID_ARGUMENT",
+        "join token expired",
+    )
+
+
+@pytest.mark.parametrize("payload", [b"unknown", b"\xff\xfe", b"..", b"a/b", b"x" * 300])
+async def test_what_is_no_token_of_ours_gets_one_answer(live, payload):
+    """S35: no oracle, and nothing of it reaches a SPIFFE ID."""
+    anonymous = await live.dial()
+    code, text = await refused(attest(anonymous.agent, payload, generate(KeyKind.EC_P256)))
+    assert (code, text) == (
+        "INVALID_ARGUMENT",
+        "failed to attest: join token does not exist or has already been used",
+    )
+    assert (await live.agent.CountAgents(agent_pb2.CountAgentsRequest())).count == 0
+
+
+async def test_a_requested_id_becomes_an_alias_entry_in_the_redeeming_transaction(live):
+    """A18, spire_features 18.2: {parent = agent, selector spiffe_id:<agent>}; entries below it are the agent's."""
+    token = await live.token(agent_id=spiffe_id("/node/one"))
+    count = entry_pb2.CountEntriesRequest()
+    assert (await live.entry.CountEntries(count)).count == 0
+    (below,) = await live.entries(entry("/web", parent="/node/one"))
+    key = generate(KeyKind.EC_P256)
+    agent = await live.join(token, key)
+    entries = {item.spiffe_id.path: item for item in (await sync(agent)).entries}
+    assert set(entries) == {"/node/one", "/web"}
+    alias = entries["/node/one"]
+    assert alias.parent_id.path == agent.path
+    assert [(one.type, one.value) for one in alias.selectors] == [("spiffe_id", f"spiffe://example.org{agent.path}")]
+    assert entries["/web"].id == below
+    await live.join(token, key)  # a repeat does not make it twice
+    assert (await live.entry.CountEntries(count)).count == 2
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (agent_pb2.AttestAgentRequest(), "malformed param: missing params"),
+        (agent_pb2.AttestAgentRequest(challenge_response=b"x"), "malformed param: missing params"),
+        (agent_pb2.AttestAgentRequest(params={}), "malformed param: missing attestation data"),
+        (
+            agent_pb2.AttestAgentRequest(params={"data": {"type": "join_token", "payload": b"x"}}),
+            "malformed param: missing X509-SVID parameters",
+        ),
+        (
+            agent_pb2.AttestAgentRequest(params={"data": {"payload": b"x"}, "params": {"csr": b"x"}}),
+            "malformed param: missing attestation data type",
+        ),
+        (
+            agent_pb2.AttestAgentRequest(params={"data": {"type": "join_token"}, "params": {"csr": b"x"}}),
+            "malformed param: missing attestation data payload",
+        ),
+        (
+            agent_pb2.AttestAgentRequest(params={"data": {"type": "join_token", "payload": b"x"}, "params": {}}),
+            "malformed param: missing CSR",
+        ),
+        (
+            agent_pb2.AttestAgentRequest(
+                params={"data": {"type": "join_token", "payload": b"x"}, "params": {"csr": b"no"}}
+            ),
+            "malformed param: csr: is not a PKCS#10 request in DER",
+        ),
+    ],
+)
+async def test_every_missing_field_is_named(live, request_, words):
+    """spire_wire 5.1, N-C-01, N-C-02, S24."""
+    anonymous = await live.dial()
+    call = anonymous.agent.AttestAgent(timeout=10)
+    await call.write(request_)
+    error = await failure(call)
+    assert (error.code().name, error.details()) == ("INVALID_ARGUMENT", words)
+
+
+async def test_an_unknown_attestor_is_a_failed_precondition(live):
+    """S24: default deny."""
+    anonymous = await live.dial()
+    code, text = await refused(attest(anonymous.agent, "t", generate(KeyKind.EC_P256), "aws_iid"))
+    assert code == "FAILED_PRECONDITION"
+    assert 'could not find node attestor type "aws_iid"' in text
+
+
+async def test_a_csr_without_proof_of_the_key_is_refused_and_the_token_stays_good(live):
+    """N-C-03, A4: SPIRE does not check; we do."""
+    token = await live.token()
+    broken = bytearray(build_csr(generate(KeyKind.EC_P256), spiffe_id=None))
+    broken[-1] ^= 1
+    anonymous = await live.dial()
+    request = params(token, generate(KeyKind.EC_P256))
+    request.params.params.csr = bytes(broken)
+    call = anonymous.agent.AttestAgent(timeout=10)
+    await call.write(request)
+    error = await failure(call)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    await live.join(token)
+
+
+async def test_a_stream_that_ends_before_anything_was_sent_is_an_error_of_the_client(live):
+    anonymous = await live.dial()
+    call = anonymous.agent.AttestAgent(timeout=10)
+    await call.done_writing()
+    assert (await failure(call)).code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_attestation_needs_no_certificate_and_is_open_on_both_listeners(live):
+    token = await live.token()
+    response = await attest(live.agent, token, generate(KeyKind.EC_P256))
+    assert response.result.svid.id.path.endswith(token)
+
+
+# --- renewal ---------------------------------------------------------------------------------------------------------
+
+
+async def test_both_serials_are_good_until_the_new_one_is_used(live):
+    """R4, spire_wire section 2: pending, then promoted by the first call, then the old one is not active."""
+    agent = await live.join()
+    key = generate(KeyKind.EC_P256)
+    svid = await renew(agent, key)
+    await sync(agent)
+    record = live.state.agents[agent.path]
+    assert record.new_serial == str(x509.load_der_x509_certificate(svid.cert_chain[0]).serial_number)
+    newer = await live.agent_with(svid, key)
+    await sync(newer)
+    await live.server.admissions.settled()
+    assert live.state.agents[agent.path].serial == record.new_serial
+    assert live.state.agents[agent.path].new_serial == ""
+    assert await refusal(sync(agent)) is Refusal.AGENT_NOT_ACTIVE
+    await sync(newer)
+
+
+async def test_an_agent_may_renew_with_its_pending_certificate(live):
+    agent = await live.join()
+    key = generate(KeyKind.EC_P256)
+    newer = await live.agent_with(await renew(agent, key), key)
+    again = generate(KeyKind.EC_P256)
+    newest = await live.agent_with(await renew(newer, again), again)
+    await sync(newest)
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (agent_pb2.RenewAgentRequest(), "params cannot be nil"),
+        (agent_pb2.RenewAgentRequest(params={}), "missing CSR"),
+        (agent_pb2.RenewAgentRequest(params={"csr": b"x"}), "failed to parse CSR: csr: is not a PKCS#10"),
+    ],
+)
+async def test_a_bad_renewal_names_what_is_wrong(live, request_, words):
+    agent = await live.join()
+    code, text = await refused(agent.agent.RenewAgent(request_, timeout=10))
+    assert code == "INVALID_ARGUMENT"
+    assert text.startswith(words)
+
+
+async def test_the_key_of_the_authority_is_not_certified_for_an_agent(live):
+    """N-C-07."""
+    agent = await live.join()
+    authority = live.server.authorities.issuer.signer.key
+    code, text = await refused(renew(agent, authority))
+    assert code == "INVALID_ARGUMENT"
+    assert "key of a signing authority" in text
+
+
+# --- ban, evict, expiry ----------------------------------------------------------------------------------------------
+
+
+async def test_a_banned_agent_is_refused_with_its_reason_and_cannot_attest_again(live):
+    """S2, N-C-16, spire_wire 12.3."""
+    token, key = await live.token(), generate(KeyKind.EC_P256)
+    agent = await live.join(token, key)
+    await live.agent.BanAgent(agent_pb2.BanAgentRequest(id=spiffe_id(agent.path)))
+    assert await refusal(sync(agent)) is Refusal.AGENT_BANNED
+    assert await refusal(renew(agent, key)) is Refusal.AGENT_BANNED
+    anonymous = await live.dial()
+    assert await refused(attest(anonymous.agent, token, key)) == (
+        "PERMISSION_DENIED",
+        "failed to attest: agent is banned",
+    )
+    shown = await live.agent.GetAgent(agent_pb2.GetAgentRequest(id=spiffe_id(agent.path)))
+    assert shown.banned
+    assert shown.x509svid_serial_number == ""
+
+
+async def test_a_bans_connections_can_be_cut_at_once(live):
+    """S2: also a stream that is open already."""
+    agent, other = await live.join(), await live.join()
+    await sync(agent)
+    await sync(other)
+    stream = agent.entry.SyncAuthorizedEntries(timeout=20)
+    await stream.wait_for_connection()
+    await live.agent.BanAgent(agent_pb2.BanAgentRequest(id=spiffe_id(agent.path)))
+    assert live.server.dismiss_strangers() >= 1
+    assert (await failure(stream)).code() is grpc.StatusCode.UNAVAILABLE
+    await sync(other)
+
+
+async def test_an_evicted_agent_is_told_so_and_its_spent_token_does_not_bring_it_back(live):
+    """spire_wire 12.4."""
+    token, key = await live.token(), generate(KeyKind.EC_P256)
+    agent = await live.join(token, key)
+    await live.agent.DeleteAgent(agent_pb2.DeleteAgentRequest(id=spiffe_id(agent.path)))
+    assert await refusal(sync(agent)) is Refusal.AGENT_NOT_ATTESTED
+    anonymous = await live.dial()
+    code, _ = await refused(attest(anonymous.agent, token, key))
+    assert code == "INVALID_ARGUMENT"
+
+
+async def test_an_agents_certificate_that_has_expired_is_refused_per_call(live):
+    """S2, N-C-16: the connection is older than the expiry."""
+    agent = await live.join()
+    await sync(agent)
+    live.clock.move(2 * 3600)
+    assert await refusal(sync(agent)) is Refusal.AGENT_EXPIRED
+
+
+async def test_a_chain_whose_authority_left_the_bundle_is_refused_per_call(live):
+    """S2: CA revocation."""
+    agent = await live.join()
+    await sync(agent)
+
+    def forget(uow):
+        bundle = uow.bundles.get(live.state.trust_domain)
+        root = bundle.x509_authorities[0]
+        replaced = SpiffeTestCA("example.org").der
+        uow.bundles.put(bundle.with_x509_authority(replaced).without_x509_authority(root.key_id))
+
+    await live.server.store.execute(forget)
+    code, text = await refused(sync(agent))
+    assert code == "UNAUTHENTICATED"
+    assert "no longer trusted" in text
+    assert live.server.dismiss_strangers() == 1
+
+
+async def test_a_lost_database_never_costs_an_agent_its_svid(live, monkeypatch):
+    """A8: memory may say yes, only the database may say no; unreadable means Unavailable, without details."""
+    agent = await live.join()
+    await live.agent.DeleteAgent(agent_pb2.DeleteAgentRequest(id=spiffe_id(agent.path)))
+
+    async def unreadable(_query):
+        raise Unavailable("the disk is gone")
+
+    monkeypatch.setattr(live.server.store, "read", unreadable)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await sync(agent)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "grpc-status-details-bin" not in dict(caught.value.trailing_metadata())
+
+
+async def test_a_refusal_that_memory_alone_believes_is_not_said(live):
+    """A8: another server attested the agent; this one's memory is behind and asks the database."""
+    agent = await live.join()
+    watch = live.server.store.state
+    known = watch.value
+    watch.value = replace(known, agents=known.agents.delete(agent.path))
+    try:
+        await sync(agent)
+    finally:
+        watch.value = known
+
+
+# --- administration --------------------------------------------------------------------------------------------------
+
+
+async def test_agents_are_listed_counted_filtered_and_masked(live):
+    agents = [await live.join() for _ in range(3)]
+    await live.agent.BanAgent(agent_pb2.BanAgentRequest(id=spiffe_id(agents[0].path)))
+
+    async def paths(**over):
+        listed = await live.agent.ListAgents(agent_pb2.ListAgentsRequest(**over))
+        return [agent.id.path for agent in listed.agents], listed.next_page_token
+
+    assert await paths() == ([agent.path for agent in agents], "")
+    first, token = await paths(page_size=2)
+    assert first == [agent.path for agent in agents[:2]]
+    assert await paths(page_size=2, page_token=token) == ([agents[2].path], "")
+    assert (await paths(filter={"by_banned": {"value": True}}))[0] == [agents[0].path]
+    assert (await paths(filter={"by_attestation_type": "x509pop"}))[0] == []
+    assert (await paths(filter={"by_expires_before": "not a time"}))[0] == [agent.path for agent in agents]
+    assert (await paths(filter={"by_expires_before": "2001-01-01 00:00:00 +0000 +00"}))[0] == []
+    count = agent_pb2.CountAgentsRequest(filter={"by_banned": {"value": False}})
+    assert (await live.agent.CountAgents(count)).count == 2
+    masked = await live.agent.ListAgents(agent_pb2.ListAgentsRequest(output_mask={"attestation_type": True}))
+    assert masked.agents[1].attestation_type == "join_token"
+    assert masked.agents[1].x509svid_serial_number == ""
+    assert masked.agents[1].id.path == agents[1].path
+
+
+async def test_a_page_size_is_bounded_and_a_negative_one_refused(live):
+    """S58."""
+    assert await refused(live.agent.ListAgents(agent_pb2.ListAgentsRequest(page_size=-1))) == (
+        "INVALID_ARGUMENT",
+        "page_size must not be negative; 0 asks for everything",
+    )
+    await live.agent.ListAgents(agent_pb2.ListAgentsRequest(page_size=2**31 - 1))
+    for token in ("garbage", "-1", "99999999999999999999", "1' OR 1=1"):
+        code, _ = await refused(live.agent.ListAgents(agent_pb2.ListAgentsRequest(page_size=1, page_token=token)))
+        assert code == "INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize("method", ["GetAgent", "DeleteAgent", "BanAgent"])
+async def test_an_agents_id_is_checked_and_a_missing_agent_not_found(live, method):
+    request = getattr(agent_pb2, f"{method}Request")
+    call = getattr(live.agent, method)
+    for bad in ({}, spiffe_id("/web"), spiffe_id("/spire/agent/x", "other.org"), spiffe_id("/spire/agent")):
+        code, text = await refused(call(request(id=bad)))
+        assert (code, text.startswith("invalid agent ID")) == ("INVALID_ARGUMENT", True), bad
+    assert await refused(call(request(id=spiffe_id("/spire/agent/join_token/nobody")))) == (
+        "NOT_FOUND",
+        "agent not found",
+    )
+
+
+async def test_join_tokens_are_made_as_asked(live):
+    """spire_wire 5.1; S35, S36."""
+    made = await live.agent.CreateJoinToken(agent_pb2.CreateJoinTokenRequest(ttl=60, token="my-token"))
+    assert made.value == "my-token"
+    assert abs(made.expires_at - live.clock.now().timestamp() - 60) < 5
+    for bad in ({"ttl": 0}, {"ttl": -5}, {"ttl": 1, "token": "a/b"}, {"ttl": 1, "token": "x" * 257}):
+        code, _ = await refused(live.agent.CreateJoinToken(agent_pb2.CreateJoinTokenRequest(**bad)))
+        assert code == "INVALID_ARGUMENT"
+    for path in ("", "/spire/agent/x", "/spire"):
+        request = agent_pb2.CreateJoinTokenRequest(ttl=1, agent_id=spiffe_id(path))
+        code, text = await refused(live.agent.CreateJoinToken(request))
+        assert (code, text.startswith("invalid agent ID")) == ("INVALID_ARGUMENT", True)
+    code, text = await refused(live.agent.CreateJoinToken(agent_pb2.CreateJoinTokenRequest(ttl=1, token="my-token")))
+    assert code == "INTERNAL"
+    assert "exists already" in text
+
+
+async def test_a_token_stands_nowhere_in_clear_before_it_is_used(live):
+    """A18: neither in the database file, nor in the audit log."""
+    token = await live.token(token="very-secret-token-value")
+    data = live.server.settings.data_dir
+    files = [path for path in data.iterdir() if path.is_file()]
+    files.append(data.parent / "audit.jsonl")
+    assert files
+    assert not [path for path in files if token.encode() in path.read_bytes()]
+
+
+async def test_an_agent_posts_its_version(live):
+    agent = await live.join()
+    await agent.agent.PostStatus(agent_pb2.PostStatusRequest(agent_version="1.15.3", current_bundle_serial=7))
+    await agent.agent.PostStatus(agent_pb2.PostStatusRequest())
+    assert live.state.agents[agent.path].agent_version == "1.15.3"
+    code, _ = await refused(agent.agent.PostStatus(agent_pb2.PostStatusRequest(agent_version="v" * 256)))
+    assert code == "INVALID_ARGUMENT"
+
+
+async def test_attestations_and_bans_are_in_the_audit_log(live):
+    """A16: who did what, from where."""
+    agent = await live.join()
+    await live.agent.BanAgent(agent_pb2.BanAgentRequest(id=spiffe_id(agent.path)))
+    text = (live.server.settings.data_dir.parent / "audit.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    kinds = [line["event"] for line in lines]
+    assert kinds[-3:] == ["join_token", "attestation", "agent"]
+    assert lines[-2]["outcome"] == "attested"
+    assert lines[-2]["spiffe_id"] == f"spiffe://example.org{agent.path}"
+    assert lines[-1]["change"] == "ban"
+    assert f"pid {os.getpid()}" in lines[-1]["actor"]
