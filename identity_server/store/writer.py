@@ -46,6 +46,7 @@ SETTLE_SECONDS = 30.0
 """How long we try to find out what became of a COMMIT."""
 _FIRST_DELAY, _LONGEST_DELAY = 0.01, 1.0
 _STARVED_TRIES = 2
+_MOST_TRIES = 30
 
 _log = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ class Writer:
                 if nature in {Nature.CONSTRAINT, Nature.FAULT} and len(batch) > 1:
                     break
                 again = nature is Nature.TRANSIENT or (nature is Nature.STARVED and tries < _STARVED_TRIES)
-                if not again or self._clock.monotonic() - begun > RETRY_SECONDS:
+                if not again or tries >= _MOST_TRIES or self._clock.monotonic() - begun > RETRY_SECONDS:
                     return [Outcome(error=self._refused(error, nature))] * len(batch)
             self._pause(tries)
         for operation in batch:
@@ -261,7 +262,7 @@ class Writer:
         """Whether a COMMIT that failed has happened; None if the database cannot be asked."""
         begun = self._clock.monotonic()
         tries = 0
-        while self._clock.monotonic() - begun < SETTLE_SECONDS:
+        while tries < _MOST_TRIES and self._clock.monotonic() - begun < SETTLE_SECONDS:
             tries += 1
             try:
                 with self._connected().begin():
