@@ -182,7 +182,7 @@ class Authorities:
                 return
             log.info("authority: %s", step.do.value, extra={"facts": {"because": step.why, **_facts(step.authority)}})
             await self._take(step, slots)
-        raise Internal("the signing authorities do not settle; report this with the log")
+        raise Unavailable("the state in memory does not follow the database's authorities; trying again")
 
     async def _take(self, step: Step, slots: Slots) -> None:
         if step.do is Do.PREPARE:
