@@ -220,8 +220,10 @@ def _weight(failure: VerificationFailed) -> int:
 
 
 def _contradicts(child: CertificateFacts, issuer: CertificateFacts) -> bool:
-    """Whether the child names another issuing key than this one."""
+    """Whether the child names another issuing key than this one; a self-issued one names its own by default."""
     wanted, has = child.authority_key_id, issuer.subject_key_id
+    if wanted is None and child.self_issued:
+        wanted = child.subject_key_id
     return wanted is not None and has is not None and wanted != has
 
 

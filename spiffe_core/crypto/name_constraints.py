@@ -38,9 +38,9 @@ def violation(constraints: x509.NameConstraints, below: CertificateFacts) -> str
         refused = [subtree.value for subtree in excluded if isinstance(subtree, kind)]
         for name in names.get_values_for_type(kind):
             if any(within(name, subtree, excluding=True) for subtree in refused):
-                return f"an excluded {what}"
+                return f"excluded {what}"
             if allowed and not any(within(name, subtree, excluding=False) for subtree in allowed):
-                return f"a {what} outside the permitted names"
+                return f"{what} outside the permitted names"
     return ""
 
 

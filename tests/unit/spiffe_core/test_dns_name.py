@@ -9,7 +9,8 @@ from spiffe_core.errors import InvalidRequest
 
 
 @pytest.mark.parametrize(
-    "name", ["localhost", "web.example.org", "*.example.org", "xn--mnchen-3ya.de", "a-1.b", "1.2.3.4", "Web.example.org"]
+    "name",
+    ["localhost", "web.example.org", "*.example.org", "xn--mnchen-3ya.de", "a-1.b", "1.2.3.4", "Web.example.org"],
 )
 def test_host_names_are_accepted(name):
     assert check_dns_name(name) == name
