@@ -1,0 +1,63 @@
+"""The command `identity-server`.
+
+    daemon_commands.py   run, validate, healthcheck
+    entry.py             entry show, count, delete      entry_edit.py   entry create, update
+    agent.py             agent list, count, show, ban, evict
+    tokens.py            token generate
+    bundle.py            bundle show, count
+    x509.py              x509 mint
+
+Modules are imported when their command is called; `entry show` loads neither the database nor the web framework.
+Flags and output follow SPIRE's `spire-server`, so that scripts written for it go on working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import NoReturn
+
+import click
+
+from spiffe_core.terminal.failures import run
+from spiffe_core.terminal.groups import Group
+
+_HERE = "identity_server.cli"
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(version("muniment"))
+        ctx.exit()
+
+
+@click.group(
+    "identity-server",
+    cls=Group,
+    lazy={
+        "run": (f"{_HERE}.daemon_commands:run_command", "Run the server until it is told to stop"),
+        "validate": (f"{_HERE}.daemon_commands:validate_command", "Check a configuration and print what it means"),
+        "healthcheck": (f"{_HERE}.daemon_commands:healthcheck_command", "Ask the running server whether it is well"),
+        "entry": (f"{_HERE}.entry:group", "Registration entries: who may have which SPIFFE ID"),
+        "agent": (f"{_HERE}.agent:group", "Attested agents: list, inspect, ban, evict"),
+        "token": (f"{_HERE}.tokens:group", "Join tokens, which admit a node once"),
+        "bundle": (f"{_HERE}.bundle:group", "The trust bundle that SVIDs are verified with"),
+        "x509": (f"{_HERE}.x509:group", "X.509-SVIDs without a workload"),
+    },
+)
+@click.option(
+    "--version",
+    "-version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version.",
+)
+def root() -> None:
+    """The identity server: a SPIFFE certificate authority and registry."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave with exit code 0 or 1."""
+    run(root, arguments, "identity-server")

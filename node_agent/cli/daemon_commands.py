@@ -1,0 +1,97 @@
+"""`node-agent run`, `validate` and `healthcheck`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from node_agent.cli.endpoint import AGENT, endpoint, endpoint_flags
+from spiffe_core.terminal.configuration import config_file, config_flags, overrides, print_settings
+from spiffe_core.terminal.flags import F, command, flag
+from spiffe_core.terminal.health import check_health
+from spiffe_core.terminal.printing import output_flag
+
+DEFAULT_CONFIG: Final = "/etc/muniment/agent.toml"
+_OVERRIDES: Final = {
+    "server_address": "server_address",
+    "server_port": "server_port",
+    "trust_bundle": "trust_bundle_path",
+    "insecure_bootstrap": "insecure_bootstrap",
+    "join_token": "join_token",
+    "join_token_file": "join_token_file",
+    "socket_path": "socket_path",
+    "data_dir": "data_dir",
+    "log_level": "log_level",
+    "log_file": "log_file",
+    "trust_domain": "trust_domain",
+}
+
+
+def settings_flags(function: F) -> F:
+    """The flags of `run` and `validate`."""
+    flags = [
+        flag(
+            "--insecure-bootstrap",
+            "insecureBootstrap",
+            switch=True,
+            help="UNSAFE: believe whoever answers as the server on first contact. For throw-away tests.",
+        ),
+        flag("--trust-bundle", "trustBundle", metavar="FILE", help="Overrides trust_bundle_path."),
+        flag("--server-port", "serverPort", type=int, help="Overrides server_port."),
+        flag("--server-address", "serverAddress", help="Overrides server_address."),
+        flag(
+            "--join-token",
+            "joinToken",
+            help="A join token. Every user of this machine can read it in the process list: prefer --join-token-file.",
+        ),
+        flag("--join-token-file", "joinTokenFile", metavar="FILE", help="A file that holds a join token."),
+        config_flags(DEFAULT_CONFIG),
+    ]
+    for one in flags:
+        function = one(function)
+    return function
+
+
+def _load(config: str, given: Mapping[str, Any]) -> tuple[Path, Any]:
+    from node_agent.settings import load
+
+    path = config_file(config, DEFAULT_CONFIG, "node-agent")
+    return path, load(path, overrides(given, _OVERRIDES))
+
+
+@command(
+    "run",
+    example="node-agent run --config /etc/muniment/agent.toml --join-token-file /run/secrets/join-token",
+)
+@settings_flags
+def run_command(*, config: str, **given: Any) -> None:
+    """Run the agent until SIGTERM or Ctrl-C."""
+    _, settings = _load(config, given)
+    from node_agent.daemon import run_and_exit
+
+    run_and_exit(settings)
+
+
+@command("validate", example="node-agent validate --config /etc/muniment/agent.toml")
+@settings_flags
+@output_flag
+def validate_command(*, config: str, output: str, **given: Any) -> None:
+    """Check a configuration and print what it means, defaults included. Nothing is started or opened."""
+    path, settings = _load(config, given)
+    from spiffe_core.runtime.settings import resolved
+
+    print_settings(resolved(settings), path, settings.warnings(), output)
+
+
+@command("healthcheck", example="node-agent healthcheck && echo well")
+@flag("--shallow", switch=True, help="Accepted for SPIRE's sake; the check is the same.", hidden=True)
+@flag("--verbose", switch=True, help="Say what is being done.")
+@endpoint_flags
+def healthcheck_command(
+    *, socket_path: str | None, instance: str | None, shallow: bool | None, verbose: bool | None
+) -> int:
+    """Ask the running agent whether it is well: exit code 0 when it is."""
+    del shallow
+    return check_health(endpoint(socket_path, instance, os.environ), AGENT, verbose=bool(verbose))
