@@ -12,6 +12,7 @@ read or written before. Private keys reach OpenSSL through anonymous memory.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import ssl
@@ -35,6 +36,7 @@ Authoriser = Callable[[SpiffeId], None]
 """Returns for a peer that may talk to us; raises VerificationFailed for any other."""
 
 _BACKLOG = 1024
+_GOODBYE_SECONDS = 1.0
 _ACCEPT_PAUSE_SECONDS = 0.1
 
 
@@ -179,7 +181,7 @@ async def connect_tls(
     try:
         peer = require_peer(writer.get_extra_info("ssl_object"), source, authorise, purpose="server", clock=clock)
     except BaseException:
-        writer.transport.abort()
+        await _abort(writer)
         raise
     return TlsStream(reader, writer, peer)
 
@@ -243,6 +245,7 @@ class TlsServer:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._listener is not None:
             self._listener.close()
+        await asyncio.sleep(0)  # transports of handshakes that were cut off close in the loop's next turn
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -283,15 +286,15 @@ class TlsServer:
         reader = asyncio.StreamReader(loop=loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         try:
-            transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol,
-                connection,
-                ssl=self._current_context(),
-                ssl_handshake_timeout=self._handshake_seconds,
-            )
+            context = self._current_context()
         except BaseException:
             connection.close()
             raise
+        # From here on the transport owns the socket, also when the handshake fails.
+        transport, _ = await loop.connect_accepted_socket(
+            lambda: protocol, connection, ssl=context, ssl_handshake_timeout=self._handshake_seconds
+        )
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         try:
             peer = require_peer(
                 transport.get_extra_info("ssl_object"),
@@ -301,9 +304,9 @@ class TlsServer:
                 clock=self._clock,
             )
         except BaseException:
-            transport.abort()
+            await _abort(writer)
             raise
-        return TlsStream(reader, asyncio.StreamWriter(transport, protocol, reader, loop), peer)
+        return TlsStream(reader, writer, peer)
 
     def _current_context(self) -> ssl.SSLContext:
         """The context of the newest SVID and bundles; made anew only when one of them is another."""
@@ -358,9 +361,17 @@ def _reason(error: Exception) -> str:
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:
+    """Say goodbye, within a second."""
     writer.close()
     try:
-        async with asyncio.timeout(1.0):
+        async with asyncio.timeout(_GOODBYE_SECONDS):
             await writer.wait_closed()
     except (OSError, TimeoutError):
-        writer.transport.abort()
+        await _abort(writer)
+
+
+async def _abort(writer: asyncio.StreamWriter) -> None:
+    """Close without a word, and return when the socket is closed."""
+    writer.transport.abort()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
