@@ -127,11 +127,6 @@ async def test_a_server_closes_on_a_client_that_is_not_allowed(ca):
         assert server.refused == {"unexpected-id": 1}
 
 
-def test_a_rule_that_allows_nobody_is_a_mistake():
-    with pytest.raises(ValueError, match="at least one"):
-        exactly()
-
-
 BAD_PEERS = {
     "of an unknown root": lambda ca: SpiffeTestCA().issue("spiffe://example.org/db"),
     "expired": lambda ca: ca.issue("spiffe://example.org/db", not_after=ca.now - timedelta(seconds=1)),
