@@ -1,55 +1,61 @@
-"""Runs the agent: hardening, signals, loops, an ordered end."""
+"""`node-agent run`: the process around an agent — signals, loops, limits, and an ordered end (architecture A7)."""
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
-import resource
+import os
 import signal
 import sys
+from typing import NoReturn
 
 import uvloop
 
-from node_agent.bootstrap import VERSION, Agent, build
+from node_agent.bootstrap import VERSION, build
 from node_agent.settings import AgentSettings
 from spiffe_core.errors import IdentityError
 from spiffe_core.runtime.logs import LogOutput, setup_logging
+from spiffe_core.runtime.process import raise_descriptor_limit, refuse_dumps
 from spiffe_core.runtime.supervise import Supervisor
 
 log = logging.getLogger(__name__)
 
-_PR_SET_DUMPABLE = 4
+_DESCRIPTORS_PER_CONNECTION = 3
+_DESCRIPTORS_BESIDES = 256
 
 
 def run(settings: AgentSettings) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit code: 0 after an ordered end, 1 if the agent could not run."""
+    """Serve until SIGTERM or SIGINT; the process's exit code: 0 after an orderly end, 1 if it could not start or run."""
+    output = None
     try:
         output = setup_logging(settings.log_level, settings.log_file or None, style=settings.log_format)
+        refuse_dumps()
+        raise_descriptor_limit(settings.limits.connections * _DESCRIPTORS_PER_CONNECTION + _DESCRIPTORS_BESIDES)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(settings, output))
     except IdentityError as error:
-        print(f"node-agent: {error.public}", file=sys.stderr)  # noqa: T201  # there is no log to say it in
-        return 1
-    try:
-        harden()
-        return uvloop.run(_serve(settings, output))
-    except IdentityError as error:
-        log.error("the agent cannot start: %s", error.public, extra={"facts": error.facts})  # noqa: TRY400  # public text
-        return 1
+        return _complain(error.public, settings)
     except BaseExceptionGroup as group:
-        log.critical("the agent stops: one of its loops failed", exc_info=group)
-        return 1
+        log.critical("a loop of the agent died; stopping", exc_info=group)
+        return _complain("a loop of the agent died, see the log", settings)
     finally:
-        output.close()
+        if output is not None:
+            output.close()
 
 
-def harden() -> None:
-    """No core dumps, no memory for other processes of this user, as many descriptors as allowed (S72)."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        log.warning("this process stays readable for debuggers of the same user: prctl failed (%d)", ctypes.get_errno())
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def run_and_exit(settings: AgentSettings) -> NoReturn:
+    """`run`, then leave without waiting for threads that hang in the kernel."""
+    code = run(settings)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _complain(text: str, settings: AgentSettings) -> int:
+    log.error("%s", text)
+    if settings.log_file or not logging.getLogger().handlers:
+        sys.stderr.write(f"node-agent: {text}\n")
+    return 1
 
 
 async def _serve(settings: AgentSettings, output: LogOutput) -> int:
@@ -61,25 +67,25 @@ async def _serve(settings: AgentSettings, output: LogOutput) -> int:
     agent = build(settings)
     try:
         await agent.open()
-        await _live(agent, stop)
+        _announce(settings)
+        async with Supervisor() as tasks:
+            agent.start(tasks)
+            await stop.wait()
+            log.info("stopping")
+            await agent.drain()
+            tasks.stop()
     finally:
         await agent.close()
     log.info("stopped")
     return 0
 
 
-async def _live(agent: Agent, stop: asyncio.Event) -> None:
-    settings = agent.settings
-    facts = {
-        "version": VERSION,
-        "trust_domain": str(settings.trust_domain),
-        "socket": f"unix://{settings.socket_path}",
-        "server": f"{settings.server_address}:{settings.server_port}",
-    }
-    log.info("serving the Workload API", extra={"facts": facts})
-    async with Supervisor() as tasks:
-        agent.start(tasks)
-        await stop.wait()
-        log.info("stopping")
-        await agent.drain()
-        tasks.stop()
+def _announce(settings: AgentSettings) -> None:
+    log.info(
+        "serving the Workload API of %s on unix://%s, server %s:%d (%s)",
+        settings.trust_domain,
+        settings.socket_path,
+        settings.server_address,
+        settings.server_port,
+        VERSION,
+    )

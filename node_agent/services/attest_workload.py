@@ -3,8 +3,8 @@
 Attestors run side by side on their own threads under one budget, because what they read is controlled by the workload
 (an executable on a hanging file system, a slow container engine). At most two threads work for one uid; callers beyond
 that wait for their turn within the same budget, so a uid that hangs every read slows down nobody but itself
-(architecture A7). A thread that does not come back keeps its slot; when many do not, a fresh pool takes their place,
-a bounded number of times.
+(architecture A7). A thread that does not come back keeps its slot; when half of a pool does not, another pool takes
+over, a bounded number of times.
 
 One attestor that fails is tolerated, all failing is not: fewer selectors never match more (spire_features 17.1).
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from attestors.api import Findings, Subject, WorkloadAttestor
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 THREADS = 16
 SLOTS_PER_UID = 2
 WAITING_PER_UID = 4096
-LARGEST_REPLACEMENT = 4
+MOST_POOLS = 4
 FAILED = "workload attestation failed"
 
 
@@ -44,6 +45,31 @@ class _Slots:
         self.waiting = 0
 
 
+@dataclass(slots=True)
+class _Pool:
+    """Threads, and how many of their calls nobody waits for any more."""
+
+    offload: Offload
+    abandoned: int = 0
+
+
+@dataclass(slots=True)
+class _Call:
+    """One question to one attestor. Once abandoned it is not begun any more."""
+
+    attestor: WorkloadAttestor
+    peer: UnixPeer
+    deadline: float
+    pool: _Pool
+    abandoned: bool = False
+
+    def run(self) -> Findings:
+        """On a thread of the pool."""
+        if self.abandoned:
+            raise Unavailable(FAILED)
+        return self.attestor.attest(cast("Subject", self.peer), self.deadline)  # UnixPeer is a frozen Subject
+
+
 class AttestWorkload:
     """Gathers the selectors of one process. Belongs to the event loop's thread."""
 
@@ -53,9 +79,7 @@ class AttestWorkload:
         self._attestors = tuple(attestors)
         self._clock = clock
         self._budget = budget
-        self._pool = Offload("attest", THREADS)
-        self._pools = 1
-        self._stuck = 0
+        self._pools = [_Pool(Offload("attest", THREADS))]
         self._slots: dict[int, _Slots] = {}
         self._calls: set[asyncio.Task[Findings]] = set()
 
@@ -112,39 +136,41 @@ class AttestWorkload:
             self._forget_if_idle(peer.uid, slots)
         slots.used += 1
         self._slots[peer.uid] = slots
-        call = spawn(self._run(attestor, peer, deadline, slots), f"attest {attestor.name}", self._calls)
-        call.add_done_callback(_look_at)
+        call = _Call(attestor, peer, deadline, self._choose_pool())
+        running = spawn(self._run(call, slots), f"attest {attestor.name}", self._calls)
+        running.add_done_callback(_look_at)
         try:
             async with asyncio.timeout(max(deadline - self._clock.monotonic(), 0.0)):
-                return await asyncio.shield(call)
+                return await asyncio.shield(running)
         except TimeoutError:
-            self._count_stuck(call)
             raise Unavailable("workload attestation took too long; try again") from None
+        finally:
+            if not running.done():
+                call.abandoned = True
+                call.pool.abandoned += 1
 
-    async def _run(self, attestor: WorkloadAttestor, peer: UnixPeer, deadline: float, slots: _Slots) -> Findings:
+    async def _run(self, call: _Call, slots: _Slots) -> Findings:
         """Hold the slot until the thread is back, even when nobody waits for the answer any more."""
         try:
-            return await self._pool(attestor.attest, cast("Subject", peer), deadline)  # a frozen Subject
+            return await call.pool.offload(call.run)
         finally:
+            call.pool.abandoned -= call.abandoned
             slots.used -= 1
             slots.free.release()
-            self._forget_if_idle(peer.uid, slots)
+            self._forget_if_idle(call.peer.uid, slots)
+
+    def _choose_pool(self) -> _Pool:
+        """The pool that hangs least; another one when half of it hangs: those who hang must not starve the rest."""
+        pool = min(self._pools, key=lambda one: one.abandoned)
+        if pool.abandoned >= THREADS // 2 and len(self._pools) < MOST_POOLS:
+            log.warning("%d attestation threads hang in reads that workloads control; starting more", pool.abandoned)
+            pool = _Pool(Offload(f"attest{len(self._pools) + 1}", THREADS))
+            self._pools.append(pool)
+        return pool
 
     def _forget_if_idle(self, uid: int, slots: _Slots) -> None:
         if not slots.used and not slots.waiting and self._slots.get(uid) is slots:
             del self._slots[uid]
-
-    def _count_stuck(self, call: asyncio.Task[Findings]) -> None:
-        """A thread is lost for now. When half of the pool is, start another: those who hang must not starve the rest."""
-        self._stuck += 1
-        call.add_done_callback(self._came_back)
-        if self._stuck >= THREADS // 2 * self._pools and self._pools < LARGEST_REPLACEMENT:
-            self._pools += 1
-            self._pool = Offload(f"attest{self._pools}", THREADS)
-            log.warning("%d attestation threads hang in reads that workloads control; starting more", self._stuck)
-
-    def _came_back(self, _: asyncio.Task[Findings]) -> None:
-        self._stuck -= 1
 
 
 def _look_at(call: asyncio.Task[Findings]) -> None:

@@ -91,6 +91,7 @@ class Membership:
         self._on_ban = on_ban
         self._todo: list[Join | Renew] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._to_erase = False
         self._wake = asyncio.Event()
         self._tried = ""
         self.session = Session()
@@ -132,6 +133,8 @@ class Membership:
         while self._todo:
             command = self._todo.pop(0)
             await self._attempt(self._join if isinstance(command, Join) else self._renew)
+        if self._to_erase:
+            await self._erase()
 
     def _feed(self, event: Event) -> None:
         session, commands = step(self.session, event, self._steady.now())
@@ -144,6 +147,7 @@ class Membership:
                     self._todo.clear()
                     self._node.forget()
                     self._on_ban()
+                    self._to_erase = True
                     spawn(self._erase(), "erase the banned agent's state", self._tasks)
                 case Join() | Renew():
                     self._todo.append(command)
@@ -154,10 +158,13 @@ class Membership:
                 listener()
 
     async def _erase(self) -> None:
+        """Delete the stored keys; tried again until it works."""
         try:
             await self._node.erase()
+            self._to_erase = False
         except IdentityError as error:
-            log.error("the banned agent's stored keys could not be deleted: %s", error.public)  # noqa: TRY400  # the text says it all
+            text = "the banned agent's stored keys could not be deleted: %s"
+            log.error(text, error.public)  # noqa: TRY400  # the text says it all
 
     async def _attempt(self, attempt: Callable[[], Awaitable[None]]) -> None:
         try:

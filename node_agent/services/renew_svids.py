@@ -181,7 +181,7 @@ class RenewSvids:
 
     async def _watch_expiry(self) -> None:
         while True:
-            next_end = self._workloads.expire()
+            next_end = self._workloads.expire(self._plan)
             await self._workloads.publish()
             await self._steady.wait(next_end, self._wakes[LANES])
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -167,15 +167,18 @@ class WorkloadSvids:
                 self._refused.add(entry_id)
                 self._mark(self.entries[entry_id])
 
-    def expire(self) -> float | None:
-        """Note what has ended; returns when the next SVID ends, on the steady line."""
+    def expire(self, renewing: Container[str] = ()) -> float | None:
+        """Note what has ended; returns when the next SVID ends, on the steady line.
+
+        What has ended, is followed by nobody and is not being renewed is dropped.
+        """
         now, wall = self._steady.now(), self._clock.now()
         while self._expiries and (self._expiries[0][0] <= now or self._expiries[0][3].not_after <= wall):
             _, _, entry_id, svid = heapq.heappop(self._expiries)
             if self._held.get(entry_id) is not svid:
                 continue
             entry = self.entries[entry_id]
-            if not self.is_followed(entry):
+            if entry_id not in renewing and not self.is_followed(entry):
                 del self._held[entry_id]
             self._mark(entry)
             spiffe_id = str(svid.identity.spiffe_id)
