@@ -74,11 +74,14 @@ class Workload:
 
 
 def shown(facts: dict[str, Any]) -> Table:
+    """An identity: whose, for how long, and who says so."""
+    domain = facts["spiffe_id"].split("/")[2]
     table = Table.grid(padding=(0, 2))
     table.add_row("SPIFFE ID", f"[bold cyan]{facts['spiffe_id']}[/bold cyan]")
     table.add_row("chain", f"X509-SVID, serial {facts['serial'][:16]}…, {facts['seconds_left']:.1f} s left")
     for authority in facts["authorities"]:
-        table.add_row("", f"↑ signed by {authority['subject'][:60]}, {authority['seconds_left'] / 3600:.1f} h left")
+        hours = authority["seconds_left"] / 3600
+        table.add_row("", f"↑ signed by authority {authority['key_id'][:16]}… of {domain}, {hours:.1f} h left")
     return table
 
 
@@ -125,7 +128,7 @@ def play(stack: LocalStack, workloads: list[Workload]) -> None:
     for workload in (server, visitor):
         name = workload.path.name
         stack.register(f"/{name}", f"unix:path:{workload.path}", f"unix:uid:{uid}", ttl=SVID_SECONDS)
-        step(f"registered {domain}/{name} for the program {workload.path}")
+        step(f"registered {domain}/{name} for the program bin/{name} of uid {uid}")
 
     server.run("serve", f"{domain}/visitor")
     facts = server.hear("identity")
@@ -138,7 +141,8 @@ def play(stack: LocalStack, workloads: list[Workload]) -> None:
     step("visitor asked too")
     console.print(Panel(shown(facts), title="visitor", border_style="blue"))
     greeted = visitor.hear("greeted")
-    step(f"mutual {greeted['tls']} between them, by SPIFFE ID alone: [italic]“{greeted['answer']}”[/italic]")
+    step(f"mutual {greeted['tls']} between them, by SPIFFE ID alone. The greeter says:")
+    console.print(f"           [italic]“I am {greeted['answer']}”[/italic]")
 
     refused = stranger.run("knock").hear("refused")
     step(f"a third program, same user, no entry: [red]{refused['text']}[/red] ({refused['kind']})")
@@ -148,7 +152,8 @@ def play(stack: LocalStack, workloads: list[Workload]) -> None:
     step("the visitor's SVID rotated on the open stream, ahead of time")
     console.print(Panel(shown(facts), title="visitor, a new certificate and key", border_style="blue"))
     greeted = visitor.hear("greeted")
-    step(f"and they talk on with the new one: [italic]“{greeted['answer']}”[/italic]")
+    step("and they talk on with the new one. The greeter says:")
+    console.print(f"           [italic]“I am {greeted['answer']}”[/italic]")
 
 
 if __name__ == "__main__":
