@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import aclosing, asynccontextmanager
 
+import grpc
 import pytest
 
 from spiffe_core.clock import SystemClock
@@ -340,3 +341,43 @@ async def test_an_unauthenticated_caller_tries_again_and_keeps_its_state(ca):
         async with aclosing(client.watch_x509()) as updates:
             assert ids(await anext(updates)) == ["/a"]
             assert ids(await anext(updates)) == ["/b"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+async def test_an_agent_can_be_reached_over_tcp(ca, host):
+    """WEP-14, WEP-15: an IP address and a port."""
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((handlers(SERVICE, ScriptedAgent([good(ca, "/a"), None])),))
+    try:
+        port = server.add_insecure_port(f"{host}:0")
+    except RuntimeError as error:
+        pytest.skip(f"no {host} here: {error}")
+    await server.start()
+    try:
+        async with WorkloadApiClient(f"tcp://{host}:{port}") as client:
+            assert ids(await client.fetch_x509()) == ["/a"]
+    finally:
+        await server.stop(0)
+
+
+async def test_a_source_finds_its_agent_by_the_environment(ca, monkeypatch):
+    """WEP-10, and the source closes the client it made."""
+    async with workload_endpoint(ScriptedBackend(ca.view("/a"))) as endpoint:
+        monkeypatch.setenv("SPIFFE_ENDPOINT_SOCKET", endpoint.address)
+        async with X509Source() as source:
+            assert ids(await source.wait_ready()) == ["/a"]
+        async with asyncio.timeout(10):
+            while endpoint.door.open_connections:
+                await asyncio.sleep(0.001)
+
+
+async def test_a_bug_in_a_source_is_said_and_not_swallowed(caplog):
+    class Broken:
+        async def watch_x509(self, _on_error):
+            raise RuntimeError("a bug")
+            yield
+
+    async with X509Source(Broken()) as source:
+        with pytest.raises(IdentityError, match="see the log"):
+            await source.wait_ready()
+    assert "the X.509 source stopped" in caplog.text

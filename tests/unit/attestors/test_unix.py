@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from attestors.api import WorkloadAttestor
-from attestors.procfs import ProcFs
+from attestors.procfs import ProcessDirectory, ProcFs
 from attestors.workload.unix import UnixAttestor, UnixPorts, UnixSettings
 from spiffe_core.errors import Unauthenticated, Unavailable
 
@@ -255,6 +255,24 @@ def test_a_process_without_an_executable_has_ids_only(machine):
     findings = machine.attestor().attest(Process(), 1e9)
     assert "uid:1000" in values(findings)
     assert "path and sha256 left out: the process has no executable" in findings.notes
+
+
+def test_an_agent_that_may_not_look_says_how_to_let_it(machine):
+    """N-A-34: ids are known to everyone, the executable is not; what cannot be told is left out."""
+
+    class Hidden(ProcessDirectory):
+        def executable_link(self):
+            raise PermissionError(13, "Permission denied")
+
+    class HidingProcFs(ProcFs):
+        def process(self, pid):
+            return Hidden(f"{machine.folder}/{pid}")
+
+    ports = UnixPorts(HidingProcFs(), machine.user, machine.group, machine.clock)
+    findings = UnixAttestor(UnixSettings(), ports).attest(Process(), 1e9)
+    assert "uid:1000" in values(findings)
+    assert not any(value.startswith(("path:", "sha256:")) for value in values(findings))
+    assert any("CAP_SYS_PTRACE" in note for note in findings.notes)
 
 
 def test_a_path_that_cannot_be_written_down_is_left_out(machine):
