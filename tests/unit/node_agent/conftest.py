@@ -1,6 +1,7 @@
 """An agent's services over doubles: a simulated server, a clock that stands still, memory for a disk."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -162,6 +163,11 @@ def make_world(
         version="muniment/0.1.0",
     )
     return World(server, clock, token, disk, steady, node, workloads, membership, renewals, sync, [attestor])
+
+
+@pytest.fixture
+def repository_root():
+    return Path(__file__).parents[3]
 
 
 @pytest.fixture

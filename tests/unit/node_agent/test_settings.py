@@ -1,0 +1,85 @@
+"""The agent's settings: defaults, and errors that name key and rule."""
+
+import json
+from datetime import timedelta
+
+import pytest
+
+from node_agent.settings import AgentSettings, from_mapping, load
+from spiffe_core.errors import ConfigError
+from spiffe_core.runtime.settings import resolved
+
+SMALL = {"trust_domain": "example.org", "insecure_bootstrap": True}
+
+
+def test_a_trust_domain_and_a_way_to_trust_are_enough():
+    settings = from_mapping(SMALL)
+    assert str(settings.trust_domain) == "example.org"
+    assert (settings.server_address, settings.server_port) == ("127.0.0.1", 8081)
+    assert settings.sync_interval == timedelta(seconds=5)
+    assert settings.attestors == {"unix": {}}
+
+
+def test_the_example_names_every_key_and_is_valid(repository_root):
+    """Configuration examples are true."""
+    path = repository_root / "deploy/config/agent.toml"
+    settings = load(path)
+    assert settings.warnings() == ()
+    text = path.read_text()
+    for name, info in AgentSettings.model_fields.items():
+        if name in {"join_token", "attestors", "limits"}:
+            continue
+        assert f"\n{name} =" in text, name
+        if info.default is not None and name not in {"trust_bundle_path", "join_token_file", "trust_domain"}:
+            if not info.is_required() and info.default_factory is None:
+                assert getattr(settings, name) == info.default, name
+    assert settings.limits == type(settings.limits)()
+
+
+WRONG = {
+    "trust domain in upper case": ({"trust_domain": "Example.org"}, "trust_domain"),
+    "unknown key": ({"trust_bundle": "x"}, "did you mean 'trust_bundle_path'"),
+    "two ways to trust": ({"trust_bundle_path": "/b.pem"}, "exclude each other"),
+    "two tokens": ({"join_token_file": "/t", "join_token": "secret-token"}, "exclude each other"),
+    "relative data_dir": ({"data_dir": "state"}, "data_dir: must be an absolute path"),
+    "relative socket": ({"socket_path": "api.sock"}, "socket_path: must be an absolute path"),
+    "socket path too long": ({"socket_path": "/" + "s" * 200}, "Unix socket paths end at 107"),
+    "port 0": ({"server_port": 0}, "server_port"),
+    "port as text": ({"server_port": "8081"}, "server_port"),
+    "address with a path": ({"server_address": "host/path"}, "server_address"),
+    "interval without unit": ({"sync_interval": 5}, "sync_interval"),
+    "interval too short": ({"sync_interval": "1ms"}, "between 100ms and 1h"),
+    "no attestors": ({"attestors": {}}, "attestors"),
+    "unknown bundle format": ({"trust_bundle_format": "der"}, "trust_bundle_format"),
+    "pidfd": ({"peer_pidfd": "maybe"}, "peer_pidfd"),
+    "limit of zero": ({"limits": {"connections": 0}}, "limits.connections"),
+    "unknown limit": ({"limits": {"conections": 5}}, "did you mean 'connections'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_names_its_key_and_its_rule(name):
+    change, expected = WRONG[name]
+    with pytest.raises(ConfigError) as caught:
+        from_mapping(SMALL | change)
+    assert expected in caught.value.public
+    assert "secret-token" not in caught.value.public
+
+
+def test_a_join_token_is_in_no_print_of_the_settings():
+    settings = from_mapping(SMALL | {"join_token": "secret-token"})
+    assert "secret-token" not in repr(settings)
+    assert "secret-token" not in json.dumps(resolved(settings))
+    assert settings.join_token.get_secret_value() == "secret-token"
+
+
+def test_insecure_options_are_loud():
+    insecure, value = from_mapping(SMALL | {"join_token": "t"}).warnings()
+    assert insecure.startswith("INSECURE")
+    assert "join_token_file" in value
+
+
+def test_overrides_win_over_the_file(tmp_path):
+    path = tmp_path / "agent.toml"
+    path.write_text('trust_domain = "example.org"\ninsecure_bootstrap = true\nserver_port = 1\n')
+    assert load(path, {"server_port": 2, "server_address": None}).server_port == 2
