@@ -172,7 +172,10 @@ def show(*, socket_path: str | None, instance: str | None, output: str, **given:
 @server_flags
 @output_flag
 def ban(*, socket_path: str | None, instance: str | None, output: str, **given: str) -> None:
-    """Ban an agent: it is shut out at once and may not come back until it is evicted."""
+    """Ban an agent.
+
+    It is shut out at once, and may not come back until it is evicted.
+    """
     request = agent_pb2.BanAgentRequest(id=spiffe_id(given["spiffe_id"], "--spiffe-id"))
     with server_channel(socket_path, instance) as channel:
         answer = Service(channel, SERVICE)("BanAgent", request)
@@ -187,7 +190,10 @@ def ban(*, socket_path: str | None, instance: str | None, output: str, **given: 
 @server_flags
 @output_flag
 def evict(*, socket_path: str | None, instance: str | None, output: str, **given: str) -> None:
-    """Forget an agent: it has to attest again before it gets anything."""
+    """Evict an agent.
+
+    The server forgets it: it has to attest again before it gets anything.
+    """
     request = agent_pb2.DeleteAgentRequest(id=spiffe_id(given["spiffe_id"], "--spiffe-id"))
     with server_channel(socket_path, instance) as channel:
         answer = Service(channel, SERVICE)("DeleteAgent", request)

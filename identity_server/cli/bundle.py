@@ -32,7 +32,10 @@ def group() -> None:
 @server_flags
 @output_flag
 def show(*, socket_path: str | None, instance: str | None, output: str, **given: str) -> None:
-    """Print the server's own trust bundle; an agent needs it to know the server."""
+    """Print the server's own trust bundle.
+
+    An agent needs it to know the server on first contact.
+    """
     with server_channel(socket_path, instance) as channel:
         bundle = Service(channel, SERVICE)("GetBundle", bundle_pb2.GetBundleRequest())
     if output == "json":

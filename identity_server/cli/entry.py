@@ -79,7 +79,10 @@ identity-server entry show -selector unix:uid:1000 -matchSelectorsOn subset -out
 @server_flags
 @output_flag
 def show(*, socket_path: str | None, instance: str | None, output: str, entry_id: str | None, **given: Any) -> None:
-    """Show registration entries, all of them or those that every filter accepts."""
+    """Show registration entries.
+
+    Without filters all of them, else those that every filter accepts.
+    """
     if entry_id is not None and any(given[name] for name in ("spiffe_id", "parent_id", "selector", "federates_with")):
         raise Failure("--entry-id cannot be combined with other filters", "give either the id or the filters")
     with server_channel(socket_path, instance) as channel:
@@ -113,7 +116,10 @@ def _all_entries(call: Service, wanted: entry_pb2.ListEntriesRequest.Filter) -> 
 @server_flags
 @output_flag
 def count(*, socket_path: str | None, instance: str | None, output: str, **given: Any) -> None:
-    """Count registration entries, all of them or those that every filter accepts."""
+    """Count registration entries.
+
+    Without filters all of them, else those that every filter accepts.
+    """
     wanted = _filter(entry_pb2.CountEntriesRequest.Filter, given)
     with server_channel(socket_path, instance) as channel:
         answer = Service(channel, SERVICE)("CountEntries", entry_pb2.CountEntriesRequest(filter=wanted))
@@ -131,7 +137,10 @@ def count(*, socket_path: str | None, instance: str | None, output: str, **given
 def delete(
     *, socket_path: str | None, instance: str | None, output: str, entry_id: str | None, file: str | None
 ) -> int:
-    """Delete registration entries. Workloads lose the identity at their agent's next update."""
+    """Delete registration entries.
+
+    Workloads lose the identity at their agent's next update.
+    """
     if bool(entry_id) == bool(file):
         raise Failure("one of --entry-id and --file is needed", "give the id that `entry show` prints")
     ids = [entry_id] if entry_id else _ids_of(file or "")

@@ -113,7 +113,7 @@ identity-server entry create -data entries.json""",
 @server_flags
 @output_flag
 def create(*, socket_path: str | None, instance: str | None, output: str, node: bool | None, **given: Any) -> int:
-    """Create registration entries: who may have which SPIFFE ID.
+    """Create registration entries.
 
     No two entries may have the same SPIFFE ID, parent and selectors.
     """
@@ -135,7 +135,10 @@ def create(*, socket_path: str | None, instance: str | None, output: str, node: 
 @server_flags
 @output_flag
 def update(*, socket_path: str | None, instance: str | None, output: str, **given: Any) -> int:
-    """Replace registration entries whole: what is not given is reset to its default."""
+    """Replace registration entries.
+
+    They are replaced whole: what is not given is reset to its default.
+    """
     if not given["data"] and not given["entry_id"]:
         raise Failure("--entry-id is needed", "`identity-server entry show` prints the ids")
     entries = _wanted(given)
@@ -174,6 +177,8 @@ def _report(
             err=True,
         )
         print_block(entry_text.block(entries[index]), err=True)
+        if results[index].entry.id:
+            click.echo(f"It stands already, as entry {clean(results[index].entry.id)}.\n", err=True)
     if failed:
         raise Failure(
             f"failed to {verb} {len(failed)} of {len(entries)} entries",

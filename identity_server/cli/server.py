@@ -17,7 +17,11 @@ from spiffe_core.terminal.failures import Failure
 from spiffe_core.terminal.flags import F, flag
 from spiffe_core.wire.services import Stub
 
-SERVER: Final = Daemon(name="server", start="identity-server run --config FILE")
+SERVER: Final = Daemon(
+    name="server",
+    start="identity-server run --config FILE",
+    forbidden="use the admin socket of the server itself, which --socket-path names",
+)
 _INSTANCE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 

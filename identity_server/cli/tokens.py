@@ -30,7 +30,10 @@ def group() -> None:
 @server_flags
 @output_flag
 def generate(*, socket_path: str | None, instance: str | None, output: str, ttl: int, **given: str | None) -> None:
-    """Make a join token. Hand it to the node in a file: whoever uses it first gets the node's identity."""
+    """Make a join token.
+
+    Hand it to the node in a file: whoever uses it first gets the node's identity.
+    """
     if ttl < 1:
         raise Failure("--ttl must be at least one second", "for example: --ttl 10m")
     alias = given["spiffe_id"]

@@ -39,7 +39,10 @@ def group() -> None:
 @server_flags
 @output_flag
 def mint(*, socket_path: str | None, instance: str | None, output: str, ttl: int, **given: Any) -> None:
-    """Make a key here and have the server sign an X.509-SVID for it. No registration entry is consulted."""
+    """Make a key and have an X.509-SVID signed for it.
+
+    The key is made here and never leaves; no registration entry is consulted.
+    """
     spiffe_id = SpiffeId.parse(given["spiffe_id"], field="--spiffe-id")
     directory = output_directory(given["write"]) if given["write"] else None
     key, csr = _key_and_request(spiffe_id, given["dns"])

@@ -13,7 +13,7 @@ import grpc
 from node_agent.cli import svid_text
 from node_agent.cli.endpoint import AGENT, endpoint, endpoint_flags
 from spiffe_core.clock import SystemClock
-from spiffe_core.terminal.connection import connect, failure_of
+from spiffe_core.terminal.connection import connect
 from spiffe_core.terminal.failures import Failure
 from spiffe_core.terminal.flags import command, flag
 from spiffe_core.terminal.groups import Group
@@ -94,31 +94,37 @@ def fetch_x509(
 @endpoint_flags
 @output_flag
 def watch(*, socket_path: str | None, instance: str | None, output: str) -> None:
-    """Follow the X.509-SVIDs of this process until Ctrl-C: each update is printed as it arrives."""
+    """Follow the X.509-SVIDs of this process.
+
+    Each update is printed as it arrives, until Ctrl-C.
+    """
     target = endpoint(socket_path, instance, os.environ)
-    clock = SystemClock()
     updates, pause = 0, 1.0
     try:
         while True:
-            with connect(target, AGENT) as channel:
-                try:
+            try:
+                with connect(target, AGENT) as channel:
                     for response in _responses(channel, None):
                         updates, pause = updates + 1, 1.0
-                        if output == "json":
-                            print_json(svid_text.without_keys(response))
-                            continue
-                        identities = svid_text.read(response)
-                        when = f"{clock.now():%H:%M:%S} UTC"
-                        click.echo(f"Update {updates} at {when}: {count_line(len(identities), 'svid', 'svids')}\n")
-                        svid_text.show(identities, clock.now())
-                except grpc.RpcError as error:
-                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                        raise
-                    click.echo(f"{failure_of(error, AGENT).what}; asking again in {pause:.0f}s", err=True)
+                        _print_update(response, updates, output)
+            except Failure as failure:
+                if not updates or failure.final:
+                    raise
+                click.echo(f"{failure.what}; asking again in {pause:.0f}s", err=True)
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
     except KeyboardInterrupt:
         return
+
+
+def _print_update(response: workload_pb2.X509SVIDResponse, number: int, output: str) -> None:
+    if output == "json":
+        print_json(svid_text.without_keys(response))
+        return
+    now = SystemClock().now()
+    identities = svid_text.read(response)
+    click.echo(f"Update {number} at {now:%H:%M:%S} UTC: {count_line(len(identities), 'svid', 'svids')}\n")
+    svid_text.show(identities, now)
 
 
 fetch.add_command(fetch_x509)

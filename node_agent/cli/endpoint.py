@@ -13,7 +13,12 @@ from spiffe_core.terminal.failures import Failure
 from spiffe_core.terminal.flags import F, flag
 from workload_api.address import ENVIRONMENT_VARIABLE, TcpAddress, UnixAddress, parse_address
 
-AGENT: Final = Daemon(name="agent", start="node-agent run --config FILE")
+AGENT: Final = Daemon(
+    name="agent",
+    start="node-agent run --config FILE",
+    forbidden="no registration entry matches this process; `identity-server entry create` makes one, "
+    f"for example with --selector unix:uid:{os.getuid()}",
+)
 _INSTANCE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 

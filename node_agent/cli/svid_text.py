@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Final
 
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from spiffe_core.errors import InvalidCertificate
 from spiffe_core.terminal.pem_files import PRIVATE, PUBLIC, certificates_pem, pem, split_der
@@ -116,7 +117,8 @@ def _parsed(der: bytes) -> x509.Certificate:
 
 
 def _subject(certificate: x509.Certificate) -> str:
-    return certificate.subject.rfc4514_string() or "(no subject)"
+    names = {NameOID.SERIAL_NUMBER: "serialNumber"}
+    return certificate.subject.rfc4514_string(names) or "(no subject)"
 
 
 def _utc(moment: datetime) -> str:

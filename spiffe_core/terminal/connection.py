@@ -32,6 +32,8 @@ class Daemon:
 
     name: str
     start: str
+    forbidden: str
+    """What to do when it says PERMISSION_DENIED."""
     flag: str = "--socket-path"
 
 
@@ -60,13 +62,15 @@ def check_socket(path: str, daemon: Daemon) -> None:
 def _no_connection(path: str, error: OSError, daemon: Daemon) -> Failure:
     started = f"is the {daemon.name} running? start it with: {daemon.start}"
     if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-        return Failure(f"there is no socket at {path}", f"{started} (or name its socket with {daemon.flag})")
+        advice = f"{started} (or name its socket with {daemon.flag})"
+        return Failure(f"there is no socket at {path}", advice, final=False)
     if error.errno in {errno.EACCES, errno.EPERM}:
         return Failure(
             f"permission denied for {path}", f"run this as the user or group that the {daemon.name} belongs to"
         )
     if error.errno == errno.ECONNREFUSED:
-        return Failure(f"nobody answers at {path}: the socket is left over from a {daemon.name} that ended", started)
+        what = f"nobody answers at {path}: the socket is left over from a {daemon.name} that ended"
+        return Failure(what, started, final=False)
     reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
     return Failure(f"cannot connect to {path}: {reason}", started)
 
@@ -97,7 +101,7 @@ _ADVICE = {
 def failure_of(error: grpc.RpcError, daemon: Daemon) -> Failure:
     """A failed call in words."""
     told = from_rpc_error(error)
-    advice = _ADVICE.get(told.kind, "").format(name=daemon.name)
+    advice = daemon.forbidden if told.kind is Kind.FORBIDDEN else _ADVICE.get(told.kind, "").format(name=daemon.name)
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return Failure(f"the {daemon.name} did not answer in time", advice)
-    return Failure(clean(told.public), advice)
+    return Failure(clean(told.public), advice, final=told.kind is not Kind.UNAVAILABLE)

@@ -14,12 +14,16 @@ from spiffe_core.errors import IdentityError
 
 
 class Failure(Exception):  # noqa: N818  # the sentence "a command raises Failure" is what callers read
-    """A command could not do what it was asked. `advice` is what the person at the keyboard can do next."""
+    """A command could not do what it was asked. `advice` is what the person at the keyboard can do next.
 
-    def __init__(self, what: str, advice: str = "") -> None:
+    `final` is False when the same command may succeed a moment later without anybody doing anything.
+    """
+
+    def __init__(self, what: str, advice: str = "", *, final: bool = True) -> None:
         super().__init__(what)
         self.what = what
         self.advice = advice
+        self.final = final
 
 
 def run(command: click.Command, arguments: Sequence[str] | None, program: str) -> NoReturn:

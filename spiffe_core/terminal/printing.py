@@ -16,11 +16,14 @@ from typing import Any
 
 import click
 from google.protobuf import json_format
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from spiffe_core.terminal.flags import F, flag
 
 Row = tuple[str, str]
+_GAP = 3
+"""Columns between two columns of a table."""
 
 
 def output_flag(function: F) -> F:
@@ -35,11 +38,26 @@ def output_flag(function: F) -> F:
 
 
 def as_json(message: Message) -> dict[str, Any]:
-    """A message in JSON's terms."""
+    """A message in JSON's terms, its fields in the order of the .proto file."""
     tree: dict[str, Any] = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    return tree
+    return _in_order(tree, message.DESCRIPTOR)
+
+
+def _in_order(tree: dict[str, Any], descriptor: Any) -> dict[str, Any]:
+    if descriptor.full_name.startswith("google.protobuf."):  # these have a JSON of their own
+        return tree
+    return {name: _nested(tree[name], field) for name, field in descriptor.fields_by_name.items() if name in tree}
+
+
+def _nested(value: Any, field: FieldDescriptor) -> Any:
+    inner = field.message_type
+    if inner is None or inner.GetOptions().map_entry:
+        return value
+    if isinstance(value, list):
+        return [_in_order(item, inner) for item in value]
+    return _in_order(value, inner) if isinstance(value, dict) else value
 
 
 def print_json(*values: Message | dict[str, Any]) -> None:
@@ -73,27 +91,37 @@ def is_terminal() -> bool:
 def print_records(
     records: Sequence[Any], block: Callable[[Any], list[Row]], columns: Sequence[str], cells: Callable[[Any], list[str]]
 ) -> None:
-    """Several records: a table on a terminal, blocks for a single one and for programs that read lines."""
-    if len(records) > 1 and is_terminal():
-        print_table(columns, [cells(record) for record in records])
+    """Several records: a table on a terminal that is wide enough, else blocks, which programs can read line by line."""
+    rows = [cells(record) for record in records] if len(records) > 1 and is_terminal() else []
+    if rows and table_width(columns, rows) <= shutil.get_terminal_size().columns:
+        print_table(columns, rows)
         return
     for record in records:
         print_block(block(record))
 
 
+def table_width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """The columns a table needs if nothing in it is folded."""
+    widest = [
+        max(len(clean(line)) for cell in column for line in cell.split("\n"))
+        for column in zip(columns, *rows, strict=True)
+    ]
+    return sum(widest) + _GAP * (len(widest) - 1)
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table as wide as the terminal; long values fold, they are never cut."""
+    """A table; its values are never folded or cut."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=True)
     for row in rows:
         table.add_row(*("\n".join(clean(line) for line in cell.split("\n")) for cell in row))
-    width = max(shutil.get_terminal_size().columns, 60)
-    Console(width=width, markup=False, highlight=False, emoji=False).print(table)
+    console = Console(width=table_width(columns, rows) + _GAP, markup=False, highlight=False, emoji=False)
+    console.print(table)
 
 
 def timestamp(seconds: int) -> str:
