@@ -143,6 +143,8 @@ def _bad_name(name: str, field: str) -> InvalidId:
         )
     if name.isascii() and _NAME.fullmatch(name.lower()):
         return _upper_case(name.lower(), "trust domain", field)
+    if "://" in name:
+        return InvalidId(f"{field}: write the bare trust domain name, not the URI {shown(name)}", field=field)
     found = _BAD_IN_NAME.search(name)
     bad = found.group() if found else name
     known = {

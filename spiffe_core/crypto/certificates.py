@@ -14,6 +14,7 @@ from typing import TypeVar
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ObjectIdentifier
 
 from spiffe_core.errors import InvalidCertificate
@@ -28,6 +29,7 @@ _UNREADABLE = (
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
     UnsupportedAlgorithm,
+    CryptographyDeprecationWarning,
 )
 
 
@@ -88,7 +90,7 @@ def public_key_of(facts: CertificateFacts, *, field: str = "certificate") -> Cer
     """
     try:
         return facts.certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm):
+    except _UNREADABLE:
         raise InvalidCertificate(f"{field}: the public key cannot be read", field=field) from None
 
 

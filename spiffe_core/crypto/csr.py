@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import NameOID
 
 from spiffe_core.crypto.algorithms import signature_allowed
@@ -76,7 +77,7 @@ def parse_csr(der: bytes, *, field: str = "csr") -> Csr:
         raise InvalidCsr(f"{field}: has more than {MAX_CSR_BYTES} bytes", field=field)
     try:
         request = x509.load_der_x509_csr(der)  # (2)
-    except (ValueError, x509.InvalidVersion):
+    except (ValueError, x509.InvalidVersion, CryptographyDeprecationWarning):
         raise InvalidCsr(f"{field}: is not a PKCS#10 request in DER", field=field) from None
     public_key = _public_key(request, field)  # (3)
     _check_algorithm(request, public_key, field)  # (4)
@@ -99,7 +100,7 @@ def _public_key(request: x509.CertificateSigningRequest, field: str) -> PublicKe
         return check_public_key(request.public_key(), field=field)
     except InvalidCertificate as refusal:
         raise InvalidCsr(refusal.public, field=field) from None
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, CryptographyDeprecationWarning):
         raise InvalidCsr(f"{field}: the public key cannot be read; use EC P-256", field=field) from None
 
 

@@ -23,12 +23,15 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_private_key,
     load_der_public_key,
 )
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509 import SubjectKeyIdentifier
 
 from spiffe_core.errors import InvalidCertificate
 
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PublicKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+
+_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, CryptographyDeprecationWarning)
 
 MAX_PRIVATE_KEY_BYTES = 16 * 1024
 MAX_PUBLIC_KEY_BYTES = 4 * 1024
@@ -108,7 +111,7 @@ def from_pkcs8(der: bytes | PrivateKeyDer, *, field: str = "private_key") -> Pri
         raise InvalidCertificate(f"{field}: is not an unencrypted PKCS#8 key in DER", field=field)
     try:
         key = load_der_private_key(data, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except _UNREADABLE:
         # The cause is dropped: its text could quote the input.
         raise InvalidCertificate(f"{field}: is not a readable PKCS#8 private key", field=field) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
@@ -132,7 +135,7 @@ def from_spki(der: bytes, *, field: str = "public_key") -> PublicKey:
         raise InvalidCertificate(f"{field}: has more than {MAX_PUBLIC_KEY_BYTES} bytes", field=field)
     try:
         key = load_der_public_key(der)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except _UNREADABLE:
         raise InvalidCertificate(f"{field}: is not a SubjectPublicKeyInfo in DER", field=field) from None
     checked = check_verification_key(key, field=field)
     if spki_der(checked) != der:  # PKCS#1, compressed points and other second spellings of one key

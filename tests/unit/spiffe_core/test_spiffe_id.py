@@ -144,7 +144,8 @@ def test_a_trust_domain_is_read_from_its_name_or_its_id():
         ("Example.org", "write 'example.org'"),
         ("SPIFFE://example.org", "write 'spiffe://example.org'"),
         ("spiffe://example.org/a", "a path is not allowed in a trust domain name"),
-        ("https://example.org", "a port is not allowed"),
+        ("https://example.org", "write the bare trust domain name"),
+        ("example.org:443", "a port is not allowed"),
     ],
 )
 def test_what_is_not_a_trust_domain_is_refused(text, rule):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -63,6 +66,16 @@ def test_only_unknown_critical_extensions_are_listed():
 
 
 NON_ASCII = resigned(LEAF.chain[0], CA.key, (b"spiffe://example.org/workload", b"spiffe://example.org/worklo\xff\xfe"))
+
+
+def _negative_serial() -> bytes:
+    """RFC 5280 section 4.1.2.2: the sign bit of the serial number is set."""
+    number = LEAF.leaf.serial_number
+    size = number.bit_length() // 8 + 1
+    written = bytes([0x02, size]) + number.to_bytes(size, "big")
+    return resigned(LEAF.chain[0], CA.key, (written, written[:2] + bytes([written[2] | 0x80]) + written[3:]))
+
+
 BAD = {
     "empty": (b"", "is empty"),
     "N-X-35 oversize": (b"\x30" * (MAX_CERTIFICATE_BYTES + 1), "more than 65536 bytes"),
@@ -81,6 +94,7 @@ BAD = {
         "is not a readable",
     ),
 }
+BAD["a serial number below zero"] = (_negative_serial(), "is not a readable")
 
 
 @pytest.mark.parametrize(("der", "rule"), BAD.values(), ids=BAD)
@@ -112,3 +126,17 @@ def test_a_key_that_cannot_be_read_is_refused():
         public_key_of(facts, field="x5c")
     with pytest.raises(InvalidCertificate):
         key_id_of(facts)
+
+
+def test_deprecated_encodings_are_refused_without_a_warning_filter_of_the_process():
+    """A peer must not be able to choose what is printed on stderr: refused in a fresh interpreter, in silence."""
+    program = (
+        "import sys; from spiffe_core.crypto.certificates import read_certificate\n"
+        "from spiffe_core.errors import InvalidCertificate\n"
+        "try: read_certificate(bytes.fromhex(sys.argv[1]))\n"
+        "except InvalidCertificate: print('refused')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, _negative_serial().hex()], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("refused\n", "")
