@@ -69,7 +69,7 @@ def _said(error: click.ClickException | Failure | IdentityError, program: str) -
 
 def wants_json(words: Sequence[str]) -> bool:
     """Whether the arguments ask for JSON, seen without parsing them: a command may fail before it has."""
-    pairs = zip(words, [*words[1:], ""], strict=True)
+    pairs = zip(words, [*words[1:], ""], strict=False)
     return any(
         word.lstrip("-") == "output=json" or (word.lstrip("-") == "output" and after == "json")
         for word, after in pairs

@@ -88,7 +88,7 @@ def write_files(directory: Path, files: dict[str, tuple[str, int]]) -> list[Path
     """
     written = []
     for name, (text, mode) in files.items():
-        if Path(name).name != name:
+        if Path(name).name != name or name in {"", ".."}:
             raise Failure(f"{name} is not a plain file name", "")
         target = directory / name
         try:
