@@ -17,11 +17,11 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+from identity_server.domain.audit import AuditEvent
 from spiffe_core.errors import ConfigError, Unavailable
 
-from identity_server.domain.audit import AuditEvent
-
 MAX_QUEUE = 50_000
+CLOSE_SECONDS = 2.0
 _STDOUT = 1
 
 
@@ -79,12 +79,12 @@ class AuditFile:
         os.close(old)
 
     def close(self) -> None:
-        """Write what is queued and stop the writer."""
+        """Write what is queued and stop the writer. May be called twice."""
         with self._more:
             self._closing = True
             self._more.notify()
-        self._writer.join(timeout=5)
-        if self._path is not None:
+        self._writer.join(timeout=CLOSE_SECONDS)
+        if self._path is not None and self._descriptor >= 0:
             with self._writing:
                 os.close(self._descriptor)
                 self._descriptor = -1

@@ -101,7 +101,7 @@ class LiveServer(Stubs):
     async def agent_with(self, svid, key):
         """A connected agent that holds `svid`."""
         stubs = await self.dial(TlsIdentity(tuple(svid.cert_chain), to_pkcs8(key)))
-        stubs.key, stubs.svid, stubs.path = key, svid, svid.id.path
+        stubs.key, stubs.own, stubs.path = key, svid, svid.id.path
         return stubs
 
     async def entries(self, *messages):

@@ -59,12 +59,12 @@ async def test_a_node_joins_with_a_token_and_is_known_by_it(live):
     token = await live.token()
     agent = await live.join(token)
     assert agent.path == f"{AGENT_PREFIX}/join_token/{token}"
-    leaf = x509.load_der_x509_certificate(agent.svid.cert_chain[0])
+    leaf = x509.load_der_x509_certificate(agent.own.cert_chain[0])
     assert leaf.public_key() == agent.key.public_key()
     shown = await live.agent.GetAgent(agent_pb2.GetAgentRequest(id=spiffe_id(agent.path)))
     assert shown.x509svid_serial_number == str(leaf.serial_number)
     assert (shown.attestation_type, shown.banned, shown.can_reattest) == ("join_token", False, False)
-    assert shown.x509svid_expires_at == agent.svid.expires_at
+    assert shown.x509svid_expires_at == agent.own.expires_at
     assert (await sync(agent)).entries == []
 
 
@@ -96,7 +96,7 @@ async def test_the_same_key_may_redeem_again_for_five_minutes(live):
     token, key = await live.token(), generate(KeyKind.EC_P256)
     first = await live.join(token, key)
     second = await live.join(token, key)
-    assert first.svid.cert_chain != second.svid.cert_chain
+    assert first.own.cert_chain != second.own.cert_chain
     await sync(second)
     assert await refusal(sync(first)) is Refusal.AGENT_NOT_ACTIVE
     live.clock.move(301)

@@ -1,0 +1,114 @@
+"""S1: every method of every service by every kind of caller, over the real sockets, against the table."""
+
+import grpc
+import grpc.aio
+import pytest
+
+from identity_server.domain import access
+from identity_server.domain.access import ACCESS, CallerKind
+from spiffe_core.crypto.keys import KeyKind, generate, to_pkcs8
+from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2
+from spiffe_core.wire.tls import TlsIdentity
+from tests.authority import SpiffeTestCA
+from tests.doubles.live_server import entry, live_server, sign, wanted
+
+OFFERED = ("Agent", "Bundle", "Entry", "SVID", "Health")
+METHODS = sorted(name for name in ACCESS if name.split("/")[1].rsplit(".", 1)[1] in OFFERED)
+STREAMS = {"SyncAuthorizedEntries", "AttestAgent", "Watch"}
+
+
+@pytest.fixture
+async def live():
+    async with live_server() as server:
+        yield server
+
+
+async def answer(channel, method):
+    """The status of a call with an empty request."""
+    try:
+        if method.rsplit("/", 1)[1] in STREAMS:
+            call = channel.stream_stream(method)(iter([b""]), timeout=10)
+            async for _ in call:
+                pass
+        else:
+            await channel.unary_unary(method)(b"", timeout=10)
+    except grpc.aio.AioRpcError as error:
+        return error.code().name, error.details()
+    return "OK", ""
+
+
+async def workload(live, **flags):
+    """Somebody with a workload's SVID; `flags` may make its entry an administrator's."""
+    agent = await live.join()
+    (entry_id,) = await live.entries(entry("/".join(["", "somebody", *flags]), agent.path, **flags))
+    key = generate(KeyKind.EC_P256)
+    (result,) = await sign(agent, wanted(entry_id, key))
+    return await live.agent_with(result.svid, key)
+
+
+async def callers(live):
+    """Kind -> the channel of such a caller, and as what the table knows it."""
+    return {
+        "local": (live.channel, {CallerKind.ANYONE, CallerKind.LOCAL}),
+        "anonymous": ((await live.dial()).dialer.channel(), {CallerKind.ANYONE}),
+        "agent": ((await live.join()).dialer.channel(), {CallerKind.ANYONE, CallerKind.AGENT}),
+        "workload": ((await workload(live)).dialer.channel(), {CallerKind.ANYONE}),
+        "admin": ((await workload(live, admin=True)).dialer.channel(), {CallerKind.ANYONE, CallerKind.ADMIN}),
+    }
+
+
+async def test_the_matrix(live):
+    """S1, S45: what the table does not allow is PermissionDenied; what it allows gets past the door."""
+    for name, (channel, held) in (await callers(live)).items():
+        for method in METHODS:
+            code, text = await answer(channel, method)
+            if held & ACCESS[method]:
+                assert not text.startswith("authorization denied"), (name, method, code, text)
+                assert code not in {"PERMISSION_DENIED", "UNAUTHENTICATED", "INTERNAL"}, (name, method, code, text)
+            else:
+                assert code == "PERMISSION_DENIED", (name, method, code, text)
+
+
+async def test_downstream_servers_get_what_is_theirs_and_no_more(live):
+    stubs = await workload(live, downstream=True)
+    channel = stubs.dialer.channel()
+    assert (await answer(channel, "/spire.api.server.svid.v1.SVID/NewDownstreamX509CA"))[0] == "UNIMPLEMENTED"
+    for method in ("entry.v1.Entry/ListEntries", "svid.v1.SVID/MintX509SVID", "agent.v1.Agent/BanAgent"):
+        assert (await answer(channel, f"/spire.api.server.{method}"))[0] == "PERMISSION_DENIED"
+
+
+async def test_an_administrator_who_loses_the_entry_loses_the_right_at_once(live):
+    """S78, S2: per call, on an open connection; the local socket stays."""
+    admin = await workload(live, admin=True)
+    channel = admin.dialer.channel()
+    method = "/spire.api.server.entry.v1.Entry/CountEntries"
+    assert (await answer(channel, method))[0] == "OK"
+    ids = [item.id for item in (await admin.entry.ListEntries(entry_pb2.ListEntriesRequest())).entries]
+    await admin.entry.BatchDeleteEntry(entry_pb2.BatchDeleteEntryRequest(ids=ids))
+    assert (await answer(channel, method))[0] == "PERMISSION_DENIED"
+    assert (await answer(live.channel, method))[0] == "OK"
+
+
+@pytest.mark.parametrize("case", ["unknown authority", "other trust domain", "expired"])
+async def test_certificates_that_prove_nothing_do_not_get_in(live, case):
+    """S1, N-X: refused in the handshake, for every method, also those open to strangers."""
+    ca = SpiffeTestCA("other.org" if case == "other trust domain" else "example.org")
+    svid = ca.issue(f"spiffe://{ca.trust_domain}/spire/agent/join_token/forged")
+    stubs = await live.dial(TlsIdentity(svid.chain, to_pkcs8(svid.private_key)))
+    code, _ = await answer(stubs.dialer.channel(), "/spire.api.server.bundle.v1.Bundle/GetBundle")
+    assert code == "UNAVAILABLE"
+
+
+async def test_a_method_nobody_knows_is_unimplemented(live):
+    for channel in (live.channel, (await live.dial()).dialer.channel()):
+        for method in ("/spire.api.server.entry.v1.Entry/DropAll", "/other.Service/Method"):
+            assert (await answer(channel, method))[0] == "UNIMPLEMENTED"
+
+
+async def test_a_handler_without_a_rule_is_refused_and_never_runs(live, monkeypatch):
+    """S1, S77: deny by default, at run time too."""
+    table = dict(ACCESS)
+    method = "/spire.api.server.entry.v1.Entry/CountEntries"
+    del table[method]
+    monkeypatch.setattr(access, "ACCESS", table)
+    assert (await answer(live.channel, method))[0] == "INTERNAL"

@@ -1,0 +1,157 @@
+"""The audit sink (architecture A16): written before the effect, never losing count, never repairing silently."""
+
+import json
+import os
+import threading
+from datetime import UTC, datetime
+
+import pytest
+
+from identity_server import audit_log
+from identity_server.audit_log import AuditFile
+from identity_server.domain.audit import AgentChanged, SvidIssued
+from spiffe_core.errors import ConfigError, Unavailable
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+BAN = AgentChanged(change="ban", spiffe_id="spiffe://example.org/spire/agent/x", actor="local (pid 1, uid 0)")
+
+
+def leaf(number):
+    return SvidIssued(
+        profile="workload", spiffe_id="spiffe://example.org/w", serial=str(number), not_after=1, actor="a"
+    )
+
+
+@pytest.fixture
+def sink(tmp_path):
+    made = AuditFile(tmp_path / "audit.jsonl", lambda: NOW)
+    yield made
+    made.close()
+
+
+def lines(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+
+
+def test_an_administrative_event_stands_in_the_file_when_record_returns(sink, tmp_path):
+    sink.record(BAN)
+    assert lines(tmp_path) == [
+        {
+            "time": "2030-01-01T00:00:00.000+00:00",
+            "event": "agent",
+            "change": "ban",
+            "spiffe_id": BAN.spiffe_id,
+            "actor": BAN.actor,
+        }
+    ]
+
+
+def test_queued_events_come_first_and_in_order(sink, tmp_path):
+    for number in range(100):
+        sink.record(leaf(number))
+    sink.record(BAN)
+    found = lines(tmp_path)
+    assert [line.get("serial") for line in found] == [*map(str, range(100)), None]
+
+
+def test_closing_writes_what_is_queued_and_may_be_repeated(tmp_path):
+    sink = AuditFile(tmp_path / "audit.jsonl", lambda: NOW)
+    sink.record(leaf(1))
+    sink.close()
+    sink.close()
+    assert [line["serial"] for line in lines(tmp_path)] == ["1"]
+
+
+def test_the_file_is_private_and_appended_to(tmp_path):
+    """S70: 0600 also under umask 000."""
+    before = os.umask(0)
+    try:
+        for _ in range(2):
+            sink = AuditFile(tmp_path / "audit.jsonl", lambda: NOW)
+            sink.record(BAN)
+            sink.close()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "audit.jsonl").stat().st_mode & 0o777 == 0o600
+    assert len(lines(tmp_path)) == 2
+
+
+def test_a_planted_link_or_pipe_is_refused(tmp_path):
+    """S71."""
+    (tmp_path / "target").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe", "missing/audit.jsonl"):
+        with pytest.raises(ConfigError, match=r"audit\.file") as caught:
+            AuditFile(tmp_path / name, lambda: NOW)
+        assert str(tmp_path / name) in caught.value.public
+    assert (tmp_path / "target").read_text() == "mine"
+
+
+def test_a_caller_cannot_forge_a_line(sink, tmp_path):
+    """S64: newlines, control characters and unicode separators are escaped."""
+    sink.record(AgentChanged(change="ban", spiffe_id='x"\n{"event":"agent"}', actor="\u2028\x1b[31m"))
+    raw = (tmp_path / "audit.jsonl").read_bytes()
+    assert raw.count(b"\n") == 1
+    assert b"\x1b" not in raw
+    assert lines(tmp_path)[0]["actor"] == "\u2028\x1b[31m"
+
+
+def test_a_full_disk_refuses_writes_of_administrators_and_counts_leaves(tmp_path, monkeypatch):
+    """A16, R-disk: issuing goes on, health is degraded, the gap is written down afterwards."""
+    sink = AuditFile(tmp_path / "audit.jsonl", lambda: NOW)
+    write, full, tried = os.write, True, threading.Event()
+
+    def fails(descriptor, data):
+        if full:
+            tried.set()
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(audit_log.os, "write", fails)
+    for number in range(5):
+        sink.record(leaf(number))
+    assert tried.wait(5)
+    with pytest.raises(Unavailable, match="nothing is changed"):
+        sink.record(BAN)
+    assert not sink.healthy
+    full = False
+    sink.record(BAN)
+    assert sink.healthy
+    sink.close()
+    found = lines(tmp_path)
+    lost = sum(line["lost"] for line in found if line["event"] == "audit_gap")
+    kept = sum(line["event"] == "x509_svid" for line in found)
+    assert lost + kept == 5
+    assert found[-1]["event"] == "agent"
+
+
+def test_the_queue_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(audit_log, "MAX_QUEUE", 3)
+    sink = AuditFile(tmp_path / "audit.jsonl", lambda: NOW)
+    with sink._writing:  # the writer is stuck on a slow disk
+        for number in range(10):
+            sink.record(leaf(number))
+    sink.record(BAN)
+    sink.close()
+    found = lines(tmp_path)
+    lost = sum(line.get("lost", 0) for line in found)
+    assert lost >= 6
+    assert lost + sum(line["event"] == "x509_svid" for line in found) == 10
+
+
+def test_a_rotated_file_is_opened_anew(sink, tmp_path):
+    sink.record(BAN)
+    (tmp_path / "audit.jsonl").rename(tmp_path / "audit.1")
+    sink.reopen()
+    sink.record(BAN)
+    assert len(lines(tmp_path)) == 1
+    assert len((tmp_path / "audit.1").read_text().splitlines()) == 1
+
+
+def test_standard_output_is_the_default(capfd):
+    sink = AuditFile(None, lambda: NOW)
+    sink.record(BAN)
+    sink.reopen()
+    sink.close()
+    assert json.loads(capfd.readouterr().out)["event"] == "agent"
