@@ -62,6 +62,8 @@ class HistoryChange:
     reason: str
     before: Position
     after: Position
+    proven: bool
+    """True if this server found it out itself, and begins the new history; False if it met one that was begun."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,7 @@ _PAGE = (
     select(log_event.c.revision, log_event.c.seq, log_event.c.token, log_event.c.kind, log_event.c.subject)
     .where(log_event.c.revision >= bindparam("since"))
     .order_by(log_event.c.revision, log_event.c.seq)
-    .limit(PAGE)
+    .limit(bindparam("page"))
 )
 _PAGE_WITHIN = _PAGE.where(
     (log_event.c.revision > bindparam("since")) | (log_event.c.seq > bindparam("after_seq"))
@@ -191,16 +191,16 @@ def token_at(connection: Connection, revision: int) -> int | None:
     return connection.execute(_TOKEN_AT, {"at": revision}).scalar_one_or_none()
 
 
-def events_since(connection: Connection, revision: int) -> Iterator[Event]:
+def events_since(connection: Connection, revision: int, page: int = PAGE) -> Iterator[Event]:
     """Every event from `revision` on, in order, page by page inside the caller's snapshot."""
-    rows = connection.execute(_PAGE, {"since": revision}).all()
+    rows = connection.execute(_PAGE, {"since": revision, "page": page}).all()
     while rows:
         for row in rows:
             yield Event(row.revision, row.token, row.kind, bytes(row.subject))
-        if len(rows) < PAGE:
+        if len(rows) < page:
             return
         last = rows[-1]
-        rows = connection.execute(_PAGE_WITHIN, {"since": last.revision, "after_seq": last.seq}).all()
+        rows = connection.execute(_PAGE_WITHIN, {"since": last.revision, "after_seq": last.seq, "page": page}).all()
 
 
 def bootstrap(connection: Connection, trust_domain: TrustDomain, now_ms: int, token: int) -> None:

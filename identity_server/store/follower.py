@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from identity_server.domain.agents import AttestedAgent
 from identity_server.domain.state import Change, EntryRecord, HistoryChange, Position, State, record_of
-from identity_server.store.event_log import Event, EventKind, Head, ReadOnly, events_since, read_head
+from identity_server.store.event_log import PAGE, Event, EventKind, Head, ReadOnly, events_since, read_head
 from identity_server.store.unit_of_work import SqlUnitOfWork
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.spiffe_id import TrustDomain
@@ -57,6 +57,7 @@ class Follower:
         new_history: Callable[[HistoryChange], None],
         behind_is_proof_after: int = 1,
         far: int = FAR,
+        page: int = PAGE,
     ) -> None:
         self._engine = engine
         self._trust_domain = trust_domain
@@ -66,6 +67,7 @@ class Follower:
         self._new_history = new_history
         self._behind_is_proof_after = behind_is_proof_after
         self._far = far
+        self._page = page
         self._behind = 0
         self._proven = False
         self._connection: Connection | None = None
@@ -140,7 +142,7 @@ class Follower:
         if head.epoch != known.epoch:
             after = self._snapshot(connection)
             if not self._proven:  # another server, or a restore, began it
-                self._report("the database has a new history", after.position)
+                self._report("the database has a new history", after.position, proven=False)
             self._proven = False
             return after
         try:
@@ -152,7 +154,7 @@ class Follower:
         except _HistoryLostError as reason:
             after = self._snapshot(connection)
             self._proven = True
-            self._report(str(reason), after.position)
+            self._report(str(reason), after.position, proven=True)
             return after
 
     def _behind_us(self, head: Head) -> State:
@@ -163,14 +165,14 @@ class Follower:
             raise _HistoryLostError("revisions this server has seen are gone from the database")
         return self.state
 
-    def _report(self, reason: str, after: Position) -> None:
-        change = HistoryChange(reason, self.state.position, after)
+    def _report(self, reason: str, after: Position, *, proven: bool) -> None:
+        change = HistoryChange(reason, self.state.position, after, proven)
         _log.error("%s (was at %s, now at %s)", reason, change.before, change.after)
         self._new_history(change)
 
     def _catch_up(self, connection: Connection, head: Head) -> State:
         known = self.state.position
-        events = events_since(connection, known.revision)
+        events = events_since(connection, known.revision, self._page)
         if not _continues(next(events, None), known):
             raise _HistoryLostError("the database has another revision where this server stood")
         touched: dict[tuple[int, bytes], None] = {}

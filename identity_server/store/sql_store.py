@@ -203,12 +203,13 @@ class SqlStore:
         self._on_loop(self._publish, state)
 
     def _history_changed(self, change: HistoryChange) -> None:
-        """Follower's thread: begin a new history, unless another server has, and tell whoever listens."""
-        now_ms = int(self._clock.now().timestamp() * 1000)
-        try:
-            self._writer.submit(Operation(lambda uow: uow.log.begin_history(change.after.epoch, now_ms)))
-        except Unavailable:
-            _log.warning("no new history could be begun: the server is stopping or overloaded")
+        """Follower's thread: begin a new history if we found out first, and tell whoever listens."""
+        if change.proven:
+            now_ms = int(self._clock.now().timestamp() * 1000)
+            try:
+                self._writer.submit(Operation(lambda uow: uow.log.begin_history(change.after.epoch, now_ms)))
+            except Unavailable:
+                _log.warning("no new history could be begun: the server is stopping or overloaded")
         self._on_loop(self._tell, change)
 
     def _on_loop(self, function: Callable[[Any], None], value: Any) -> None:
