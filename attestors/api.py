@@ -69,9 +69,20 @@ class Findings:
 class Subject(Protocol):
     """A process to be attested, held by a pidfd so that its number cannot be reused unnoticed."""
 
-    pid: int
-    uid: int
-    gid: int
+    @property
+    def pid(self) -> int:
+        """Its process number in this PID namespace."""
+        ...
+
+    @property
+    def uid(self) -> int:
+        """The effective user it connected as (SO_PEERCRED)."""
+        ...
+
+    @property
+    def gid(self) -> int:
+        """The effective group it connected as."""
+        ...
 
     def require_alive(self) -> None:
         """Raise Unauthenticated if the process that connected has ended (checked through its pidfd)."""

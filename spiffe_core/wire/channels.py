@@ -43,7 +43,6 @@ def channel_options(*, max_message: int = 64 * 1024 * 1024) -> list[Option]:
     return [
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 3_000),
         ("grpc.max_receive_message_length", max_message),
         ("grpc.enable_http_proxy", 0),

@@ -11,14 +11,18 @@ A response is a message, or the finished bytes of one: answers that many callers
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any, Final
 
 import grpc
 import grpc.aio
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
+
+from spiffe_core.errors import InvalidRequest
 
 HANDLER_FACTORIES: Final[dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]]]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
@@ -54,13 +58,40 @@ def serialize(response: Message | bytes) -> bytes:
 
 
 def _handler(method: MethodDescriptor, behaviour: Callable[..., Any] | None) -> grpc.RpcMethodHandler[Any, Any]:
+    """Requests are read inside the call, not by grpcio, which would log a traceback for each that cannot be read."""
     factory = HANDLER_FACTORIES[method.client_streaming, method.server_streaming]
-    request_class = GetMessageClass(method.input_type)
     return factory(
-        behaviour or _absent(method),
-        request_deserializer=request_class.FromString,
+        _reading(method, behaviour or _absent(method)),
+        request_deserializer=None,
         response_serializer=serialize,
     )
+
+
+def _reading(method: MethodDescriptor, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    parse = GetMessageClass(method.input_type).FromString
+
+    def read(data: bytes) -> Message:
+        try:
+            return parse(data)
+        except DecodeError as error:
+            raise InvalidRequest(f"the request is not a {method.input_type.full_name} message") from error
+
+    async def read_all(requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+        async for data in requests:
+            yield read(data)
+
+    def request_of(sent: Any) -> Any:
+        return read_all(sent) if method.client_streaming else read(sent)
+
+    async def one(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        return await behaviour(request_of(sent), context)
+
+    async def many(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        async with aclosing(behaviour(request_of(sent), context)) as responses:
+            async for response in responses:
+                yield response
+
+    return many if inspect.isasyncgenfunction(behaviour) else one
 
 
 def _absent(method: MethodDescriptor) -> Callable[..., Any]:
