@@ -285,8 +285,8 @@ def decide(slots: Slots, command: Command, now: int) -> tuple[Event, ...]:
             found = _known(slots, authority_id)
             marked = replace(_moved(found, "taint"), tainted=True)
             return () if found.tainted else (Tainted(marked),)
-        case Forget(authority_id):
-            found = _known(slots, authority_id)
+        case _:  # Forget
+            found = _known(slots, command.authority_id)
             move(found.status, "forget")
             return (Forgotten(found),)
 
@@ -296,8 +296,8 @@ def apply(slots: Slots, event: Event) -> Slots:
     match event:
         case Prepared(authority, _) | Activated(authority) | Retired(authority) | Tainted(authority):
             return slots.with_slot(authority.slot, authority)
-        case Forgotten(authority):
-            return slots.with_slot(authority.slot, None)
+        case _:  # Forgotten
+            return slots.with_slot(event.authority.slot, None)
 
 
 def settled(slots: Slots, prepared: Authority, now: int, waited: float) -> bool:

@@ -28,6 +28,7 @@ _ECDSA_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
 _ECDSA_SHA384 = bytes.fromhex("300a06082a8648ce3d040303")
 _RSA_SHA256 = bytes.fromhex("300d06092a864886f70d01010b0500")
 _DUMMY_ECDSA_SIGNATURE = bytes.fromhex("3006020101020101")
+_DUMMY_RSA_SIGNATURE = bytes(256)
 _P384_BITS = 384
 _SEQUENCE, _BIT_STRING = 0x30, 0x03
 _SHORT_FORM = 0x80
@@ -130,22 +131,9 @@ def parent_of(certificate: bytes) -> Parent:
 
 
 class _EcRecorder:
-    """Passes for an EC private key; see the module's docstring."""
+    """Passes for an EC private key where certificates are built; see the module's docstring."""
 
-    def __init__(self, public_key: ec.EllipticCurvePublicKey) -> None:
-        self._public_key = public_key
-        self.recorded = b""
-
-    @property
-    def curve(self) -> ec.EllipticCurve:
-        return self._public_key.curve
-
-    @property
-    def key_size(self) -> int:
-        return self._public_key.key_size
-
-    def public_key(self) -> ec.EllipticCurvePublicKey:
-        return self._public_key
+    recorded = b""
 
     def sign(self, data: Buffer, algorithm: ec.EllipticCurveSignatureAlgorithm) -> bytes:  # noqa: ARG002  # pyca's
         self.recorded = bytes(data)
@@ -155,20 +143,11 @@ class _EcRecorder:
 class _RsaRecorder:
     """Passes for an RSA private key."""
 
-    def __init__(self, public_key: rsa.RSAPublicKey) -> None:
-        self._public_key = public_key
-        self.recorded = b""
-
-    @property
-    def key_size(self) -> int:
-        return self._public_key.key_size
-
-    def public_key(self) -> rsa.RSAPublicKey:
-        return self._public_key
+    recorded = b""
 
     def sign(self, data: Buffer, pad: object, algorithm: object) -> bytes:  # noqa: ARG002  # pyca's signature
         self.recorded = bytes(data)
-        return bytes((self._public_key.key_size + 7) // 8)
+        return _DUMMY_RSA_SIGNATURE
 
 
 ec.EllipticCurvePrivateKey.register(_EcRecorder)
@@ -176,7 +155,7 @@ rsa.RSAPrivateKey.register(_RsaRecorder)
 
 
 def _recorder(key: PublicKey) -> Any:
-    return _EcRecorder(key) if isinstance(key, ec.EllipticCurvePublicKey) else _RsaRecorder(key)
+    return _EcRecorder() if isinstance(key, ec.EllipticCurvePublicKey) else _RsaRecorder()
 
 
 def _hash_for(key: PublicKey) -> hashes.SHA256 | hashes.SHA384:

@@ -66,7 +66,7 @@ class Issuer:
         self.signer: Signer | None = None
         self._issued_at = 0
         self._bundle: TrustBundle | None = None
-        self._authority_keys: frozenset[str] = frozenset()
+        self._published: frozenset[str] = frozenset()
 
     def issue(
         self,
@@ -86,7 +86,8 @@ class Issuer:
         """
         kind = Profile(profile)
         signer = self.signer
-        if signer is None:
+        published = self._published_keys()
+        if signer is None or signer.authority.authority_id not in published:
             raise Unavailable("no signing authority is active; one is being prepared, try again shortly")
         if ttl < 0:
             raise InvalidRequest("ttl: must not be negative; 0 means the default", field="ttl")
@@ -105,23 +106,23 @@ class Issuer:
             subject=subject,
             at_least_until=expiry_floor(self._issued_at, now, seconds),
         )
-        if plan.key_id.hex() in self._keys_of_authorities():
+        if plan.key_id.hex() in published:
             raise InvalidCsr("public_key: this is the key of a signing authority; make a new key", field="public_key")
         leaf = sign(prepare(plan), signer.key)
         if not expiry_floor(self._issued_at, now, 1):
             self._issued_at = now
         return IssuedX509((leaf, *signer.authority.upstream_chain), spiffe_id, str(plan.serial), plan.not_after)
 
-    def _keys_of_authorities(self) -> frozenset[str]:
-        """The ids of the keys in our own stored bundle, of every server (N-C-07)."""
+    def _published_keys(self) -> frozenset[str]:
+        """The ids of the authorities in our own stored bundle, of every server: who may sign, and no subject (N-C-07)."""
         bundles = self._store.state.value.bundles
         own = bundles.own if bundles is not None else None
         if own is not self._bundle:
             self._bundle = own
-            self._authority_keys = (
+            self._published = (
                 frozenset(root.key_id for root in own.x509_authorities) if own is not None else frozenset()
             )
-        return self._authority_keys
+        return self._published
 
 
 def draw_serial(entropy: Callable[[int], bytes]) -> int:

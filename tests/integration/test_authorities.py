@@ -465,6 +465,11 @@ async def test_a_root_taken_out_of_the_bundle_signs_no_more(server: Server) -> N
     first = server.active
     server.database.bundles[TD] = server.database.bundles[TD].without_x509_authority(first.authority_id)
     server.store.reload()
+    with pytest.raises(Unavailable, match="no signing authority"):  # at once, not at the next tick
+        server.authorities.issuer.issue("workload", WEB, LEAF_KEY)
+    server.store.before.append(Unavailable("database"))
+    await server.authorities.tick()
+    assert server.authorities.active is None
     await server.authorities.tick()
     assert ({server.active.authority_id}, True) == (server.roots, first.authority_id not in server.roots)
     server.issue()

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from identity_server.domain.issuance import parent_of
-from identity_server.domain.lint import MAX_CERTIFICATE_BYTES, contents, elements, lint
+from identity_server.domain.lint import MAX_CERTIFICATE_BYTES, LintFailed, contents, elements, lint
 from identity_server.domain.profiles import Plan, Profile, plan_leaf, subject_name
 from spiffe_core.crypto.keys import KeyKind, generate, spki_der, subject_key_id
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
@@ -194,6 +194,18 @@ def test_the_two_algorithm_identifiers_must_be_the_signers() -> None:
 )
 def test_what_cannot_be_parsed_is_not_signed(bad: bytes) -> None:
     assert {"RFC5280-4.1"} == rules(bad, leaf()[1])
+
+
+def test_a_certificate_without_extensions_is_not_signed() -> None:
+    der, plan = leaf(uris=(), dns=(), ca=None, usage=None, eku=None, key_ids=False)
+    assert {"RFC5280-4.1", "RFC5280-4.2", "X509-01", "X509-15", "X509-18", "X509-26"} == rules(der, plan)
+
+
+def test_all_findings_reach_the_log_and_none_the_caller() -> None:
+    der, plan = leaf(eku=None, usage_critical=False)
+    failed = LintFailed(lint(der, plan, ECDSA_SHA256))
+    assert ["X509-19: key usage is not critical", "X509-26: there is no extended key usage"] == failed.facts["findings"]
+    assert "X509" not in failed.public
 
 
 def test_trailing_bytes_and_size_are_found() -> None:
