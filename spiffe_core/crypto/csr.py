@@ -81,11 +81,7 @@ def parse_csr(der: bytes, *, field: str = "csr") -> Csr:
         raise InvalidCsr(f"{field}: is not a PKCS#10 request in DER", field=field) from None
     public_key = _public_key(request, field)  # (3)
     _check_algorithm(request, public_key, field)  # (4)
-    try:
-        proven = request.is_signature_valid  # (5)
-    except (ValueError, UnsupportedAlgorithm):
-        proven = False
-    if not proven:
+    if not request.is_signature_valid:  # (5)
         raise InvalidCsr(f"{field}: the signature does not verify with the request's own key", field=field)
     uri_sans, dns_names = _names(request, field)  # (6)
     try:

@@ -82,15 +82,11 @@ class PrivateKeyDer:
 
 def generate(kind: KeyKind) -> PrivateKey:
     """Make a new key pair. RSA takes 50 to 300 ms: not on the event loop."""
-    match kind:
-        case KeyKind.EC_P256:
-            return ec.generate_private_key(ec.SECP256R1())
-        case KeyKind.EC_P384:
-            return ec.generate_private_key(ec.SECP384R1())
-        case KeyKind.RSA_2048:
-            return rsa.generate_private_key(_MIN_RSA_EXPONENT, 2048)
-        case KeyKind.RSA_4096:
-            return rsa.generate_private_key(_MIN_RSA_EXPONENT, 4096)
+    if kind is KeyKind.EC_P256:
+        return ec.generate_private_key(ec.SECP256R1())
+    if kind is KeyKind.EC_P384:
+        return ec.generate_private_key(ec.SECP384R1())
+    return rsa.generate_private_key(_MIN_RSA_EXPONENT, 4096 if kind is KeyKind.RSA_4096 else 2048)
 
 
 def to_pkcs8(key: PrivateKey) -> PrivateKeyDer:

@@ -62,6 +62,8 @@ def _dns_within(name: object, subtree: object, *, excluding: bool) -> bool:
 
 
 def _ip_within(address: object, subtree: object, *, excluding: bool) -> bool:  # noqa: ARG001  # one shape for all three
-    if not isinstance(subtree, ipaddress.IPv4Network | ipaddress.IPv6Network):
-        return False
-    return isinstance(address, ipaddress.IPv4Address | ipaddress.IPv6Address) and address in subtree
+    return (
+        isinstance(subtree, ipaddress.IPv4Network | ipaddress.IPv6Network)
+        and isinstance(address, ipaddress.IPv4Address | ipaddress.IPv6Address)
+        and address in subtree
+    )
