@@ -127,7 +127,7 @@ class Membership:
         """Do what is due now."""
         await self._node.store_if_unsaved()
         fingerprint = self._credentials.fingerprint()
-        if fingerprint != self._tried and fingerprint and self.session.failures:
+        if fingerprint and fingerprint != self._tried:
             self._feed(CredentialChanged())
         self._feed(Tick())
         while self._todo:
