@@ -49,6 +49,8 @@ LEVELS = {
 }
 STYLES = ("json", "text")
 
+log = logging.getLogger(__name__)
+
 _REDACTED = "[redacted]"
 _PEM_KEY = re.compile(
     r"-----BEGIN [A-Z0-9 ]{0,32}PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]{0,32}PRIVATE KEY-----|\Z)", re.DOTALL
@@ -70,8 +72,14 @@ class LogOutput:
         return self._handler.dropped + self._sink.lost
 
     def reopen(self) -> None:
-        """Open the log file anew, after a rotation moved it away. Without a file it does nothing."""
-        self._sink.reopen()
+        """Open the log file anew, after a rotation moved it away. Without a file it does nothing.
+
+        Made for a signal handler, so it never raises: if the path cannot be opened the old file stays in use and says so.
+        """
+        try:
+            self._sink.reopen()
+        except IdentityError as error:
+            log.error("the old log file stays in use: %s", error.public)  # noqa: TRY400  # the message says it all
 
     def close(self) -> None:
         """Write what is queued, end the writer thread, release the file. May be called twice."""
