@@ -21,9 +21,9 @@ from datetime import datetime
 from typing import Any
 
 import grpc.aio
-from cryptography import x509
 
 from spiffe_core.bundle import TrustBundle
+from spiffe_core.crypto.certificates import read_certificate
 from spiffe_core.errors import IdentityError, Reason, Unavailable, VerificationFailed
 from spiffe_core.runtime.supervise import spawn
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
@@ -31,6 +31,7 @@ from spiffe_core.wire.channels import channel_options
 from spiffe_core.wire.sockets import BACKLOG, PrivateDirectory
 from spiffe_core.wire.splice import Splice
 from spiffe_core.wire.tls import TlsIdentity, client_context, verified_svid
+from spiffe_core.x509_svid import spiffe_id_of
 
 log = logging.getLogger(__name__)
 
@@ -186,23 +187,11 @@ class Dialer:
     def _claimed_id(self, tls: ssl.SSLObject, trust: DialTrust) -> SpiffeId:
         if trust.bundles is None:
             der = tls.getpeercert(binary_form=True)
-            return _uri_of(der or b"")
+            return spiffe_id_of(read_certificate(der or b"", field="the server's certificate"))
         svid = verified_svid(tls, trust.bundles, now=self._now(), purpose="server")
         if svid is None:
             raise VerificationFailed("the server presented no certificate", Reason.EMPTY_CHAIN)
         return svid.spiffe_id
-
-
-def _uri_of(der: bytes) -> SpiffeId:
-    """The one URI SAN of an unverified certificate (insecure bootstrap only)."""
-    try:
-        names = x509.load_der_x509_certificate(der).extensions.get_extension_for_class(x509.SubjectAlternativeName)
-        uris = names.value.get_values_for_type(x509.UniformResourceIdentifier)
-    except (ValueError, x509.ExtensionNotFound) as error:
-        raise VerificationFailed("the server's certificate has no SPIFFE ID", Reason.NO_SPIFFE_ID) from error
-    if len(uris) != 1:
-        raise VerificationFailed("the server's certificate has not exactly one URI", Reason.NO_SPIFFE_ID)
-    return SpiffeId.parse(uris[0])
 
 
 def _in_words(address: tuple[str, int], error: Exception) -> IdentityError:

@@ -26,9 +26,9 @@ from typing import Any, Protocol
 
 import grpc
 import grpc.aio
-from cryptography import x509
 
 from spiffe_core.bundle import BundleSet
+from spiffe_core.crypto.certificates import read_certificate
 from spiffe_core.errors import IdentityError, Unauthenticated
 from spiffe_core.runtime.supervise import spawn
 from spiffe_core.wire.channels import MAX_MESSAGE_BYTES, server_options
@@ -316,7 +316,7 @@ def _tls_peer(address: str, tls: ssl.SSLObject, settings: ServerTls) -> TlsPeer:
     svid = verified_svid(tls, settings.bundles().get, now=settings.now(), purpose="client")
     if svid is None:
         return TlsPeer(address)
-    serial = str(x509.load_der_x509_certificate(svid.leaf_der).serial_number)
+    serial = str(read_certificate(svid.leaf_der).certificate.serial_number)
     return TlsPeer(address, svid.spiffe_id, svid.leaf_der, serial, svid.not_after, svid.anchor_der)
 
 
