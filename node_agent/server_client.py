@@ -116,6 +116,7 @@ class ServerClient:
                 response = await call.read()
                 if response is grpc.aio.EOF:
                     raise Unavailable("the server ended the attestation without a result")
+                response = _read(response)
                 if response.WhichOneof("step") == "result":
                     await call.done_writing()
                     return response.result
@@ -133,7 +134,7 @@ class ServerClient:
         """A new chain for the agent's own SVID."""
         request = agent_pb2.RenewAgentRequest(params=agent_pb2.AgentX509SVIDParams(csr=csr))
         with _translated(self._member):
-            response = await Stub(self._member.channel(), _AGENT).RenewAgent(request, timeout=CALL_SECONDS)
+            response = _read(await Stub(self._member.channel(), _AGENT).RenewAgent(request, timeout=CALL_SECONDS))
         return convert.chain_from_proto(response.svid)
 
     async def identity_changed(self) -> None:
@@ -157,7 +158,8 @@ class ServerClient:
         request = bundle_pb2.GetFederatedBundleRequest(trust_domain=trust_domain.name, output_mask=_BUNDLE_MASK)
         try:
             with _translated(self._member):
-                message = await Stub(self._member.channel(), _BUNDLE).GetFederatedBundle(request, timeout=CALL_SECONDS)
+                stub = Stub(self._member.channel(), _BUNDLE)
+                message = _read(await stub.GetFederatedBundle(request, timeout=CALL_SECONDS))
         except (NotFound, Unimplemented):
             return None
         return convert.bundle_from_proto(message)
@@ -169,7 +171,7 @@ class ServerClient:
         params = [svid_pb2.NewX509SVIDParams(entry_id=one.entry_id, csr=one.csr) for one in requests]
         request = svid_pb2.BatchNewX509SVIDRequest(params=params)
         with _translated(self._member):
-            response = await Stub(self._member.channel(), _SVID).BatchNewX509SVID(request, timeout=CALL_SECONDS)
+            response = _read(await Stub(self._member.channel(), _SVID).BatchNewX509SVID(request, timeout=CALL_SECONDS))
         if len(response.results) != len(requests):
             raise Unavailable(f"the server answered {len(response.results)} of {len(requests)} requests for SVIDs")
         return [_answer(result) for result in response.results]
@@ -224,7 +226,7 @@ class ServerClient:
     async def _get_bundle(self, dialer: Dialer) -> TrustBundle:
         request = bundle_pb2.GetBundleRequest(output_mask=_BUNDLE_MASK)
         with _translated(dialer):
-            message = await Stub(dialer.channel(), _BUNDLE).GetBundle(request, timeout=CALL_SECONDS)
+            message = _read(await Stub(dialer.channel(), _BUNDLE).GetBundle(request, timeout=CALL_SECONDS))
         bundle = convert.bundle_from_proto(message)
         if bundle.trust_domain != self._trust_domain:
             raise Unavailable(f"the server sent the bundle of {bundle.trust_domain}, not of {self._trust_domain}")
@@ -237,6 +239,7 @@ async def _pages(call: Any) -> AsyncIterator[Any]:
         page = await call.read()
         if page is grpc.aio.EOF:
             raise Unavailable("the server ended the entry stream early")
+        page = _read(page)
         yield page
         if not page.more:
             return
@@ -254,6 +257,13 @@ async def _fetch(call: Any, ids: Sequence[str]) -> AsyncIterator[Any]:
                 raise Unavailable("the server sent entries nobody asked for")
             for entry in page.entries:
                 yield entry
+
+
+def _read(message: Any) -> Any:
+    """A message that arrived. Of bytes that are no message gRPC makes None, and a line in its own log."""
+    if message is None:
+        raise Unavailable("the server's answer cannot be read")
+    return message
 
 
 def _answer(result: Any) -> SvidAnswer:
