@@ -275,7 +275,7 @@ def tokens_ignored() -> Iterator[None]:
 
 
 COMMON = settings(
-    max_examples=60,
+    max_examples=40,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
