@@ -226,7 +226,7 @@ def _value(table: str, key: bytes, read: Callable[[], T]) -> T:
     """Run `read`; anything a broken row makes it raise becomes CorruptState with the table and the key."""
     try:
         return read()
-    except (IdentityError, ValueError, LookupError, TypeError) as error:
+    except (IdentityError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CorruptState(
             f"database: the row {key!r} of table {table} was not written by this program; restore it from a backup",
             cause=str(error),
