@@ -29,7 +29,7 @@ from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
 from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
 from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2
 from spiffe_core.wire._gen.spire.api.server.svid.v1 import svid_pb2
-from spiffe_core.wire._gen.spire.api.types import attestation_pb2, status_pb2
+from spiffe_core.wire._gen.spire.api.types import attestation_pb2, status_pb2, x509svid_pb2
 from spiffe_core.wire._gen.spire.api.types import bundle_pb2 as bundle_types_pb2
 from spiffe_core.wire._gen.spire.api.types import entry_pb2 as entry_types_pb2
 from spiffe_core.wire.dialer import Dialer
@@ -92,7 +92,7 @@ class ServerClient:
         """Prove what this node is, then read the bundle over the same connection."""
         with _translated(self._anonymous):
             result = await self._attest(prover, csr)
-        chain = convert.chain_from_proto(result.svid)
+        chain = _chain(result.svid)
         bundle: TrustBundle | None = None
         for attempt in range(1, BOOTSTRAP_BUNDLE_TRIES + 1):
             try:
@@ -135,7 +135,7 @@ class ServerClient:
         request = agent_pb2.RenewAgentRequest(params=agent_pb2.AgentX509SVIDParams(csr=csr))
         with _translated(self._member):
             response = _read(await Stub(self._member.channel(), _AGENT).RenewAgent(request, timeout=CALL_SECONDS))
-        return convert.chain_from_proto(response.svid)
+        return _chain(response.svid)
 
     async def identity_changed(self) -> None:
         """Let later calls present the agent's newest SVID."""
@@ -227,7 +227,10 @@ class ServerClient:
         request = bundle_pb2.GetBundleRequest(output_mask=_BUNDLE_MASK)
         with _translated(dialer):
             message = _read(await Stub(dialer.channel(), _BUNDLE).GetBundle(request, timeout=CALL_SECONDS))
-        bundle = convert.bundle_from_proto(message)
+        try:
+            bundle = convert.bundle_from_proto(message)
+        except InvalidRequest as error:
+            raise Unavailable(f"the server's bundle cannot be used: {error.public}") from error
         if bundle.trust_domain != self._trust_domain:
             raise Unavailable(f"the server sent the bundle of {bundle.trust_domain}, not of {self._trust_domain}")
         return bundle
@@ -264,6 +267,14 @@ def _read(message: Any) -> Any:
     if message is None:
         raise Unavailable("the server's answer cannot be read")
     return message
+
+
+def _chain(svid: x509svid_pb2.X509SVID) -> tuple[bytes, ...]:
+    """The chain of the agent's own SVID. A broken one is the server's fault, not that of what was sent."""
+    try:
+        return convert.chain_from_proto(svid)
+    except InvalidRequest as error:
+        raise Unavailable(f"the server's answer cannot be used: {error.public}") from error
 
 
 def _answer(result: Any) -> SvidAnswer:

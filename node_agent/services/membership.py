@@ -37,11 +37,13 @@ from spiffe_core.errors import (
     AgentRefused,
     Forbidden,
     IdentityError,
-    InvalidBundle,
     InvalidRequest,
     NotFound,
     PreconditionFailed,
+    Reason,
     Refusal,
+    Unavailable,
+    VerificationFailed,
 )
 from spiffe_core.lifetime import renew_at
 from spiffe_core.runtime.supervise import spawn
@@ -106,7 +108,7 @@ class Membership:
         """Believe a newer bundle of the own trust domain, read over an authenticated connection.
 
         Raises:
-            InvalidBundle: it holds no authority; what is believed stays.
+            VerificationFailed: it holds no authority; what is believed stays.
         """
         _require_authorities(bundle)
         if bundle == self._node.state.bundle:
@@ -196,7 +198,7 @@ class Membership:
         enrolled = await self._enrolment.attest(prover, build_csr(key, spiffe_id=None))
         bundle = enrolled.bundle or self._node.state.bundle
         if bundle is None:
-            raise InvalidBundle("the server's trust bundle could not be read after attestation", field="bundle")
+            raise Unavailable("the server's trust bundle could not be read after attestation")
         _require_authorities(bundle)
         expected = f"{self._node.state.trust_domain.id}{AGENT_PATH}/..."
         issued = self._check(enrolled.chain, key_der, self._is_agent_id, expected, bundle)
@@ -231,7 +233,7 @@ class Membership:
                 chain, key=key, expected=expected, expected_text=expected_text, bundle=bundle, now=self._clock.now()
             )
         except InvalidRequest as error:  # a broken certificate is the server's fault, not the credential's
-            raise IdentityError(f"the server's answer is refused: {error.public}") from error
+            raise Unavailable(f"the server's answer is refused: {error.public}") from error
 
     def _is_agent_id(self, spiffe_id: SpiffeId) -> bool:
         return spiffe_id.member_of(self._node.state.trust_domain) and spiffe_id.is_under(AGENT_PATH)
@@ -282,4 +284,5 @@ def _half_way(now: datetime, end: datetime) -> datetime:
 
 def _require_authorities(bundle: TrustBundle) -> None:
     if not bundle.x509_authorities:
-        raise InvalidBundle(f"the bundle of {bundle.trust_domain} holds no X.509 authority", field="bundle")
+        text = f"the server's bundle of {bundle.trust_domain} holds no X.509 authority"
+        raise VerificationFailed(text, Reason.EMPTY_BUNDLE)

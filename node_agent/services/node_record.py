@@ -9,7 +9,7 @@ from typing import Any
 
 from node_agent.domain.node_state import NodeState
 from node_agent.ports import StateStore
-from spiffe_core.errors import IdentityError, PreconditionFailed
+from spiffe_core.errors import IdentityError, PreconditionFailed, Unavailable
 from spiffe_core.runtime.offload import Offload
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,10 @@ class NodeRecord:
         """Write, unless everything was forgotten before or meanwhile (the erasure that follows removes what was written)."""
         if self._forgotten:
             raise _forgotten()
-        await self._offload(self._store.save, state)
+        try:
+            await self._offload(self._store.save, state)
+        except IdentityError as error:
+            raise Unavailable(f"the agent's state cannot be stored: {error.public}") from error
         if self._forgotten:
             raise _forgotten()
 

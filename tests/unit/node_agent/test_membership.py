@@ -9,7 +9,7 @@ from node_agent.domain.session import Phase
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.crypto.csr import parse_csr
 from spiffe_core.crypto.keys import from_pkcs8, key_digest
-from spiffe_core.errors import InvalidBundle, Refusal, Unavailable
+from spiffe_core.errors import ConfigError, Refusal, Unavailable, VerificationFailed
 from tests.builders import TD
 from tests.doubles.simulated_server import AGENT
 from tests.unit.node_agent.conftest import HandedToken, make_world
@@ -76,6 +76,14 @@ async def test_a_key_that_cannot_be_stored_is_not_sent(world):
     world.clock.advance(6)
     await world.membership.advance()
     assert world.membership.session.phase is Phase.JOINED
+
+
+async def test_trouble_with_the_disk_is_not_blamed_on_the_token(world, caplog):
+    """R13: the message names the disk, and does not send the operator for a new token."""
+    world.disk.troubles.append(ConfigError("/state could not be written: read-only file system"))
+    await world.membership.advance()
+    assert "read-only file system" in caplog.text
+    assert "join token" not in caplog.text
 
 
 async def test_a_used_token_leaves_the_agent_up_and_says_what_to_do(caplog):
@@ -338,7 +346,7 @@ async def test_the_same_bundle_is_not_stored_again():
 async def test_an_empty_bundle_is_refused_and_the_old_one_kept():
     world = await joined()
     kept = world.node.state.bundle
-    with pytest.raises(InvalidBundle):
+    with pytest.raises(VerificationFailed):
         await world.membership.accept_bundle(TrustBundle(TD, sequence=99))
     assert world.node.state.bundle is kept
 
