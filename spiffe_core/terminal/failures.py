@@ -13,7 +13,7 @@ import click
 from spiffe_core.errors import IdentityError
 
 
-class Failure(Exception):  # noqa: N818  # the sentence "a command raises Failure" is what callers read
+class Failure(Exception):  # the sentence "a command raises Failure" is what callers read
     """A command could not do what it was asked. `advice` is what the person at the keyboard can do next.
 
     `final` is False when the same command may succeed a moment later without anybody doing anything.

@@ -42,7 +42,7 @@ _OWN_WAIT: Final = 30.0
 _SHARED_WAIT: Final = 0.25
 
 
-class Abuse(ConnectionError):  # noqa: N818  # it names what the peer did
+class Abuse(ConnectionError):
     """The peer broke the framing, or sent more than any honest client does; its connection is to be cut."""
 
 
