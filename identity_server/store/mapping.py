@@ -34,8 +34,9 @@ def digest(data: str | bytes) -> bytes:
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).digest()
 
 
+@functools.lru_cache(maxsize=8192)
 def digest_of_selector(selector: Selector) -> bytes:
-    """The SHA-256 that stands in for one selector."""
+    """The SHA-256 that stands in for one selector; most selectors stand in many entries."""
     return selector_digest((selector,))
 
 
