@@ -22,6 +22,8 @@ from spiffe_core.errors import ConfigError, Unavailable
 
 MAX_QUEUE = 50_000
 CLOSE_SECONDS = 2.0
+GATHER_SECONDS = 0.02
+"""The writer waits so long for more lines before it writes: one system call for many, and few turns for its thread."""
 _STDOUT = 1
 
 
@@ -34,9 +36,11 @@ class AuditFile:
         self._descriptor = _STDOUT if path is None else _open(path)
         self._writing = threading.Lock()
         self._queue: deque[bytes] = deque()
-        self._more = threading.Condition()
-        self._closing = False
+        self._counting = threading.Lock()
+        self._more = threading.Event()
+        self._closing = threading.Event()
         self._lost = 0
+        self._torn = False
         self.healthy = True
         self._writer = threading.Thread(target=self._run, name="audit", daemon=True)
         self._writer.start()
@@ -49,13 +53,12 @@ class AuditFile:
         """
         line = self._line(event.document())
         if not event.flushed:
-            with self._more:
-                if len(self._queue) >= MAX_QUEUE:
-                    self._lost += 1
-                    self.healthy = False
-                    return
-                self._queue.append(line)
-                self._more.notify()
+            if len(self._queue) >= MAX_QUEUE:
+                self._lose(1)
+                return
+            self._queue.append(line)
+            if not self._more.is_set():
+                self._more.set()
             return
         with self._writing:
             try:
@@ -80,9 +83,8 @@ class AuditFile:
 
     def close(self) -> None:
         """Write what is queued and stop the writer. May be called twice."""
-        with self._more:
-            self._closing = True
-            self._more.notify()
+        self._closing.set()
+        self._more.set()
         self._writer.join(timeout=CLOSE_SECONDS)
         if self._path is not None and self._descriptor >= 0:
             with self._writing:
@@ -90,40 +92,47 @@ class AuditFile:
                 self._descriptor = -1
 
     def _run(self) -> None:
-        while True:
-            with self._more:
-                while not self._queue and not self._closing:
-                    self._more.wait()
-                if self._closing and not self._queue:
-                    return
+        while not (self._closing.is_set() and not self._queue):
+            self._more.wait()
+            self._closing.wait(GATHER_SECONDS)
+            self._more.clear()
             with self._writing:
                 try:
                     self._drain()
                 except OSError:
-                    self.healthy = False
-                    with self._more:
-                        self._lost += len(self._queue)
-                        self._queue.clear()
+                    lost = len(self._queue)
+                    for _ in range(lost):
+                        self._queue.popleft()
+                    self._lose(lost)
+
+    def _lose(self, count: int) -> None:
+        with self._counting:
+            self._lost += count
+            self.healthy = False
 
     def _drain(self) -> None:
         """Write the queue in one go; first the gap, if there was one. Called with `_writing` held."""
-        with self._more:
-            lines, lost = list(self._queue), self._lost
+        with self._counting:
+            lost = self._lost
         if lost:
             self._append(self._line({"event": "audit_gap", "lost": lost}))
-            with self._more:
+            with self._counting:
                 self._lost -= lost
-        if lines:
+        lines = [self._queue.popleft() for _ in range(len(self._queue))]
+        try:
             self._append(b"".join(lines))
-            with self._more:
-                for _ in lines:
-                    self._queue.popleft()
-        self.healthy = True
+        except OSError:
+            self._queue.extendleft(reversed(lines))
+            raise
+        self.healthy = self._lost == 0
 
     def _append(self, data: bytes) -> None:
-        view = memoryview(data)
+        """Write all of it. A line that was cut short by a full disk is ended before the next one begins."""
+        view = memoryview(b"\n" + data if self._torn else data)
         while view:
-            view = view[os.write(self._descriptor, view) :]
+            written = os.write(self._descriptor, view)
+            self._torn = written < len(view)
+            view = view[written:]
 
     def _line(self, document: dict[str, object]) -> bytes:
         stamped = {"time": self._now().isoformat(timespec="milliseconds"), **document}

@@ -14,6 +14,7 @@ from typing import NoReturn
 import uvloop
 
 from identity_server.bootstrap import Server
+from identity_server.domain.state import HistoryChange
 from identity_server.settings import ServerSettings
 from spiffe_core.errors import IdentityError
 from spiffe_core.runtime.logs import LogOutput, setup_logging
@@ -111,7 +112,7 @@ def _reopen(server: Server, output: LogOutput) -> None:
 
 async def _until_stopped(server: Server, stop: asyncio.Event) -> None:
     async with Supervisor() as tasks:
-        tasks.start(_every(rotation_pause(server), server.authorities.tick, "rotation"), "rotation")
+        tasks.start(keep_authorities(server), "rotation")
         tasks.start(keep_own_identity(server), "own identity")
         tasks.start(_every(PRUNE_SECONDS, lambda: prune(server), "pruning"), "pruning")
         tasks.start(guard_connections(server), "connections")
@@ -119,9 +120,26 @@ async def _until_stopped(server: Server, stop: asyncio.Event) -> None:
         tasks.stop()
 
 
-def rotation_pause(server: Server) -> float:
-    """How often the authorities are looked after: every 10 s, and often enough for a very short-lived one."""
-    return min(ROTATION_SECONDS, server.settings.ca.ttl.total_seconds() / 24)
+async def keep_authorities(server: Server) -> None:
+    """Look after the authorities every 10 s (oftener if they live very shortly), and at once when history changed."""
+    pause = min(ROTATION_SECONDS, server.settings.ca.ttl.total_seconds() / 24)
+    changed = asyncio.Event()
+
+    def alarm(change: HistoryChange) -> None:
+        log.critical(
+            "the database's history changed: %s. Writes acknowledged since may be gone; check entries and agents",
+            change.reason,
+            extra={"facts": {"before": str(change.before), "after": str(change.after)}},
+        )
+        changed.set()
+
+    server.store.on_history_change = alarm
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await changed.wait()
+        changed.clear()
+        await server.authorities.tick()
 
 
 async def _every(seconds: float, act: Callable[[], Awaitable[object]], name: str) -> None:

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """Base of all events. Field values are text, numbers, booleans or tuples of text; never secrets."""
+    """Base of all events. Field values are text and numbers, never secrets."""
 
     event: ClassVar[str] = "event"
     flushed: ClassVar[bool] = True
@@ -23,8 +23,8 @@ class AuditEvent:
         body: dict[str, object] = {"event": self.event}
         for item in fields(self):
             value = getattr(self, item.name)
-            if value not in ("", (), None):
-                body[item.name] = list(value) if isinstance(value, tuple) else value
+            if value != "":
+                body[item.name] = value
         return body
 
 

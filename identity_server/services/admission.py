@@ -35,6 +35,8 @@ MAX_CONFIRMATIONS = 64
 REMEMBER_SECONDS = 1.0
 MAX_REMEMBERED = 4096
 
+Confirmed = tuple[AttestedAgent | None, Admission]
+
 
 @dataclass(frozen=True, slots=True)
 class Presented:
@@ -55,7 +57,7 @@ class Admissions:
         self._store = store
         self._clock = clock
         self._overlay: dict[str, tuple[AttestedAgent, AttestedAgent]] = {}
-        self._reading: dict[str, asyncio.Task[AttestedAgent | None]] = {}
+        self._confirming: dict[tuple[str, str], asyncio.Task[Confirmed]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._refused: dict[tuple[str, str], tuple[float, Refusal]] = {}
         self._roots_of: BundleSet | None = None
@@ -161,37 +163,32 @@ class Admissions:
         finally:
             self._overlay.pop(path, None)
 
-    async def _confirmed(self, path: str, serial: str, not_after: datetime) -> tuple[AttestedAgent | None, Admission]:
-        """The agent check on what the database says now."""
+    async def _confirmed(self, path: str, serial: str, not_after: datetime) -> Confirmed:
+        """The agent check on what the database says now: one read for all who ask the same at the same time."""
         key = (path, serial)
         known = self._refused.get(key)
         if known is not None and known[0] > self._clock.monotonic():
             return None, Admission(known[1])
-        agent = await self._read(path)
+        under_way = self._confirming.get(key)
+        if under_way is None:
+            if len(self._confirming) >= MAX_CONFIRMATIONS:
+                raise Unavailable("too many refusals to confirm just now, try again")
+            under_way = self._confirming[key] = spawn(self._confirm(key, not_after), f"confirm {path}", set())
+            under_way.add_done_callback(lambda _: self._confirming.pop(key, None))
+        return await asyncio.shield(under_way)
+
+    async def _confirm(self, key: tuple[str, str], not_after: datetime) -> Confirmed:
+        path, serial = key
+        try:
+            agent = await self._store.read(lambda uow: uow.agents.get(path))
+        except IdentityError as error:
+            raise Unavailable("the database cannot be read just now, try again", cause=error.public) from None
         admission = agents.admit(agent, serial, not_after, self._clock.now())
         if admission.refusal is not None:
             if len(self._refused) >= MAX_REMEMBERED:
                 self._refused.clear()
             self._refused[key] = (self._clock.monotonic() + REMEMBER_SECONDS, admission.refusal)
-        else:
-            self._refused.pop(key, None)
         return agent, admission
-
-    async def _read(self, path: str) -> AttestedAgent | None:
-        """One read for all who ask for the same agent at the same time."""
-        under_way = self._reading.get(path)
-        if under_way is None:
-            if len(self._reading) >= MAX_CONFIRMATIONS:
-                raise Unavailable("too many refusals to confirm just now, try again")
-            under_way = self._reading[path] = spawn(self._fetch(path), f"confirm {path}", set())
-            under_way.add_done_callback(lambda _: self._reading.pop(path, None))
-        return await asyncio.shield(under_way)
-
-    async def _fetch(self, path: str) -> AttestedAgent | None:
-        try:
-            return await self._store.read(lambda uow: uow.agents.get(path))
-        except IdentityError as error:
-            raise Unavailable("the database cannot be read just now, try again", cause=error.public) from None
 
     def _anchored(self, presented: Presented, state: State) -> bool:
         """True if the chain's authority is in the present bundle of the certificate's own trust domain."""

@@ -1,5 +1,7 @@
 """S1: every method of every service by every kind of caller, over the real sockets, against the table."""
 
+from datetime import timedelta
+
 import grpc
 import grpc.aio
 import pytest
@@ -9,8 +11,8 @@ from identity_server.domain.access import ACCESS, CallerKind
 from spiffe_core.crypto.keys import KeyKind, generate, to_pkcs8
 from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2
 from spiffe_core.wire.tls import TlsIdentity
-from tests.authority import SpiffeTestCA
-from tests.doubles.live_server import entry, live_server, sign, wanted
+from tests.authority import CA_USAGE, SERVER_AUTH, SpiffeTestCA
+from tests.doubles.live_server import TD, entry, live_server, sign, wanted
 
 OFFERED = ("Agent", "Bundle", "Entry", "SVID", "Health")
 METHODS = sorted(name for name in ACCESS if name.split("/")[1].rsplit(".", 1)[1] in OFFERED)
@@ -89,14 +91,60 @@ async def test_an_administrator_who_loses_the_entry_loses_the_right_at_once(live
     assert (await answer(live.channel, method))[0] == "OK"
 
 
-@pytest.mark.parametrize("case", ["unknown authority", "other trust domain", "expired"])
-async def test_certificates_that_prove_nothing_do_not_get_in(live, case):
-    """S1, N-X: refused in the handshake, for every method, also those open to strangers."""
+async def forged(case, live):
+    """A certificate that proves nothing here, whose authority the server may even know."""
     ca = SpiffeTestCA("other.org" if case == "other trust domain" else "example.org")
-    svid = ca.issue(f"spiffe://{ca.trust_domain}/spire/agent/join_token/forged")
+    who = f"spiffe://{ca.trust_domain}/spire/agent/join_token/forged"
+    if case in {"unknown authority", "other trust domain"}:
+        return ca.issue(who)
+    await live.server.store.execute(
+        lambda uow: uow.bundles.put(uow.bundles.get(TD).with_x509_authority(ca.der))  # now the server knows it
+    )
+    past = ca.now - timedelta(hours=1)
+    spoil = {
+        "expired": {"not_before": past, "not_after": ca.now - timedelta(seconds=1)},
+        "not yet valid": {"not_before": ca.now + timedelta(hours=1), "not_after": ca.now + timedelta(hours=2)},
+        "a CA": {"ca": True, "usage": CA_USAGE},
+        "two URIs": {"uris": (who, "spiffe://example.org/spire/server")},
+        "no URI": {"uris": ()},
+        "server only": {"eku": (SERVER_AUTH,)},
+    }[case]
+    return ca.issue(who, **spoil)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "unknown authority",
+        "other trust domain",
+        "expired",
+        "not yet valid",
+        "a CA",
+        "two URIs",
+        "no URI",
+        "server only",
+    ],
+)
+async def test_certificates_that_prove_nothing_do_not_get_in(live, case):
+    """S1, S3, N-X: refused in the handshake, for every method, also those open to strangers."""
+    svid = await forged(case, live)
     stubs = await live.dial(TlsIdentity(svid.chain, to_pkcs8(svid.private_key)))
     code, _ = await answer(stubs.dialer.channel(), "/spire.api.server.bundle.v1.Bundle/GetBundle")
     assert code == "UNAVAILABLE"
+
+
+async def test_a_good_certificate_of_an_agent_without_a_record_is_not_attested(live):
+    """spire_wire section 2: the same forger with nothing spoiled gets through the handshake and no further."""
+    ca = SpiffeTestCA("example.org")
+    await live.server.store.execute(lambda uow: uow.bundles.put(uow.bundles.get(TD).with_x509_authority(ca.der)))
+    svid = ca.issue("spiffe://example.org/spire/agent/join_token/forged")
+    stubs = await live.dial(TlsIdentity(svid.chain, to_pkcs8(svid.private_key)))
+    channel = stubs.dialer.channel()
+    assert (await answer(channel, "/spire.api.server.bundle.v1.Bundle/GetBundle"))[0] == "OK"
+    assert await answer(channel, "/spire.api.server.entry.v1.Entry/GetAuthorizedEntries") == (
+        "PERMISSION_DENIED",
+        "agent not attested",
+    )
 
 
 async def test_a_method_nobody_knows_is_unimplemented(live):

@@ -11,6 +11,7 @@ import pytest
 from cryptography import x509
 
 from identity_server.domain.agents import AGENT_PREFIX
+from identity_server.services import admission
 from spiffe_core.crypto.csr import build_csr
 from spiffe_core.crypto.keys import KeyKind, generate
 from spiffe_core.errors import AgentRefused, Refusal, Unavailable
@@ -368,6 +369,50 @@ async def test_a_refusal_that_memory_alone_believes_is_not_said(live):
         await sync(agent)
     finally:
         watch.value = known
+
+
+async def test_a_refusal_costs_one_database_read_however_many_ask(live, monkeypatch):
+    """A8: single flight, and remembered for a second."""
+    agent = await live.join()
+    await live.agent.DeleteAgent(agent_pb2.DeleteAgentRequest(id=spiffe_id(agent.path)))
+    reads, read = [], live.server.store.read
+
+    async def counted(query):
+        reads.append(query)
+        return await read(query)
+
+    monkeypatch.setattr(live.server.store, "read", counted)
+    refusals = await asyncio.gather(*(refusal(sync(agent)) for _ in range(50)))
+    assert set(refusals) == {Refusal.AGENT_NOT_ATTESTED}
+    assert len(reads) == 1
+
+
+async def test_a_flood_of_refusals_is_bounded(live, monkeypatch):
+    """A8: more than 64 different agents to confirm at once get Unavailable, not a queue."""
+    agent = await live.join()
+    await live.agent.DeleteAgent(agent_pb2.DeleteAgentRequest(id=spiffe_id(agent.path)))
+    monkeypatch.setattr(admission, "MAX_CONFIRMATIONS", 0)
+    assert (await refused(sync(agent)))[0] == "UNAVAILABLE"
+
+
+async def test_a_promotion_that_cannot_be_written_is_tried_again(live, monkeypatch):
+    """A8: the pending serial is good in memory at once, and written behind."""
+    agent = await live.join()
+    key = generate(KeyKind.EC_P256)
+    newer = await live.agent_with(await renew(agent, key), key)
+    execute = live.server.store.execute
+
+    async def full(_command):
+        raise Unavailable("the disk is full")
+
+    monkeypatch.setattr(live.server.store, "execute", full)
+    await sync(newer)
+    await live.server.admissions.settled()
+    assert live.state.agents[agent.path].new_serial
+    monkeypatch.setattr(live.server.store, "execute", execute)
+    await sync(newer)
+    await live.server.admissions.settled()
+    assert not live.state.agents[agent.path].new_serial
 
 
 # --- administration --------------------------------------------------------------------------------------------------

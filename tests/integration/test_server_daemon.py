@@ -15,6 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from identity_server import daemon
+from identity_server.domain.state import HistoryChange, Position
 from spiffe_core.crypto.keys import KeyKind, generate
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
 from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
@@ -259,3 +260,60 @@ async def test_pruning_takes_what_has_expired(short):
         assert (await live.entry.CountEntries(entry_pb2.CountEntriesRequest())).count == 1
         gone = await live.server.store.execute(lambda uow: uow.join_tokens.prune(2**40))
         assert gone == 0
+
+
+async def test_a_loop_that_dies_of_a_bug_ends_the_server(short, monkeypatch):
+    """A daemon without its rotation loop is worse than a dead one."""
+    async with live_server(ca={"ttl": "24s"}, svid={"default_x509_ttl": "4s"}) as live:
+
+        async def broken():
+            raise RuntimeError("bug")
+
+        monkeypatch.setattr(live.server.authorities, "tick", broken)
+        with pytest.raises(ExceptionGroup):
+            await asyncio.wait_for(daemon._until_stopped(live.server, asyncio.Event()), 20)
+
+
+async def test_a_database_with_another_history_raises_an_alarm_and_wakes_the_rotation(short, caplog, monkeypatch):
+    """A8: a person is told, and the roots are looked after at once."""
+    async with live_server() as live:
+        ticked = asyncio.Event()
+
+        async def tick():
+            ticked.set()
+
+        monkeypatch.setattr(live.server.authorities, "tick", tick)
+        task = asyncio.ensure_future(daemon.keep_authorities(live.server))
+        await asyncio.sleep(0)
+        change = HistoryChange("restored backup", Position(1, 9, 9), Position(2, 3, 3), proven=True)
+        live.server.store.on_history_change(change)
+        await asyncio.wait_for(ticked.wait(), 5)
+        task.cancel()
+        assert "history changed: restored backup" in caplog.text
+
+
+async def test_sigterm_with_calls_in_flight_answers_them_or_says_unavailable(short):
+    """R6: 500 calls in flight; no half-written response, exit 0 within the drain."""
+    async with daemon_at(short) as server:
+        await server.until("serving trust domain")
+        async with unix_channel(server.settings["socket_path"]) as channel:
+            stubs = Stubs(channel)
+            requests = [
+                entry_pb2.BatchCreateEntryRequest(entries=[entry(f"/w{number}/{n}") for n in range(20)])
+                for number in range(500)
+            ]
+            calls = [stubs.entry.BatchCreateEntry(request, timeout=20) for request in requests]
+            await calls[0]
+            code, seconds = await server.end()
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert (code, seconds < 10) == (0, True), (code, seconds)
+        answered = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+        refused_ = {outcome.code() for outcome in outcomes if isinstance(outcome, grpc.RpcError)}
+        assert all(len(outcome.results) == 20 for outcome in answered)
+        assert refused_ <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+    async with daemon_at(short) as server:
+        await server.until("serving trust domain")
+        async with unix_channel(server.settings["socket_path"]) as channel:
+            count = (await Stubs(channel).entry.CountEntries(entry_pb2.CountEntriesRequest(), timeout=5)).count
+        assert count >= 20 * len(answered)
+        await server.end()
