@@ -9,6 +9,8 @@ import pytest
 from cryptography import x509
 from grpc_health.v1 import health_pb2
 
+from identity_server.cli import agent as agent_commands
+from identity_server.cli import entry as entry_commands
 from identity_server.cli import main, root
 from spiffe_core.crypto.csr import parse_csr
 from spiffe_core.errors import Conflict, Exhausted, Forbidden, InvalidRequest, NotFound, Unavailable
@@ -60,6 +62,7 @@ class Server:
         self.agents = [AGENT]
         self.requests = []
         self.fail = None
+        self.endless = False
         self.ca = SpiffeTestCA("example.org")
         self.status = health_pb2.HealthCheckResponse.SERVING
 
@@ -73,7 +76,7 @@ class Server:
         start = int(request.page_token or 0)
         page = self.entries[start : start + request.page_size]
         end = start + len(page)
-        token = str(end) if end < len(self.entries) else ""
+        token = str(end) if end < len(self.entries) or self.endless else ""
         return entry_pb2.ListEntriesResponse(entries=page, next_page_token=token)
 
     async def GetEntry(self, request, context):
@@ -124,7 +127,7 @@ class Server:
 
     async def ListAgents(self, request, context):
         self.seen(request)
-        return agent_pb2.ListAgentsResponse(agents=self.agents)
+        return agent_pb2.ListAgentsResponse(agents=self.agents, next_page_token="again" if self.endless else "")
 
     async def CountAgents(self, request, context):
         self.seen(request)
@@ -209,6 +212,16 @@ class TestEntries:
         shown = json.loads(printed(capsys))
         assert sorted(entry["id"] for entry in shown["entries"]) == sorted(entry.id for entry in server.entries)
         assert [request.page_size for request in server.requests] == [500, 500, 500]
+
+    @pytest.mark.parametrize(
+        ("module", "words"), [(entry_commands, ["entry", "show"]), (agent_commands, ["agent", "list"])]
+    )
+    def test_a_server_whose_pages_never_end_is_given_up(self, server, capsys, monkeypatch, module, words):
+        monkeypatch.setattr(module, "MAX_PAGES", 3)
+        server.endless = True
+        assert command(*words) == 1
+        assert "more than 3 pages" in capsys.readouterr().err
+        assert len(server.requests) == 3
 
     def test_json_is_the_list_response(self, server, capsys):
         server.entries = [make_entry(1)]
@@ -403,6 +416,8 @@ class TestAgents:
     def test_count(self, server, capsys):
         assert command("agent", "count") == 0
         assert printed(capsys) == "1 attested agent\n"
+        assert command("agent", "count", "-output", "json") == 0
+        assert printed(capsys) == '{"count":1}\n'
 
     def test_show_names_the_node_selectors(self, server, capsys):
         assert command("agent", "show", "-spiffeID", AGENT_ID) == 0
@@ -465,6 +480,17 @@ class TestMint:
         assert request.dns_names == ("op.test",)
         assert server.requests[0].ttl == 3600
         assert b"BEGIN PRIVATE KEY" in (target / "key.pem").read_bytes()
+
+    def test_a_name_that_is_not_ascii_is_refused(self, server, capsys):
+        assert command(*self.WORDS, "-dns", "b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.test") == 1
+        assert "--dns" in capsys.readouterr().err
+        assert server.requests == []
+
+    def test_written_files_are_named_in_json(self, server, capsys, tmp_path):
+        (tmp_path / "out").mkdir()
+        assert command(*self.WORDS, "-write", str(tmp_path / "out"), "-output", "json") == 0
+        names = [os.path.basename(path) for path in json.loads(printed(capsys))["written"]]
+        assert names == ["svid.pem", "key.pem", "bundle.pem"]
 
     def test_screen_and_json(self, server, capsys):
         assert command(*self.WORDS) == 0
