@@ -1,0 +1,127 @@
+"""go-spiffe v2 as a client of our Workload API (WEP, WAPI rows; issue item 9).
+
+The program under go/ is built once for the whole file, outside the repository. The first build on a machine compiles
+gRPC, which takes longer than a test may; so the limit of 60 s holds for the tests alone and the build has its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deploy.demo.stack import LocalStack
+from tests.interop.peers import HERE, Program, lacking, our_interpreter
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("go-spiffe"), pytest.mark.timeout(60, func_only=True)]
+
+SOURCE = HERE / "go"
+OURS = HERE / "our_workload.py"
+DOMAIN = "spiffe://interop.test"
+TTL = 6
+"""Seconds an SVID lives here: it is renewed after about three."""
+WORKLOADS = ("go-fetch", "go-watch", "go-client", "go-other", "go-server", "our-server", "our-client", "our-other")
+BUILD_SECONDS = 480.0
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Go program."""
+    go = shutil.which("go")
+    if go is None:
+        lacking("go", "there is no go command; install Go 1.24 or newer")
+    # The toolchain that is here has to do: another one is not fetched behind anybody's back.
+    env = {**os.environ, "GOTOOLCHAIN": "local", "GOWORK": "off"}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [go, *words], cwd=SOURCE, env=env, capture_output=True, text=True, check=False, timeout=BUILD_SECONDS
+        )
+
+    fetched = run("mod", "download")
+    if fetched.returncode:
+        lacking("go", f"the Go modules cannot be had: {fetched.stderr.strip()[-500:]}")
+    program = tmp_path_factory.mktemp("go") / "peer"
+    done = run("build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-o", str(program), ".")
+    if done.returncode:
+        pytest.fail(f"the Go program does not build:\n{done.stderr}", pytrace=False)
+    return program
+
+
+Start = Callable[..., Program]
+
+
+@pytest.fixture
+def start(stack: LocalStack, built: Path, folder: Path) -> Start:
+    """Run the Go program, or our own workload, as the workload of that name."""
+
+    def run(name: str, *words: str, ours: bool = False) -> Program:
+        if ours:
+            return our_interpreter(folder, name).run(OURS, *words, socket=stack.api_socket)
+        path = folder / name
+        if not path.exists():
+            shutil.copy2(built, path)
+        env = {**os.environ, "SPIFFE_ENDPOINT_SOCKET": f"unix://{stack.api_socket}"}
+        return Program([str(path), *words], env=env, log=path.with_suffix(".log"))
+
+    return run
+
+
+def test_it_fetches_and_verifies_svids_and_bundles(start: Start) -> None:
+    """WAPI, N-X: go-spiffe parses both messages, and its own path validation accepts the SVID by the bundle."""
+    with start("go-fetch", "fetch") as client:
+        found = client.hear("fetched")
+        assert [svid["spiffe_id"] for svid in found["svids"]] == [f"{DOMAIN}/go-fetch"]
+        assert found["default"] == f"{DOMAIN}/go-fetch"
+        assert found["bundles"] == {"interop.test": 1}
+        assert client.wait() == 0
+
+
+def test_it_is_refused_without_an_entry(start: Start) -> None:
+    """WAPI: a process that no entry matches gets PermissionDenied."""
+    with start("go-stranger", "fetch") as client:
+        assert client.hear("refused")["code"] == "PermissionDenied"
+
+
+def test_it_watches_two_rotations_on_one_stream(start: Start) -> None:
+    """WAPI: the open stream carries each new SVID, verified, before the old one ends."""
+    with start("go-watch", "watch", "2") as client:
+        svids = [client.hear("svid") for _ in range(3)]
+        assert client.wait() == 0
+        assert client.log.read_text() == "", "the stream broke"
+    assert len({svid["serial"] for svid in svids}) == 3
+    ends = [svid["not_after"] for svid in svids]
+    assert ends == sorted(ends)
+
+
+def test_it_dials_our_library(start: Start) -> None:
+    """N-X: tlsconfig.AuthorizeID accepts our library's server, which knows the client by its SPIFFE ID."""
+    with start("our-server", "serve", f"{DOMAIN}/go-client", ours=True) as server:
+        port = str(server.hear("listening")["port"])
+        with start("go-client", "dial", port, f"{DOMAIN}/our-server") as client:
+            greeted = client.hear("greeted")
+        assert greeted["answer"] == f"you are {DOMAIN}/go-client"
+        assert greeted["tls"] == "TLS 1.3"
+        assert server.hear("greeted")["hello"] == "hello from go-spiffe"
+        with start("go-client", "dial", port, f"{DOMAIN}/somebody-else") as client:
+            assert "unexpected ID" in client.hear("refused")["text"]
+        with start("go-other", "dial", port, f"{DOMAIN}/our-server") as other:
+            other.hear("refused")
+
+
+def test_our_library_dials_it_before_and_after_a_rotation(start: Start) -> None:
+    """The same server goes on with its next SVID; a client that AuthorizeID does not name is turned away."""
+    with start("go-server", "serve", f"{DOMAIN}/our-client") as server:
+        port = str(server.hear("listening")["port"])
+        serials: list[str] = []
+        while len(set(serials)) < 2:
+            with start("our-client", "dial", port, f"{DOMAIN}/go-server", ours=True) as client:
+                assert client.hear("greeted")["answer"] == f"you are {DOMAIN}/our-client"
+            serials.append(server.hear("greeted")["serial"])
+        with start("our-other", "dial", port, f"{DOMAIN}/go-server", ours=True) as other:
+            other.hear("refused")
+        assert "unexpected ID" in server.hear("refused")["text"]
