@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from attestors.api import Findings, Subject, WorkloadAttestor
 from spiffe_core.clock import Clock
@@ -53,12 +53,28 @@ class _Pool:
     abandoned: int = 0
 
 
+class _SharedSubject:
+    """A peer that the loop and several threads ask at the same time: its pidfd is polled by one of them at a time."""
+
+    __slots__ = ("_lock", "_peer", "gid", "pid", "uid")
+
+    def __init__(self, peer: UnixPeer, lock: threading.Lock) -> None:
+        self.pid, self.uid, self.gid = peer.pid, peer.uid, peer.gid
+        self._peer = peer
+        self._lock = lock
+
+    def require_alive(self) -> None:
+        """Raise Unauthenticated if the process that connected has ended."""
+        with self._lock:
+            self._peer.require_alive()
+
+
 @dataclass(slots=True)
 class _Call:
     """One question to one attestor. Once abandoned it is not begun any more."""
 
     attestor: WorkloadAttestor
-    peer: UnixPeer
+    peer: Subject
     deadline: float
     pool: _Pool
     abandoned: bool = False
@@ -67,7 +83,7 @@ class _Call:
         """On a thread of the pool."""
         if self.abandoned:
             raise Unavailable(FAILED)
-        return self.attestor.attest(cast("Subject", self.peer), self.deadline)  # UnixPeer is a frozen Subject
+        return self.attestor.attest(self.peer, self.deadline)
 
 
 class AttestWorkload:
@@ -82,6 +98,7 @@ class AttestWorkload:
         self._pools = [_Pool(Offload("attest", THREADS))]
         self._slots: dict[int, _Slots] = {}
         self._calls: set[asyncio.Task[Findings]] = set()
+        self._poll_lock = threading.Lock()
 
     async def __call__(self, peer: UnixPeer) -> frozenset[Selector]:
         """The selectors of `peer`, read now.
@@ -90,13 +107,16 @@ class AttestWorkload:
             Unauthenticated: the process that connected is gone.
             Unavailable: no attestor could tell anything, or it took too long.
         """
-        peer.require_alive()
+        subject = _SharedSubject(peer, self._poll_lock)
+        subject.require_alive()
         deadline = self._clock.monotonic() + self._budget
         if len(self._attestors) == 1:  # no tasks for the usual case
-            results = [await self._outcome(self._attestors[0], peer, deadline)]
+            results = [await self._outcome(self._attestors[0], subject, deadline)]
         else:
-            results = await asyncio.gather(*(self._outcome(attestor, peer, deadline) for attestor in self._attestors))
-        peer.require_alive()
+            results = await asyncio.gather(
+                *(self._outcome(attestor, subject, deadline) for attestor in self._attestors)
+            )
+        subject.require_alive()
         selectors: set[Selector] = set()
         failures: list[Exception] = []
         for result in results:
@@ -109,7 +129,7 @@ class AttestWorkload:
             raise unauthenticated or Unavailable(FAILED)
         return frozenset(selectors)
 
-    async def _outcome(self, attestor: WorkloadAttestor, peer: UnixPeer, deadline: float) -> Findings | Exception:
+    async def _outcome(self, attestor: WorkloadAttestor, peer: Subject, deadline: float) -> Findings | Exception:
         """The answer of one attestor, or how it failed: one failing is not the end."""
         facts = {"attestor": attestor.name, "pid": peer.pid, "uid": peer.uid}
         try:
@@ -121,7 +141,7 @@ class AttestWorkload:
             log.exception("attestor %s failed", attestor.name, extra={"facts": facts})
             return error
 
-    async def _ask(self, attestor: WorkloadAttestor, peer: UnixPeer, deadline: float) -> Findings:
+    async def _ask(self, attestor: WorkloadAttestor, peer: Subject, deadline: float) -> Findings:
         slots = self._slots.setdefault(peer.uid, _Slots())
         if slots.waiting >= WAITING_PER_UID:
             raise Unavailable("too many attestations of this user are under way; try again")
