@@ -108,13 +108,15 @@ async def test_nobody_is_asked_about_a_process_that_has_ended():
 async def test_a_process_that_ends_meanwhile_gets_nothing():
     """N-A-32: liveness is required afterwards too."""
 
+    process = Process()
+
     class Ending(Selecting):
         def attest(self, subject, deadline):
-            subject.ended = True
+            process.ended = True
             return super().attest(subject, deadline)
 
     with pytest.raises(Unauthenticated):
-        await service(Ending(*UID))(Process())
+        await service(Ending(*UID))(process)
 
 
 async def test_a_hanging_read_ends_with_the_budget():
