@@ -42,7 +42,10 @@ class EntryRepository(Protocol):
         ...
 
     def add(self, entries: Sequence[RegistrationEntry]) -> None:
-        """Store new entries; Conflict if an id is taken or a similar entry exists."""
+        """Store new entries; Conflict if an id is taken or a similar entry exists.
+
+        That refusal may come from `Store.execute` after the command returned: ask `many` and `similar` before.
+        """
         ...
 
     def replace(self, entries: Sequence[RegistrationEntry]) -> None:

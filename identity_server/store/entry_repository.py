@@ -57,7 +57,17 @@ class NewEntries:
         self.by_similarity: dict[bytes, RegistrationEntry] = {}
         self.rows: list[tuple[Values, RegistrationEntry]] = []
 
-    def add(self, new: RegistrationEntry, values: Values) -> None:
+    def taken(self, rows: Sequence[tuple[Values, RegistrationEntry]]) -> bool:
+        """True if one of `rows` has an id or a similarity of another, or of an entry that waits here."""
+        ids = {new.id for _, new in rows}
+        similarities = {values["similarity"] for values, _ in rows}
+        return (
+            min(len(ids), len(similarities)) < len(rows)
+            or not self.by_id.keys().isdisjoint(ids)
+            or not self.by_similarity.keys().isdisjoint(similarities)
+        )
+
+    def add(self, values: Values, new: RegistrationEntry) -> None:
         """Remember one entry and its columns."""
         self.by_id[new.id] = new
         self.by_similarity[values["similarity"]] = new
@@ -119,13 +129,13 @@ class SqlEntries:
         """Store new entries; Conflict if an id or a similarity is taken."""
         if not entries:
             return
+        rows = [(entry_values(one), one) for one in entries]
+        if self._new.taken(rows):
+            raise Conflict("an entry with this id, or a similar one, exists already")
         self._recorder.writing()
-        for one in entries:
-            values = entry_values(one)
-            if one.id in self._new.by_id or values["similarity"] in self._new.by_similarity:
-                raise Conflict("an entry with this id, or a similar one, exists already")
+        for values, one in rows:
             values["row_key"] = self._recorder.next_row_key()
-            self._new.add(one, values)
+            self._new.add(values, one)
         self._changed(entries)
 
     def replace(self, entries: Sequence[RegistrationEntry]) -> None:

@@ -70,6 +70,7 @@ class Follower:
         self._page = page
         self._behind = 0
         self._proven = False
+        self._found: HistoryChange | None = None
         self._connection: Connection | None = None
         self._wake = threading.Event()
         self._closing = threading.Event()
@@ -108,6 +109,10 @@ class Follower:
             return False
         self.state = after
         self._publish(after)
+        found, self._found = self._found, None
+        if found is not None:
+            _log.error("%s (was at %s, now at %s)", found.reason, found.before, found.after)
+            self._new_history(found)
         return True
 
     def _serve(self) -> None:
@@ -142,7 +147,8 @@ class Follower:
         if head.epoch != known.epoch:
             after = self._snapshot(connection)
             if not self._proven:  # another server, or a restore, began it
-                self._report("the database has a new history", after.position, proven=False)
+                reason = "the database has a new history"
+                self._found = HistoryChange(reason, known, after.position, proven=False)
             self._proven = False
             return after
         try:
@@ -151,10 +157,10 @@ class Follower:
             if known.revision < head.floor or head.revision - known.revision > self._far:
                 return self._snapshot(connection)
             return self._catch_up(connection, head)
-        except _HistoryLostError as reason:
+        except _HistoryLostError as lost:
             after = self._snapshot(connection)
             self._proven = True
-            self._report(str(reason), after.position, proven=True)
+            self._found = HistoryChange(str(lost), known, after.position, proven=True)
             return after
 
     def _behind_us(self, head: Head) -> State:
@@ -164,11 +170,6 @@ class Follower:
             self._behind = 0
             raise _HistoryLostError("revisions this server has seen are gone from the database")
         return self.state
-
-    def _report(self, reason: str, after: Position, *, proven: bool) -> None:
-        change = HistoryChange(reason, self.state.position, after, proven)
-        _log.error("%s (was at %s, now at %s)", reason, change.before, change.after)
-        self._new_history(change)
 
     def _catch_up(self, connection: Connection, head: Head) -> State:
         known = self.state.position

@@ -80,6 +80,7 @@ class SqlStore:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: list[tuple[int, int, asyncio.Future[Any], Any]] = []
         self._numbers = itertools.count()
+        self._overdue: asyncio.TimerHandle | None = None
         self._age = LogAge()
         self.state: Watch[State] = Watch(self._follower.state)
         self.on_history_change: Callable[[HistoryChange], None] | None = None
@@ -139,6 +140,8 @@ class SqlStore:
 
         await Offload("store-close", 1)(end)
         self._answer(2**63)
+        if self._overdue is not None:
+            self._overdue.cancel()
 
     @property
     def trouble(self) -> str:
@@ -238,8 +241,16 @@ class SqlStore:
             else:
                 last = max(last, outcome.revision)
                 heapq.heappush(self._waiting, (outcome.revision, next(self._numbers), answer, outcome.value))
-        if last:
-            asyncio.get_running_loop().call_later(CAUGHT_UP_SECONDS, self._answer, last)
+        if last and self._overdue is None:
+            self._overdue = asyncio.get_running_loop().call_later(CAUGHT_UP_SECONDS, self._answer_overdue, last)
+
+    def _answer_overdue(self, revision: int) -> None:
+        """Loop: what has waited since this timer was set is stored, and is answered although it is not shown."""
+        self._overdue = None
+        self._answer(revision)
+        if self._waiting:
+            last = max(one[0] for one in self._waiting)
+            self._overdue = asyncio.get_running_loop().call_later(CAUGHT_UP_SECONDS, self._answer_overdue, last)
 
     def _publish(self, state: State) -> None:
         self.state.publish(state)

@@ -111,7 +111,8 @@ class Writer:
         self._token = token
         self._connection: Connection | None = None
         self._queue: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
-        self._closing = threading.Event()
+        self._gate = threading.Lock()
+        self._closing = False
         self._thread = threading.Thread(target=self._serve, name="store-writer", daemon=True)
 
     def start(self) -> None:
@@ -120,16 +121,18 @@ class Writer:
 
     def submit(self, operation: Operation) -> None:
         """Queue an operation; Unavailable if too many wait or the writer is closing."""
-        if self._closing.is_set():
-            raise Unavailable("the server is stopping; try again")
-        if self._queue.qsize() >= MAX_WAITING:
-            raise Unavailable("too many writes are waiting; try again later", waiting=MAX_WAITING)
-        self._queue.put(operation)
+        with self._gate:
+            if self._closing:
+                raise Unavailable("the server is stopping; try again")
+            if self._queue.qsize() >= MAX_WAITING:
+                raise Unavailable("too many writes are waiting; try again later", waiting=MAX_WAITING)
+            self._queue.put(operation)
 
     def close(self, timeout: float) -> None:
         """Refuse new operations, finish the queued ones within `timeout` seconds, and let the connection go."""
-        self._closing.set()
-        self._queue.put(None)
+        with self._gate:  # nothing stands in the queue behind the end
+            self._closing = True
+            self._queue.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout)
 

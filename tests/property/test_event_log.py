@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy import func, select, text
+from sqlalchemy.exc import OperationalError
 
 from identity_server.domain.agents import AttestedAgent
 from identity_server.domain.state import HistoryChange, Position
@@ -27,7 +28,7 @@ from identity_server.store.migrating import upgrade
 from identity_server.store.schema import log_event
 from identity_server.store.unit_of_work import SqlUnitOfWork
 from identity_server.store.writer import Operation, Outcome, Writer
-from spiffe_core.errors import InvalidRequest
+from spiffe_core.errors import Conflict, Internal, InvalidRequest, Unavailable
 from tests.builders import TD, make_bundle, make_entry, sid
 from tests.databases import SERVER, encode
 from tests.doubles.clock import FakeClock
@@ -427,3 +428,66 @@ def test_a_large_batch_is_one_transaction(rig: Rig) -> None:
     outcomes = rig.write(*(put(number, 1) for number in range(writer.MAX_BATCH)))
     assert len(begun) == 1
     assert [outcome.revision for outcome in outcomes][:6] == [2, 3, 4, 5, 6, 7]
+
+
+def test_a_commit_whose_outcome_cannot_be_learnt_is_unavailable(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refusals and reads of the batch are still answered; writes are told to look."""
+    monkeypatch.setattr(writer, "_MOST_TRIES", 3)
+    _failing_commits(rig, happened=True)
+    monkeypatch.setattr(rig.writer, "_find", lambda _failed: None)
+
+    def refused(_uow) -> None:
+        raise InvalidRequest("no")
+
+    outcomes = rig.write(put(1, 1), refused, lambda uow: uow.entries.get("1") is not None)
+    assert [type(outcome.error) for outcome in outcomes] == [Unavailable, InvalidRequest, type(None)]
+    assert "look before retrying" in str(outcomes[0].error)
+
+
+def test_looking_for_a_lost_commit_survives_more_failures(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, failures = writer.lock_head, iter([False, True, True, False])
+
+    def lock_head(connection):
+        if next(failures, False):
+            raise OperationalError("SELECT", {}, sqlite3.OperationalError("the connection was lost"))
+        return real(connection)
+
+    monkeypatch.setattr(writer, "lock_head", lock_head)
+    _failing_commits(rig, happened=True)
+    (outcome,) = rig.write(put(1, 1))
+    assert (outcome.error, outcome.revision) == (None, 2)
+
+
+def test_a_mistake_of_ours_answers_everybody_and_the_writer_lives_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "advance", lambda *_: 1 / 0)
+        outcomes = rig.write(put(1, 1), put(2, 1))
+    assert [type(outcome.error) for outcome in outcomes] == [Internal, Internal]
+    (outcome,) = rig.write(put(1, 1))
+    assert (outcome.error, outcome.revision) == (None, 2)
+
+
+def test_a_caught_conflict_leaves_nothing_behind(rig: Rig) -> None:
+    def command(uow) -> None:
+        uow.entries.add([entry(1)])
+        with pytest.raises(Conflict):
+            uow.entries.add([entry(2), entry(1)])
+
+    rig.write(command)
+    rig.followers[0].step()
+    assert set(rig.followers[0].state.entries) == {"1"}
+    assert rig.memory(rig.followers[0]) == rig.tables()
+
+
+def test_a_replica_that_lags_is_waited_for(rig: Rig) -> None:
+    """eventlog 2.6: a head behind ours is proof on a primary at once, on a replica only if it stays."""
+    rig.followers[0]._behind_is_proof_after = 3
+    backup = rig.copy()
+    rig.write(put(1, 1))
+    rig.followers[0].step()
+    rig.restore(backup)
+    backup.close()
+    assert [rig.followers[0].step() for _ in range(2)] == [False, False]
+    assert rig.changes == []
+    assert rig.followers[0].step()
+    assert [change.proven for change in rig.changes] == [True]
