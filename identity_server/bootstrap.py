@@ -77,6 +77,7 @@ class Server:
     authorities: Authorities
     own: OwnIdentity
     admissions: Admissions
+    attest: AttestAgents
     registration: Registration
     fleet: Fleet
     door: FrontDoor
@@ -249,6 +250,7 @@ async def _compose(  # the one place where everything has a name
         authorities=authorities,
         own=own,
         admissions=admissions,
+        attest=attest,
         registration=registration,
         fleet=fleet,
         door=door,

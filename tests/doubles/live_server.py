@@ -149,7 +149,7 @@ async def attest(stub, token, key, kind="join_token"):
 async def failure(call):
     """The error a streaming call ended with."""
     try:
-        async for _ in call:
+        while await call.read() is not grpc.aio.EOF:
             pass
     except grpc.aio.AioRpcError as error:
         return error
