@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Sequence
@@ -43,6 +45,8 @@ log = logging.getLogger(__name__)
 VERSION = "muniment/0.1.0"
 SERVER_PATH = "/spire/server"
 DRAIN_SECONDS = 8.0
+FLUSH_SECONDS = 0.5
+"""For the last bytes to pass the front door once gRPC has written them."""
 
 
 @dataclass(slots=True)
@@ -92,6 +96,10 @@ class Agent:
         self.door.stop_accepting()
         self.api.drain()
         await self.server.stop(DRAIN_SECONDS)
+        with contextlib.suppress(TimeoutError):  # a client that does not read is cut off
+            async with asyncio.timeout(FLUSH_SECONDS):
+                while self.door.open_connections:
+                    await asyncio.sleep(0.005)
 
     async def close(self) -> None:
         """Release sockets, connections and the state directory."""
