@@ -100,3 +100,10 @@ def test_audiences_are_found_by_entry():
 
 def test_a_stamp_is_revision_and_creation():
     assert stamp_of(make_entry(revision_number=3, created_at=7)) == Stamp(3, 7)
+
+
+def test_a_removal_of_what_was_never_there_is_no_matter():
+    index, audiences = EntryIndex(), AudienceIndex()
+    index.apply(difference(by_id(A), {}))
+    audiences.discard(selectors("unix:uid:1"))
+    assert index.matching(selectors("unix:uid:1")) == ()

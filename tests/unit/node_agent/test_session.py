@@ -190,3 +190,25 @@ def test_a_tainted_authority_makes_the_renewal_due_now():
 
 def test_replace_does_nothing_to_an_agent_that_is_at_it_already():
     assert play((0, Tick()), (1, HOUR), (1800, Tick()), (1801, Replace("tainted")))[1] == []
+
+
+def test_wake_at_says_when_a_tick_can_matter():
+    waiting, _ = play((0, Tick()), (1, PASSING))
+    assert waiting.wake_at == waiting.retry_at == 6.0
+    renewing, _ = play((0, Tick()), (1, HOUR), (1800, Tick()))
+    assert renewing.wake_at is None
+    failed, _ = play((3599, PASSING), session=renewing)
+    assert failed.wake_at == min(failed.retry_at, failed.expires_at)
+
+
+def test_a_refusal_while_unjoined_changes_nothing():
+    session, _ = play((0, Tick()), (1, PASSING))
+    assert play((2, Refused(Refusal.AGENT_NOT_ATTESTED, 0)), session=session) == (session, [])
+
+
+def test_refused_renewals_in_a_row_wait_longer_each_time():
+    """R19: being told to attest anew does not shorten a back-off that has grown."""
+    session, _ = play((0, Tick()), (1, REATTESTABLE), (1800, Tick()), (1801, PASSING), (1806, Tick()))
+    refused = AttemptFailed(Trouble.PASSING, "no", 0.0, Refusal.AGENT_NOT_ACTIVE)
+    session, commands = play((1807, refused), session=session)
+    assert (session.phase, commands, session.retry_at) == (Phase.UNJOINED, [], 1812.0)
