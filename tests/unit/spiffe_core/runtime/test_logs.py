@@ -32,15 +32,8 @@ def same_level_afterwards() -> Iterator[None]:
 
 
 @pytest.fixture
-def stream(caplog: pytest.LogCaptureFixture) -> Iterator[io.StringIO]:
-    """Where the lines go, and only there: a lone surrogate in pytest's own capture breaks its parallel reports."""
-    root = logging.getLogger()
-    captures = [handler for handler in root.handlers if isinstance(handler, type(caplog.handler))]
-    for handler in captures:
-        root.removeHandler(handler)
-    yield io.StringIO()
-    for handler in captures:
-        root.addHandler(handler)
+def stream() -> io.StringIO:
+    return io.StringIO()
 
 
 @pytest.fixture
@@ -80,7 +73,11 @@ FORGERIES = [
 
 @pytest.mark.parametrize("style", ["json", "text"])
 @pytest.mark.parametrize("text", FORGERIES, ids=ascii)
-def test_no_text_forges_a_line_or_moves_the_terminal(stream: io.StringIO, style: str, text: str) -> None:
+def test_no_text_forges_a_line_or_moves_the_terminal(
+    stream: io.StringIO, style: str, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for capture in [one for one in logging.getLogger().handlers if isinstance(one, type(caplog.handler))]:
+        logging.getLogger().removeHandler(capture)  # a lone surrogate in it would break pytest's parallel reports
     output = setup_logging("info", stream=stream, style=style)
     log.info("msg %s", text, extra={"facts": {"f": text, f"name{text}": 1}})
     output.close()
