@@ -56,7 +56,7 @@ Start = Callable[..., Program]
 
 
 @pytest.fixture
-def start(stack: LocalStack, built: Path, folder: Path) -> Start:
+def start(built: Path, stack: LocalStack, folder: Path) -> Start:
     """Run the Go program, or our own workload, as the workload of that name."""
 
     def run(name: str, *words: str, ours: bool = False) -> Program:

@@ -33,7 +33,7 @@ Start = Callable[..., Program]
 
 
 @pytest.fixture
-def start(stack: LocalStack, packages: list[str], folder: Path) -> Start:
+def start(packages: list[str], stack: LocalStack, folder: Path) -> Start:
     """Run one of the two scripts as the workload of that name."""
 
     def run(name: str, script: Path, *words: str) -> Program:
