@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -65,10 +66,21 @@ def mint(*, socket_path: str | None, instance: str | None, output: str, ttl: int
         for name, path in zip(texts, paths, strict=True):
             click.echo(f"{_NAMES[name]} written to {path}")
     elif output == "json":
-        print_json({"x509_svid": texts["svid.pem"], "private_key": texts["key.pem"], "root_cas": texts["bundle.pem"]})
+        print_json(
+            {
+                "x509_svid": [_base64(der) for der in minted.svid.cert_chain],
+                "private_key": _base64(key),
+                "root_cas": [_base64(authority.asn1) for authority in bundle.x509_authorities],
+            }
+        )
     else:
         for name, text in texts.items():
             click.echo(f"{_NAMES[name]}:\n{text}")
+
+
+def _base64(der: bytes) -> str:
+    """DER as JSON carries it in SPIRE's output."""
+    return base64.b64encode(der).decode()
 
 
 def _key_and_request(spiffe_id: SpiffeId, dns_names: Sequence[str]) -> tuple[bytes, bytes]:

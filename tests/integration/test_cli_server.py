@@ -498,7 +498,11 @@ class TestMint:
         assert out.startswith("X509-SVID:\n-----BEGIN CERTIFICATE-----\n")
         assert "Private key:\n-----BEGIN PRIVATE KEY-----\n" in out
         assert command(*self.WORDS, "-output", "json") == 0
-        assert set(json.loads(printed(capsys))) == {"x509_svid", "private_key", "root_cas"}
+        found = json.loads(printed(capsys))
+        assert set(found) == {"x509_svid", "private_key", "root_cas"}
+        assert len(found["x509_svid"]) == 1
+        assert found["private_key"].startswith("MI")
+        assert "".join(found["root_cas"]) in "".join(out.split()), "DER in base64, as SPIRE prints it"
 
     @pytest.mark.parametrize("where", ["link", "a/../out", "missing"])
     def test_a_doubtful_directory_is_refused_before_a_key_is_signed(self, server, capsys, tmp_path, where):
