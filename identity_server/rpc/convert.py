@@ -94,8 +94,9 @@ def entry_filter_from_proto(message: EntryFilterMessage, trust_domain: TrustDoma
         selectors_match=selectors_match,
         federates_with=federates_with,
         federates_with_match=federates_with_match,
-        hint=_text(message.by_hint.value, "filter.by_hint") if message.HasField("by_hint") else None,
-        downstream=message.by_downstream.value if message.HasField("by_downstream") else None,
+        # As in SPIRE, an empty hint and a false `downstream` ask for nothing: its `entry show` always sends the latter.
+        hint=_text(message.by_hint.value, "filter.by_hint") or None,
+        downstream=True if message.by_downstream.value else None,
     )
 
 

@@ -284,9 +284,9 @@ async def test_filters(live):
     assert await paths(**by("MATCH_SUPERSET", "1")) == {"/a", "/b"}
     assert await paths(**by("MATCH_ANY", "2", "3")) == {"/b", "/c"}
     assert await paths(by_hint={"value": "h2"}) == {"/c"}
-    assert await paths(by_hint={"value": ""}) == {"/b"}
+    assert await paths(by_hint={"value": ""}) == {"/a", "/b", "/c"}, "as in SPIRE"
     assert await paths(by_downstream={"value": True}) == {"/b"}
-    assert await paths(by_downstream={"value": False}) == {"/a", "/c"}
+    assert await paths(by_downstream={"value": False}) == {"/a", "/b", "/c"}, "as in SPIRE, whose CLI always sends it"
     assert await paths(by_parent_id=spiffe_id("/p1"), by_hint={"value": "h1"}) == {"/a"}
 
 
