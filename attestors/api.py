@@ -40,7 +40,10 @@ Dialogue = Generator[Challenge, bytes, Attested]
 class NodeVerifier(Protocol):
     """The server's half of a node attestation protocol."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The attestation type on the wire."""
+        ...
 
     def verify(self, payload: bytes, key_digest: bytes) -> Dialogue:
         """Begin a dialogue. `key_digest` is the SHA-256 of the CSR's SubjectPublicKeyInfo, for one-use credentials."""
@@ -51,7 +54,10 @@ class NodeVerifier(Protocol):
 class NodeProver(Protocol):
     """The agent's half of a node attestation protocol."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The attestation type on the wire."""
+        ...
 
     def prove(self) -> Generator[bytes, bytes, None]:
         """Yield the payload first, then one answer for each challenge that is sent in."""
@@ -93,7 +99,10 @@ class Subject(Protocol):
 class WorkloadAttestor(Protocol):
     """Says what is known of one process. Runs on an Offload thread; may block until `deadline`."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The type of its selectors."""
+        ...
 
     def attest(self, subject: Subject, deadline: float) -> Findings:
         """Read, check liveness again, answer. `deadline` is `time.monotonic()` seconds. Raises IdentityError."""

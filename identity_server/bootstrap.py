@@ -60,6 +60,8 @@ log = logging.getLogger(__name__)
 
 SOCKET_MODE = 0o770
 SOCKET_DIRECTORY_MODE = 0o750
+FLUSH_SECONDS = 2.0
+"""For so long clients may take to read what they were told last; who does not read is cut off."""
 DRAIN_SECONDS = 8.0
 _ID_BYTES = 64
 
@@ -141,6 +143,7 @@ class Server:
         self.drain.begin()
         self.door.stop_accepting()
         await self.grpc.stop(DRAIN_SECONDS)
+        await self.door.emptied(FLUSH_SECONDS)
         await self.door.close()
         await self.admissions.settled()
         await self.store.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Sequence
@@ -45,7 +43,7 @@ log = logging.getLogger(__name__)
 VERSION = "muniment/0.1.0"
 SERVER_PATH = "/spire/server"
 DRAIN_SECONDS = 8.0
-FLUSH_SECONDS = 0.5
+FLUSH_SECONDS = 2.0
 """For the last bytes to pass the front door once gRPC has written them."""
 
 
@@ -96,10 +94,7 @@ class Agent:
         self.door.stop_accepting()
         self.api.drain()
         await self.server.stop(DRAIN_SECONDS)
-        with contextlib.suppress(TimeoutError):  # a client that does not read is cut off
-            async with asyncio.timeout(FLUSH_SECONDS):
-                while self.door.open_connections:  # noqa: ASYNC110  # the door counts them, it has no event
-                    await asyncio.sleep(0.005)
+        await self.door.emptied(FLUSH_SECONDS)  # a client that does not read is cut off
 
     async def close(self) -> None:
         """Release sockets, connections and the state directory."""

@@ -8,7 +8,6 @@ import os
 import secrets
 import stat
 from pathlib import Path
-from typing import cast
 
 from attestors.api import NodeProver
 from attestors.node.join_token import MAX_TOKEN_BYTES, JoinTokenProver, NoSettings, ProverPorts
@@ -48,9 +47,7 @@ class JoinTokenCredentials:
         if not token:
             where = f"{self._file} holds no join token" if self._file is not None else "no join token was given"
             raise PreconditionFailed(where)
-        return cast(
-            "NodeProver", JoinTokenProver(NoSettings(), ProverPorts(token=lambda: token))
-        )  # its name is a ClassVar
+        return JoinTokenProver(NoSettings(), ProverPorts(token=lambda: token))
 
     def _read(self) -> str:
         if self._file is None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,22 +52,6 @@ class _Pool:
     abandoned: int = 0
 
 
-class _SharedSubject:
-    """A peer that the loop and several threads ask at the same time: its pidfd is polled by one of them at a time."""
-
-    __slots__ = ("_lock", "_peer", "gid", "pid", "uid")
-
-    def __init__(self, peer: UnixPeer, lock: threading.Lock) -> None:
-        self.pid, self.uid, self.gid = peer.pid, peer.uid, peer.gid
-        self._peer = peer
-        self._lock = lock
-
-    def require_alive(self) -> None:
-        """Raise Unauthenticated if the process that connected has ended."""
-        with self._lock:
-            self._peer.require_alive()
-
-
 @dataclass(slots=True)
 class _Call:
     """One question to one attestor. Once abandoned it is not begun any more."""
@@ -98,7 +81,6 @@ class AttestWorkload:
         self._pools = [_Pool(Offload("attest", THREADS))]
         self._slots: dict[int, _Slots] = {}
         self._calls: set[asyncio.Task[Findings]] = set()
-        self._poll_lock = threading.Lock()
 
     async def __call__(self, peer: UnixPeer) -> frozenset[Selector]:
         """The selectors of `peer`, read now.
@@ -107,16 +89,13 @@ class AttestWorkload:
             Unauthenticated: the process that connected is gone.
             Unavailable: no attestor could tell anything, or it took too long.
         """
-        subject = _SharedSubject(peer, self._poll_lock)
-        subject.require_alive()
+        peer.require_alive()
         deadline = self._clock.monotonic() + self._budget
         if len(self._attestors) == 1:  # no tasks for the usual case
-            results = [await self._outcome(self._attestors[0], subject, deadline)]
+            results = [await self._outcome(self._attestors[0], peer, deadline)]
         else:
-            results = await asyncio.gather(
-                *(self._outcome(attestor, subject, deadline) for attestor in self._attestors)
-            )
-        subject.require_alive()
+            results = await asyncio.gather(*(self._outcome(attestor, peer, deadline) for attestor in self._attestors))
+        peer.require_alive()
         selectors: set[Selector] = set()
         failures: list[Exception] = []
         for result in results:
@@ -124,9 +103,11 @@ class AttestWorkload:
                 failures.append(result)
             else:
                 selectors |= result.selectors
+        for failure in failures:
+            if isinstance(failure, Unauthenticated):  # not the process that connected, whatever others found
+                raise failure
         if len(failures) == len(self._attestors):
-            unauthenticated = next((error for error in failures if isinstance(error, Unauthenticated)), None)
-            raise unauthenticated or Unavailable(FAILED)
+            raise Unavailable(FAILED)
         return frozenset(selectors)
 
     async def _outcome(self, attestor: WorkloadAttestor, peer: Subject, deadline: float) -> Findings | Exception:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 LONGEST_BACKOFF = 480.0
 BACKOFF_INTERVALS = 48
+FIRST_RETRY = 0.05
 FEDERATED_AT_ONCE = 10
 NOT_MEMBER_POLL = 5.0
 
@@ -103,7 +104,12 @@ class Synchronize:
         return True
 
     def next_wait(self) -> float:
-        """Seconds until the next sync: the interval, or 1.5 times longer with each failure, +-10 %."""
+        """Seconds until the next sync: the interval, or 1.5 times longer with each failure, +-10 %.
+
+        Until the first one has worked, workloads wait for it: then from a tenth of a second, doubling.
+        """
+        if self._failures and not self._announced:
+            return min(self._interval, FIRST_RETRY * 2.0 ** min(self._failures, 20)) * (1 + 0.1 * self._draw())
         grown = self._interval * 1.5 ** min(self._failures, 40)
         longest = max(self._interval, min(LONGEST_BACKOFF, BACKOFF_INTERVALS * self._interval))
         return min(grown, longest) * (1 + 0.1 * self._draw())

@@ -93,6 +93,7 @@ class FrontDoor:
         self._tcp: list[socket.socket] = []
         self._accepting: set[asyncio.Task[Any]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._empty: asyncio.Event | None = None
         self.refused: Counter[str] = Counter()
 
     @property
@@ -154,6 +155,21 @@ class FrontDoor:
             tcp.close()
         self._unix.clear()
         self._tcp.clear()
+
+    async def emptied(self, seconds: float) -> bool:
+        """Wait until no connection is open, `seconds` at most; whether that came true.
+
+        To be called once gRPC has closed its ends: what it wrote last is then passed on to peers that read.
+        """
+        self._empty = asyncio.Event()
+        if not self._links:
+            return True
+        try:
+            async with asyncio.timeout(seconds):
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def close(self) -> None:
         """Stop accepting, cut every connection, remove the private directory."""
@@ -252,6 +268,8 @@ class FrontDoor:
     def _leave(self, link: _Link) -> None:
         """Forget the name before its socket is closed, and let go of the process."""
         known = self._links.pop(link.name, None) is not None
+        if self._empty is not None and not self._links:
+            self._empty.set()
         if isinstance(link.peer, UnixPeer):
             link.peer.process.close()
             if known:

@@ -30,7 +30,7 @@ _PRICES: Final = {
     3: 20,  # RST_STREAM
     4: 300,  # SETTINGS
     5: 300,  # PUSH_PROMISE: a client may not send it
-    6: 30,  # PING: some clients measure the path with one per answer
+    6: 60,  # PING: some clients measure the path with one per answer
     7: 300,  # GOAWAY
     8: 2,  # WINDOW_UPDATE
     _CONTINUATION: 20,
@@ -51,7 +51,7 @@ class Rates:
     """Tokens a second and the most that can be saved up, for one connection and for all of one principal."""
 
     connection: float = 100_000
-    connection_burst: float = 200_000
+    connection_burst: float = 50_000
     principal: float = 400_000
     principal_burst: float = 800_000
     connecting: float = 500

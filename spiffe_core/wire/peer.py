@@ -27,17 +27,22 @@ _PROC = Path("/proc")
 class ProcessHandle:
     """A process held by its pidfd. Closing the handle lets go of the descriptor, not of the process."""
 
-    __slots__ = ("_poll", "fd", "pid")
+    __slots__ = ("fd", "pid")
 
     def __init__(self, pid: int, fd: int) -> None:
         self.pid = pid
         self.fd = fd
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLIN)
 
     def alive(self) -> bool:
-        """Whether the very process that connected still runs. A pidfd becomes readable when its process ends."""
-        return self.fd >= 0 and not self._poll.poll(0)
+        """Whether the very process that connected still runs. A pidfd becomes readable when its process ends.
+
+        The loop and attestors' threads may ask at the same time, so nothing is shared between two calls.
+        """
+        if self.fd < 0:
+            return False
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        return not poll.poll(0)
 
     def close(self) -> None:
         """Release the descriptor; the handle counts as dead from here on."""

@@ -116,9 +116,11 @@ class PrivateDirectory:
         """Make one under the temporary directory."""
         base = Path(tempfile.gettempdir())
         _sweep(base)
-        path = Path(tempfile.mkdtemp(prefix="muniment-door-", dir=base))
-        lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        new = Path(tempfile.mkdtemp(prefix="muniment-new-", dir=base))
+        lock = os.open(new / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
+        path = base / new.name.replace("-new-", "-door-")  # it has its name only once it is locked: no sweep takes it
+        new.rename(path)
         return cls(path, lock)
 
     def close(self) -> None:

@@ -99,8 +99,12 @@ class Side(asyncio.Protocol):
         other.read_on()
 
     def data_received(self, data: bytes) -> None:
-        """Pass it on. A TLS layer may deliver once more after `pause_reading`; that is kept for the other end."""
-        if self.other.transport is None:
+        """Pass it on, later if the meter says so.
+
+        A TLS layer may deliver once more after `pause_reading`; that is kept until its turn comes.
+        """
+        other = self.other.transport
+        if other is None or self.throttle is not None:
             self.early.append(data)
             return
         if self.meter is not None:
@@ -110,13 +114,20 @@ class Side(asyncio.Protocol):
             except Abuse:
                 self.splice.abort()
                 return
-            if wait > 0 and self.throttle is None and self.transport is not None:
+            if wait > 0 and self.transport is not None:
                 self.transport.pause_reading()
-                self.throttle = loop.call_later(wait, self._unthrottled)
-        self.other.transport.write(data)
+                self.throttle = loop.call_later(wait, self._unthrottled, data)
+                return
+        other.write(data)
 
-    def _unthrottled(self) -> None:
+    def _unthrottled(self, data: bytes) -> None:
+        """The debt is paid off: pass on what ran it up, then what came after."""
         self.throttle = None
+        if self.other.transport is not None:
+            self.other.transport.write(data)
+        early, self.early = self.early, []
+        for late in early:
+            self.data_received(late)
         self.read_on()
 
     def read_on(self) -> None:

@@ -201,6 +201,20 @@ async def test_a_process_that_ends_later_is_known_to_be_gone(folder):
             known.process.close()
 
 
+async def test_one_process_may_be_asked_about_from_several_threads_at_once(folder):
+    """The loop and attestors' threads all ask the same handle; poll objects may not be shared between them."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours, theirs:
+        known = unix_peer(ours)
+
+        def ask():
+            return all(known.process.alive() for _ in range(2000))
+
+        assert all(await asyncio.gather(*(asyncio.to_thread(ask) for _ in range(4))))
+        known.process.close()
+        assert not known.process.alive()
+
+
 async def test_one_user_cannot_take_every_connection(folder, monkeypatch):
     """S51: the cap is per uid, and a connection that ends makes room."""
     monkeypatch.setattr(peer_module, "_UCRED", AsUid(4242))

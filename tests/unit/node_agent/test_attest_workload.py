@@ -225,32 +225,3 @@ async def test_a_caller_who_leaves_gives_the_slot_back():
 def test_an_agent_without_attestors_does_not_start():
     with pytest.raises(ValueError, match="without an attestor"):
         service()
-
-
-class Fragile(Process):
-    """A subject whose liveness may be asked by one thread at a time, as a `select.poll` object may."""
-
-    def __init__(self):
-        super().__init__()
-        self._busy = threading.Lock()
-
-    def require_alive(self):
-        if not self._busy.acquire(blocking=False):
-            raise RuntimeError("concurrent poll() invocation")
-        time.sleep(0.0005)
-        self._busy.release()
-
-
-class Careful(Selecting):
-    """Asks for liveness again and again, as attestors do after each read."""
-
-    def attest(self, subject, deadline):
-        for _ in range(5):
-            subject.require_alive()
-        return super().attest(subject, deadline)
-
-
-async def test_one_process_may_be_asked_about_from_several_threads_at_once():
-    """Several streams of one connection, several attestors: they share the process they ask about."""
-    attest, process = service(Careful(*UID), Careful(*UID)), Fragile()
-    assert await asyncio.gather(*(attest(process) for _ in range(20))) == [UID] * 20
