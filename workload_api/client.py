@@ -23,7 +23,7 @@ from typing import Any, Self
 import grpc.aio
 
 from spiffe_core.clock import Clock, SystemClock
-from spiffe_core.errors import IdentityError, Kind, Unavailable
+from spiffe_core.errors import IdentityError, InvalidRequest, Kind, Unavailable
 from spiffe_core.wire._gen import workload_pb2
 from spiffe_core.wire.channels import channel_options, unix_channel
 from spiffe_core.wire.services import Stub
@@ -166,6 +166,8 @@ class WorkloadApiClient:
         return self._stub
 
     def _read(self, message: Any) -> X509Context:
+        if message is None:  # what grpc.aio gives for bytes that are no such message
+            raise InvalidRequest("the agent's answer is not an X509SVIDResponse")
         return x509_context(message.svids, message.federated_bundles, self._clock.now())
 
     @staticmethod
