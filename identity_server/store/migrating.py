@@ -5,6 +5,7 @@ Alembic is imported only when there is something to do: an up-to-date database i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def upgrade(
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # its own steps are no news to an operator
     config = Config()
     config.set_main_option("script_location", str(scripts).replace("%", "%%"))
     known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
