@@ -116,9 +116,6 @@ def follow_rotations(api_socket, rotations):
                 time.sleep(0.05)
         serial, ends = checked(first)
         seen = [serial]
-        if not rotations:
-            stream.cancel()
-            return
         for message in stream:
             fresh, fresh_ends = checked(message)
             if fresh == seen[-1]:
@@ -148,44 +145,32 @@ def checked(message):
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
 def test_the_long_run_of_rotations_with_the_authority_rotating_underneath():
-    """R46, scaled: 80 rotations of 12 s SVIDs while the CA (ten minutes long) is prepared and activated anew."""
-    with LocalStack("rotation.test", ca='ttl = "5m"') as stack:
+    """R46, scaled: 80 rotations of 12 s SVIDs while the CA (five minutes long) is prepared and activated anew."""
+    with LocalStack("rotation.test", ca='ttl = "5m"\n[svid]\ndefault_x509_ttl = "1m"\nagent_ttl = "1m"') as stack:
         stack.start()
         stack.register("/web", f"unix:uid:{os.getuid()}", ttl=12)
         follow_rotations(stack.api_socket, 80)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("who", ["agent", "server"])
-def test_a_thousand_idle_streams_do_not_hold_up_sigterm(who):
-    """R6, A7: SIGTERM to exit within a second; every stream is told."""
-    limits = "[limits]\nconnections_per_uid = 2000\nstreams_per_uid = 2000\n"
-    with LocalStack("rotation.test", agent=limits) as stack:
-        stack.start()
-        stack.register("/web", f"unix:uid:{os.getuid()}")
-        follow_rotations(stack.api_socket, 0)
-        daemon, path = (stack.agent, stack.api_socket) if who == "agent" else (stack.server, stack.admin_socket)
+def test_a_thousand_idle_streams_do_not_hold_up_the_servers_sigterm():
+    """R6, A7: SIGTERM to exit within a second; every stream is told. (The agent's: test_agent_crashes.)"""
+    with LocalStack("rotation.test") as stack:
+        stack.start_server()
         own = [("grpc.use_local_subchannel_pool", 1)]
-        channels = [grpc.insecure_channel(f"unix:{path}", options=own) for _ in range(20)]
+        channels = [grpc.insecure_channel(f"unix:{stack.admin_socket}", options=own) for _ in range(20)]
         streams = []
         for channel in channels:
-            if who == "agent":
-                stub = Stub(channel, SERVICE)
-                calls = [stub.FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=HEADER) for _ in range(50)]
-                for call in calls:
-                    assert len(next(call).svids) == 1
-                streams += calls
-            else:
-                streams += [hold_open(channel) for _ in range(50)]
-                answered(channel)
+            streams += [hold_open(channel) for _ in range(50)]
+            answered(channel)
         start = time.monotonic()
-        daemon.process.terminate()
-        assert daemon.process.wait(10) == 0
+        stack.server.process.terminate()
+        assert stack.server.process.wait(10) == 0
         took = time.monotonic() - start
         for call in streams:
             with pytest.raises(grpc.RpcError) as end:
                 next(call)
-            assert end.value.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.PERMISSION_DENIED}
+            assert end.value.code() is grpc.StatusCode.UNAVAILABLE
         for channel in channels:
             channel.close()
         assert took <= 1.0, f"{took:.2f} s"
