@@ -212,7 +212,8 @@ def _explain(model: type[Section], detail: ErrorDetails, source: str, given: Map
     if detail["type"] == "missing":
         return f"{where}: {key}: is required"
     rule = detail["msg"].removeprefix("Value error, ")
-    return f"{where}: {key}: {rule[:1].lower()}{rule[1:]}"
+    about = f"{where}: {key}" if key else where  # a rule between several keys names them itself
+    return f"{about}: {rule[:1].lower()}{rule[1:]}"
 
 
 def _suggest(model: type[Section], loc: tuple[int | str, ...]) -> str:
