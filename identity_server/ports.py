@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 from identity_server.domain.agents import AttestedAgent
 from identity_server.domain.audit import AuditEvent
 from identity_server.domain.authority import Authority
+from identity_server.domain.federation import FederationRelationship
 from identity_server.domain.join_tokens import JoinToken
 from identity_server.domain.listing import AgentFilter, EntryFilter, Page
 from identity_server.domain.state import State
@@ -135,8 +136,32 @@ class BundleRepository(Protocol):
         """Delete; an unknown trust domain is passed over."""
         ...
 
+    def page(self, besides: TrustDomain, after: str = "", limit: int = 0) -> Page[TrustBundle]:
+        """The bundles of all trust domains but `besides`, by name, beginning after the page token `after`."""
+        ...
+
     def count(self) -> int:
         """How many bundles are stored."""
+        ...
+
+
+class RelationshipRepository(Protocol):
+    """Federation relationships: where foreign bundles are fetched."""
+
+    def get(self, trust_domain: TrustDomain) -> FederationRelationship | None:
+        """The relationship, or None."""
+        ...
+
+    def put(self, relationship: FederationRelationship) -> None:
+        """Store or overwrite."""
+        ...
+
+    def remove(self, trust_domain: TrustDomain) -> None:
+        """Delete; an unknown trust domain is passed over."""
+        ...
+
+    def page(self, after: str = "", limit: int = 0) -> Page[FederationRelationship]:
+        """Relationships in order of creation, beginning after the page token `after`; `limit` 0 means all of them."""
         ...
 
 
@@ -177,6 +202,11 @@ class UnitOfWork(Protocol):
     @property
     def bundles(self) -> BundleRepository:
         """Trust bundles."""
+        ...
+
+    @property
+    def relationships(self) -> RelationshipRepository:
+        """Federation relationships."""
         ...
 
     @property

@@ -7,8 +7,9 @@ a record with nothing to compare matches neither.
 from __future__ import annotations
 
 import enum
+import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
 
 from spiffe_core.selectors import Selector
@@ -54,6 +55,20 @@ class AgentFilter:
     banned: bool | None = None
     can_reattest: bool | None = None
     expires_before: int | None = None
+
+
+def query_name(wanted: EntryFilter | AgentFilter) -> str:
+    """A short name that two questions share only if they ask the same; every server gives the same one.
+
+    A page token carries it, so that a list is continued with the question it was begun with (S58).
+    """
+    parts = [type(wanted).__name__]
+    for item in fields(wanted):
+        value = getattr(wanted, item.name)
+        if isinstance(value, frozenset):
+            value = sorted(map(str, value))  # sets have no order that two processes share
+        parts.append(str(value) if isinstance(value, SpiffeId) else repr(value))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
 
 from identity_server.domain.agents import AttestedAgent
-from identity_server.domain.listing import AgentFilter, Page
+from identity_server.domain.listing import AgentFilter, Page, query_name
 from identity_server.store.entry_repository import STREAM, chunks
 from identity_server.store.event_log import EventKind, Recorder
 from identity_server.store.mapping import agent_of, agent_values, digest, digest_of_selector
@@ -77,7 +77,7 @@ class SqlAgents:
 
     def page(self, wanted: AgentFilter, after: str = "", limit: int = 0) -> Page[AttestedAgent]:
         """Agents in order of their first attestation, beginning after the page token `after`."""
-        return page_of(self._connection, agent, _conditions(wanted), after, limit, agent_of)
+        return page_of(self._connection, agent, _conditions(wanted), after, limit, agent_of, query=query_name(wanted))
 
     def count(self, wanted: AgentFilter) -> int:
         """How many agents there are."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, delete, func, insert, select, update
 
-from identity_server.domain.listing import EntryFilter, Page
+from identity_server.domain.listing import EntryFilter, Page, query_name
 from identity_server.store.event_log import EventKind, Recorder
 from identity_server.store.mapping import (
     Values,
@@ -169,7 +169,7 @@ class SqlEntries:
 
     def page(self, wanted: EntryFilter, after: str = "", limit: int = 0) -> Page[RegistrationEntry]:
         """Entries in order of creation, beginning after the page token `after`."""
-        return page_of(self._connection, entry, _conditions(wanted), after, limit, entry_of)
+        return page_of(self._connection, entry, _conditions(wanted), after, limit, entry_of, query=query_name(wanted))
 
     def count(self, wanted: EntryFilter) -> int:
         """How many entries there are."""

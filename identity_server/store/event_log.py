@@ -33,6 +33,7 @@ class EventKind(enum.IntEnum):
     BUNDLE = 4
     AUTHORITY = 5
     JOIN_TOKEN = 6
+    RELATIONSHIP = 7
 
 
 @dataclass(frozen=True, slots=True)

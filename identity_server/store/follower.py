@@ -37,6 +37,7 @@ FAR = 10_000
 
 _log = logging.getLogger(__name__)
 _FOLLOWED = frozenset(EventKind) - {EventKind.HISTORY}
+_NOT_IN_STATE = frozenset({EventKind.JOIN_TOKEN, EventKind.RELATIONSHIP})
 
 
 class _HistoryLostError(Exception):
@@ -194,7 +195,7 @@ class Follower:
         uow = SqlUnitOfWork(connection, ReadOnly(), self._trust_domain)
         subjects: dict[int, list[str]] = {}
         for kind, subject in touched:
-            if kind != EventKind.JOIN_TOKEN:
+            if kind not in _NOT_IN_STATE:
                 subjects.setdefault(kind, []).append(subject.decode())
         entries: dict[str, EntryRecord | None] = dict.fromkeys(subjects.get(EventKind.ENTRY, ()))
         entries.update(self._records(uow.entries.many(list(entries)).values()))

@@ -17,6 +17,7 @@ from sqlalchemy import Row
 
 from identity_server.domain.agents import AttestedAgent
 from identity_server.domain.authority import Authority, AuthorityKind, SlotName, Status
+from identity_server.domain.federation import EndpointProfile, FederationRelationship
 from identity_server.domain.join_tokens import JoinToken
 from spiffe_core.bundle import JwtAuthority, TrustBundle, WitAuthority, X509Authority
 from spiffe_core.entry import RegistrationEntry, similarity
@@ -183,6 +184,32 @@ def bundle_of(row: Row[Any]) -> TrustBundle:
         )
 
     return _value("bundle", row.trust_domain, read)
+
+
+def relationship_values(relationship: FederationRelationship) -> Values:
+    """The columns of a federation relationship, without its row key."""
+    return {
+        "trust_domain": relationship.trust_domain.name.encode(),
+        "endpoint_url": relationship.endpoint_url.encode(),
+        "profile": relationship.profile.value.encode(),
+        "endpoint_spiffe_id": str(relationship.endpoint_spiffe_id or "").encode(),
+    }
+
+
+def relationship_of(row: Row[Any]) -> FederationRelationship:
+    """The federation relationship in a row of `federation_relationship`."""
+    return _value(
+        "federation_relationship",
+        row.trust_domain,
+        lambda: FederationRelationship(
+            trust_domain=TrustDomain(row.trust_domain.decode()),
+            endpoint_url=row.endpoint_url.decode(),
+            profile=EndpointProfile(row.profile.decode()),
+            endpoint_spiffe_id=(
+                SpiffeId.parse(row.endpoint_spiffe_id.decode()) if bytes(row.endpoint_spiffe_id) else None
+            ),
+        ),
+    )
 
 
 def authority_values(authority: Authority) -> Values:

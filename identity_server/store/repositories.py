@@ -1,4 +1,4 @@
-"""Join tokens, trust bundles and authorities in the database."""
+"""Join tokens, trust bundles, federation relationships and authorities in the database."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from sqlalchemy import Connection, bindparam, case, delete, func, insert, select, update
 
 from identity_server.domain.authority import Authority
+from identity_server.domain.federation import FederationRelationship
 from identity_server.domain.join_tokens import JoinToken
+from identity_server.domain.listing import Page
 from identity_server.store.entry_repository import chunks
 from identity_server.store.event_log import EventKind, Recorder
 from identity_server.store.mapping import (
@@ -17,10 +19,14 @@ from identity_server.store.mapping import (
     bundle_values,
     join_token_of,
     join_token_values,
+    relationship_of,
+    relationship_values,
 )
-from identity_server.store.schema import authority, bundle, join_token
+from identity_server.store.paging import page_of
+from identity_server.store.schema import authority, bundle, federation_relationship, join_token
+from identity_server.store.selection import foreign_token
 from spiffe_core.bundle import TrustBundle
-from spiffe_core.errors import Conflict
+from spiffe_core.errors import Conflict, InvalidId
 from spiffe_core.spiffe_id import TrustDomain
 
 PRUNE_AT_MOST = 1_000
@@ -49,6 +55,9 @@ _STALE_TOKENS = (
     .limit(PRUNE_AT_MOST)
 )
 _BUNDLES = select(bundle).where(bundle.c.trust_domain.in_(bindparam("names", expanding=True)))
+_BUNDLE_PAGES = "bundle:"
+"""How page tokens for lists of bundles begin; the name of the last trust domain follows."""
+_RELATIONSHIP = select(federation_relationship).where(federation_relationship.c.trust_domain == bindparam("of"))
 _AUTHORITIES = select(authority).where(authority.c.server_id == bindparam("of")).order_by(authority.c.row_key)
 _AUTHORITY = select(authority).where(authority.c.authority_id == bindparam("of"))
 
@@ -148,6 +157,16 @@ class SqlBundles:
         if self._connection.execute(delete(bundle).where(bundle.c.trust_domain == name)).rowcount:
             self._recorder.changed(EventKind.BUNDLE, name)
 
+    def page(self, besides: TrustDomain, after: str = "", limit: int = 0) -> Page[TrustBundle]:
+        """The bundles of all trust domains but `besides`, by name, beginning after the page token `after`."""
+        wanted = select(bundle).where(bundle.c.trust_domain != besides.name.encode()).order_by(bundle.c.trust_domain)
+        if after:
+            wanted = wanted.where(bundle.c.trust_domain > _name_in(after))
+        rows = self._connection.execute(wanted.limit(limit + 1) if limit > 0 else wanted).all()
+        shown = rows[:limit] if limit > 0 else rows
+        more = len(rows) > len(shown)
+        return Page(tuple(map(bundle_of, shown)), _BUNDLE_PAGES + shown[-1].trust_domain.decode() if more else "")
+
     def count(self) -> int:
         """How many bundles are stored."""
         return self._connection.execute(select(func.count()).select_from(bundle)).scalar_one()
@@ -155,6 +174,54 @@ class SqlBundles:
     def all(self) -> Iterator[TrustBundle]:
         """Every bundle."""
         return map(bundle_of, self._connection.execute(select(bundle)))
+
+
+class SqlRelationships:
+    """The RelationshipRepository of one transaction."""
+
+    def __init__(self, connection: Connection, recorder: Recorder) -> None:
+        self._connection = connection
+        self._recorder = recorder
+
+    def get(self, trust_domain: TrustDomain) -> FederationRelationship | None:
+        """The relationship, or None."""
+        row = self._connection.execute(_RELATIONSHIP, {"of": trust_domain.name.encode()}).one_or_none()
+        return relationship_of(row) if row is not None else None
+
+    def put(self, new: FederationRelationship) -> None:
+        """Store or overwrite; an identical one is left alone."""
+        before = self.get(new.trust_domain)
+        if before == new:
+            return
+        values = relationship_values(new)
+        self._recorder.writing()
+        if before is None:
+            row = {**values, "row_key": self._recorder.next_row_key()}
+            self._connection.execute(insert(federation_relationship), row)
+        else:
+            named = federation_relationship.c.trust_domain == values["trust_domain"]
+            self._connection.execute(update(federation_relationship).where(named).values(values))
+        self._recorder.changed(EventKind.RELATIONSHIP, values["trust_domain"])
+
+    def remove(self, trust_domain: TrustDomain) -> None:
+        """Delete; an unknown trust domain is passed over."""
+        name = trust_domain.name.encode()
+        self._recorder.writing()
+        named = federation_relationship.c.trust_domain == name
+        if self._connection.execute(delete(federation_relationship).where(named)).rowcount:
+            self._recorder.changed(EventKind.RELATIONSHIP, name)
+
+    def page(self, after: str = "", limit: int = 0) -> Page[FederationRelationship]:
+        """Relationships in order of creation, beginning after the page token `after`; `limit` 0 means all of them."""
+        return page_of(
+            self._connection,
+            federation_relationship,
+            (),
+            after,
+            limit,
+            relationship_of,
+            query=federation_relationship.name,
+        )
 
 
 class SqlAuthorities:
@@ -187,3 +254,13 @@ class SqlAuthorities:
         self._recorder.writing()
         if self._connection.execute(delete(authority).where(authority.c.authority_id == key)).rowcount:
             self._recorder.changed(EventKind.AUTHORITY, key)
+
+
+def _name_in(token: str) -> bytes:
+    """The trust domain in a page token for a list of bundles."""
+    if not token.startswith(_BUNDLE_PAGES):
+        raise foreign_token()
+    try:
+        return TrustDomain.parse(token.removeprefix(_BUNDLE_PAGES)).name.encode()
+    except InvalidId:
+        raise foreign_token() from None

@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeEngine
 
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 """The Alembic revision that this code is written for: the newest under `migrations/versions`."""
 
 Big = BigInteger().with_variant(Integer, "sqlite")
@@ -164,6 +164,16 @@ bundle = Table(
     metadata,
     Column("trust_domain", octets(255), primary_key=True),
     Column("document", Document, nullable=False),
+)
+
+federation_relationship = Table(
+    "federation_relationship",
+    metadata,
+    Column("row_key", Big, primary_key=True, autoincrement=False),
+    Column("trust_domain", octets(255), nullable=False, unique=True),
+    Column("endpoint_url", octets(2048), nullable=False),
+    Column("profile", octets(16), nullable=False),
+    Column("endpoint_spiffe_id", octets(2048), nullable=False),  # empty for https_web
 )
 
 authority = Table(

@@ -11,6 +11,7 @@ from identity_server.domain.listing import Match
 from spiffe_core.errors import InvalidRequest
 
 _MAX_ROW_KEY = 2**63 - 1
+_MAX_DIGITS = 19
 
 
 def set_condition(record: Table, side: Table, given: Sequence[bytes], match: Match) -> ColumnElement[bool]:
@@ -30,11 +31,19 @@ def set_condition(record: Table, side: Table, given: Sequence[bytes], match: Mat
     }[match]
 
 
-def after_condition(record: Table, token: str) -> list[ColumnElement[bool]]:
-    """The rows that come after the page token; an empty token begins the list."""
+def after_condition(record: Table, token: str, query: str) -> list[ColumnElement[bool]]:
+    """The rows that come after the page token, which must be of this `query`; an empty token begins the list (S58)."""
     if not token:
         return []
-    if not (token.isascii() and token.isdigit()) or int(token) > _MAX_ROW_KEY:
-        raise InvalidRequest("page_token: is not one this server gave out; begin again without it", field="page_token")
+    key, _, of = token.partition("-")
+    if not (key.isascii() and key.isdigit()) or len(key) > _MAX_DIGITS or int(key) > _MAX_ROW_KEY or of != query:
+        raise foreign_token()
     row_key: Any = record.c.row_key
-    return [row_key > int(token)]
+    return [row_key > int(key)]
+
+
+def foreign_token() -> InvalidRequest:
+    """The refusal of a page token that was not given out for this list."""
+    return InvalidRequest(
+        "page_token: is not one this server gave out for this list; begin again without it", field="page_token"
+    )

@@ -7,14 +7,14 @@ from sqlalchemy import Connection
 from identity_server.store.agent_repository import SqlAgents
 from identity_server.store.entry_repository import NewEntries, SqlEntries
 from identity_server.store.event_log import LogUpkeep, Recorder
-from identity_server.store.repositories import SqlAuthorities, SqlBundles, SqlJoinTokens
+from identity_server.store.repositories import SqlAuthorities, SqlBundles, SqlJoinTokens, SqlRelationships
 from spiffe_core.spiffe_id import TrustDomain
 
 
 class SqlUnitOfWork:
     """What a command or query works with. It neither commits nor rolls back: the writer or the reader does."""
 
-    __slots__ = ("agents", "authorities", "bundles", "entries", "join_tokens", "log")
+    __slots__ = ("agents", "authorities", "bundles", "entries", "join_tokens", "log", "relationships")
 
     def __init__(
         self,
@@ -27,5 +27,6 @@ class SqlUnitOfWork:
         self.agents = SqlAgents(connection, recorder, trust_domain)
         self.join_tokens = SqlJoinTokens(connection, recorder)
         self.bundles = SqlBundles(connection, recorder)
+        self.relationships = SqlRelationships(connection, recorder)
         self.authorities = SqlAuthorities(connection, recorder)
         self.log = LogUpkeep(connection, recorder)

@@ -196,9 +196,9 @@ def next_version(tmp_path: Path) -> Path:
     """The migrations of a later version: ours and one more."""
     scripts = tmp_path / "migrations"
     shutil.copytree(MIGRATIONS, scripts)
-    (scripts / "versions" / "r0002_next.py").write_text(
+    (scripts / "versions" / "r9999_next.py").write_text(
         "from alembic import op\n"
-        "revision, down_revision, branch_labels, depends_on = '0002', '0001', None, None\n"
+        f"revision, down_revision, branch_labels, depends_on = '9999', '{schema.SCHEMA_REVISION}', None, None\n"
         "def upgrade():\n"
         "    op.execute('CREATE TABLE something_new (id INTEGER)')\n"
         "    op.execute('INSERT INTO something_new SELECT count(*) FROM entry')\n"
@@ -215,30 +215,30 @@ async def test_an_older_database_is_copied_and_then_migrated(path: Path, next_ve
         database.writer,
         "test",
         lambda revision: copies.append(copy_before_migration(path, revision)),
-        target="0002",
+        target="9999",
         scripts=next_version,
     )
     database.close()
-    assert found == "0001"
+    assert found == schema.SCHEMA_REVISION
     (copy,) = copies
-    assert copy == path.with_name("datastore.sqlite3.before-0001")
+    assert copy == path.with_name(f"datastore.sqlite3.before-{schema.SCHEMA_REVISION}")
     assert mode(copy) == 0o600
     with closing(sqlite3.connect(copy)) as old, closing(sqlite3.connect(path)) as new:
-        assert old.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchall() == [("0001",)]
+        assert old.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchall() == [(schema.SCHEMA_REVISION,)]
         assert old.execute("SELECT count(*) FROM entry").fetchall() == [(1,)]
-        assert new.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchall() == [("0002",)]
+        assert new.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchall() == [("9999",)]
         assert new.execute("SELECT id FROM something_new").fetchall() == [(1,)]
-    with pytest.raises(PreconditionFailed, match="schema 0002"):
+    with pytest.raises(PreconditionFailed, match="schema 9999"):
         open_store(path)
 
 
 async def test_a_migration_that_fails_changes_nothing(path: Path, next_version: Path) -> None:
     await open_store(path).close()
-    script = next_version / "versions" / "r0002_next.py"
+    script = next_version / "versions" / "r9999_next.py"
     script.write_text(script.read_text() + "    raise RuntimeError('half-way')\n")
     database = Database(path)
     with pytest.raises(RuntimeError, match="half-way"):
-        upgrade(database.writer, "test", lambda _revision: None, target="0002", scripts=next_version)
+        upgrade(database.writer, "test", lambda _revision: None, target="9999", scripts=next_version)
     database.close()
     with closing(sqlite3.connect(path)) as same:
         assert same.execute("SELECT name FROM sqlite_master WHERE name = 'something_new'").fetchall() == []
