@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID
 from attestors.api import NodeVerifier
 from attestors.registry import NODE_VERIFIERS
 from identity_server.audit_log import AuditFile
+from identity_server.domain.rates import Rate
 from identity_server.keys import DiskKeys, MemoryKeys, set_aside
 from identity_server.ports import KeyManager
 from identity_server.rpc.agent_api import AgentApi
@@ -33,6 +34,7 @@ from identity_server.rpc.health_api import SERVICE as HEALTH
 from identity_server.rpc.health_api import HealthApi
 from identity_server.rpc.services import AGENT, BUNDLE, ENTRY, SVID
 from identity_server.rpc.svid_api import SvidApi, terms_of
+from identity_server.rpc.throttle import Throttle, ThrottleInterceptor, ThrottleSettings
 from identity_server.services.admission import Admissions
 from identity_server.services.attest_agent import AttestAgents
 from identity_server.services.authorities import Authorities, CaSettings
@@ -41,7 +43,7 @@ from identity_server.services.issue_svids import IssueSvids
 from identity_server.services.own_identity import OwnIdentity
 from identity_server.services.registration import Registration
 from identity_server.services.trust_bundles import TrustBundles
-from identity_server.settings import CaSubject, ServerSettings
+from identity_server.settings import CaSubject, RateLimitSection, ServerSettings
 from identity_server.store.sql_store import SqlStore
 from spiffe_core.bundle import BundleSet, TrustBundle
 from spiffe_core.clock import Clock, SystemClock
@@ -85,6 +87,7 @@ class Server:
     door: FrontDoor
     grpc: grpc.aio.Server
     drain: Drain
+    throttle: Throttle
     address: tuple[str, int] = ("", 0)
 
     @classmethod
@@ -229,6 +232,7 @@ async def _compose(  # the one place where everything has a name
         )
     )
     undo.push_async_callback(door.close)
+    throttle = Throttle(_rates(settings.ratelimit), clock)
     services = (
         handlers(AGENT, AgentApi(attest, fleet)),
         handlers(ENTRY, EntryApi(registration, trust_domain=trust_domain, new_id=_new_id)),
@@ -239,7 +243,12 @@ async def _compose(  # the one place where everything has a name
     rpc = private_server(
         door,
         services,
-        [ErrorInterceptor(), AccessInterceptor(door.caller_of, admissions), DrainInterceptor(drain)],
+        [
+            ErrorInterceptor(),
+            AccessInterceptor(door.caller_of, admissions),
+            ThrottleInterceptor(door.caller_of, throttle),
+            DrainInterceptor(drain),
+        ],
         max_connection_age=settings.limits.connection_age_seconds,
         max_message=settings.limits.request_bytes,
     )
@@ -259,6 +268,7 @@ async def _compose(  # the one place where everything has a name
         door=door,
         grpc=rpc,
         drain=drain,
+        throttle=throttle,
     )
 
 
@@ -298,6 +308,14 @@ def _ca_settings(settings: ServerSettings, server_id: str, *, reset_keys: bool) 
         x509_ttl=settings.svid.default_x509_ttl,
         agent_ttl=settings.agent_ttl,
         reset_keys=reset_keys,
+    )
+
+
+def _rates(section: RateLimitSection) -> ThrottleSettings:
+    return ThrottleSettings(
+        attestation=Rate(section.attestation_per_second, section.attestation_burst) if section.attestation else None,
+        signing=Rate(section.signing_per_second, section.signing_burst) if section.signing else None,
+        wait_seconds=section.wait_seconds,
     )
 
 

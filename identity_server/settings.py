@@ -112,6 +112,21 @@ class LimitSection(Section):
     request_bytes: int = Field(default=4 * 1024 * 1024, ge=65_536, le=64 * 1024 * 1024)
 
 
+class RateLimitSection(Section):
+    """[ratelimit]: how often callers over the network may attest (by address) and have signed (by agent).
+
+    Signing is counted in certificate requests. A caller that is a little too fast is held up for `wait_seconds` at most.
+    """
+
+    attestation: bool = True
+    attestation_per_second: float = Field(default=50.0, ge=0.1, le=1_000_000.0, strict=False)
+    attestation_burst: int = Field(default=500, ge=1, le=1_000_000)
+    signing: bool = True
+    signing_per_second: float = Field(default=2_000.0, ge=0.1, le=1_000_000.0, strict=False)
+    signing_burst: int = Field(default=5_000, ge=500, le=10_000_000)
+    wait_seconds: float = Field(default=2.0, ge=0.0, le=60.0, strict=False)
+
+
 class ServerSettings(Section):
     """Everything `identity-server run` needs to know."""
 
@@ -127,6 +142,7 @@ class ServerSettings(Section):
     database: DatabaseSection = DatabaseSection()
     audit: AuditSection = AuditSection()
     limits: LimitSection = LimitSection()
+    ratelimit: RateLimitSection = RateLimitSection()
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:

@@ -10,7 +10,9 @@
     ├── Forbidden                 known, and not allowed
     │   ├── AgentRefused          with SPIRE's reason, on which agents act
     │   └── NoIdentityIssued      a workload that matches no registration entry
-    ├── NotFound  Conflict  PreconditionFailed  Exhausted  Unavailable  Unimplemented
+    ├── NotFound  Conflict  PreconditionFailed  Unavailable  Unimplemented
+    ├── Exhausted                 a bound was reached
+    │   └── TooFast               a bound on the rate; says when to come back
     ├── CorruptState              a file or row is not what we wrote; names the path and what to do
     └── Internal                  our fault
 
@@ -49,7 +51,7 @@ class Refusal(enum.Enum):
 
 
 class Reason(enum.Enum):
-    """Why a chain was not believed; the words appear in logs and in `VerificationFailed.reason`."""
+    """Why a chain or a token was not believed; the words appear in logs and in `VerificationFailed.reason`."""
 
     EMPTY_CHAIN = "empty-chain"
     TOO_LARGE = "too-large"
@@ -71,6 +73,9 @@ class Reason(enum.Enum):
     EXTENDED_KEY_USAGE = "extended-key-usage"
     WEAK_ALGORITHM = "weak-algorithm"
     UNEXPECTED_ID = "unexpected-id"
+    BAD_HEADER = "bad-header"
+    BAD_CLAIM = "bad-claim"
+    UNEXPECTED_AUDIENCE = "unexpected-audience"
 
 
 class IdentityError(Exception):
@@ -189,6 +194,14 @@ class Exhausted(IdentityError):
     """A bound on size, count or rate was reached."""
 
     kind = Kind.EXHAUSTED
+
+
+class TooFast(Exhausted):
+    """A bound on the rate was reached. `retry_after` is in how many seconds the same request would be served."""
+
+    def __init__(self, public: str, *, retry_after: float = 0.0, **facts: object) -> None:
+        super().__init__(public, **facts)
+        self.retry_after = retry_after
 
 
 class Unavailable(IdentityError):

@@ -1,8 +1,8 @@
 """The one table between kinds of failure and the codes of gRPC and HTTP, and what applies it on either side.
 
 On the way out `ErrorInterceptor` turns an IdentityError into a status: the code, the public text, the kind in the
-trailer `muniment-kind`, and for a refused agent the details on which agents act (spire_wire section 2). Anything else
-becomes INTERNAL with a random reference that also stands in the log beside the traceback, and nothing more.
+trailer `muniment-kind`, and for a refused agent the details on which agents act (spire_wire section 2), for a caller
+that was too fast google.rpc.RetryInfo. Anything else becomes INTERNAL with a random reference that also stands in the log beside the traceback, and nothing more.
 On the way in `from_rpc_error` gives back the error of the same kind.
 """
 
@@ -18,7 +18,8 @@ from typing import Any, Final, NoReturn, Protocol
 import grpc
 import grpc.aio
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2
 from google.rpc import status_pb2 as rpc_status_pb2
 
 from spiffe_core.errors import (
@@ -33,6 +34,7 @@ from spiffe_core.errors import (
     NotFound,
     PreconditionFailed,
     Refusal,
+    TooFast,
     Unauthenticated,
     Unavailable,
     Unimplemented,
@@ -108,12 +110,17 @@ def _text(error: IdentityError) -> str:
 def trailers(error: IdentityError) -> tuple[tuple[str, str | bytes], ...]:
     """What travels beside the status code and the text."""
     kind: tuple[str, str | bytes] = (KIND_TRAILER, error.kind.value)
-    if not isinstance(error, AgentRefused):
+    message: Message
+    if isinstance(error, AgentRefused):
+        message = status_pb2.PermissionDeniedDetails(reason=error.refusal.name)
+    elif isinstance(error, TooFast):
+        message = info = error_details_pb2.RetryInfo()
+        info.retry_delay.FromMilliseconds(max(1, round(error.retry_after * 1000)))
+    else:
         return (kind,)
     details = AnyMessage()
-    details.Pack(status_pb2.PermissionDeniedDetails(reason=error.refusal.name))
-    code = _number(grpc.StatusCode.PERMISSION_DENIED)
-    rich = rpc_status_pb2.Status(code=code, message=_text(error), details=[details])
+    details.Pack(message)
+    rich = rpc_status_pb2.Status(code=_number(STATUS[error.kind][0]), message=_text(error), details=[details])
     return (kind, (DETAILS_TRAILER, rich.SerializeToString()))
 
 
@@ -142,6 +149,10 @@ def from_rpc_error(error: RpcFailure) -> IdentityError:
         refusal = _refusal(metadata.get(DETAILS_TRAILER))
         if refusal is not None:
             return AgentRefused(refusal)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        retry_after = _retry_after(metadata.get(DETAILS_TRAILER))
+        if retry_after is not None:
+            return TooFast(text, retry_after=retry_after)
     return _ERRORS[_kind_sent(metadata.get(KIND_TRAILER), code)](text)
 
 
@@ -155,17 +166,28 @@ def _kind_sent(value: object, code: grpc.StatusCode) -> Kind:
 
 def _refusal(value: object) -> Refusal | None:
     """The reason in the rich status; None when there is none that an agent could act on."""
-    if not isinstance(value, bytes):
-        return None
     details = status_pb2.PermissionDeniedDetails()
     try:
-        rich = rpc_status_pb2.Status.FromString(value)
-        for item in rich.details:
-            if item.Is(details.DESCRIPTOR) and item.Unpack(details):
-                return Refusal(details.reason)
+        return Refusal(details.reason) if _unpacked(value, details) else None
     except (DecodeError, ValueError):
         return None
-    return None
+
+
+def _retry_after(value: object) -> float | None:
+    """The delay of google.rpc.RetryInfo in seconds; None when there is none."""
+    info = error_details_pb2.RetryInfo()
+    try:
+        return max(0.0, info.retry_delay.ToMilliseconds() / 1000) if _unpacked(value, info) else None
+    except (DecodeError, ValueError):
+        return None
+
+
+def _unpacked(value: object, into: Message) -> bool:
+    """Whether the rich status has a detail of this type; it is then read `into` the message."""
+    if not isinstance(value, bytes):
+        return False
+    rich = rpc_status_pb2.Status.FromString(value)
+    return any(item.Is(into.DESCRIPTOR) and item.Unpack(into) for item in rich.details)
 
 
 Behaviour = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Any]
