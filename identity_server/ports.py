@@ -172,6 +172,10 @@ class AuthorityRepository(Protocol):
         """The authorities of one server, oldest first."""
         ...
 
+    def get(self, authority_id: str) -> Authority | None:
+        """The authority of whichever server, or None."""
+        ...
+
     def put(self, authority: Authority) -> None:
         """Store or overwrite."""
         ...
@@ -265,4 +269,22 @@ class AuditLog(Protocol):
 
     def record(self, event: AuditEvent) -> None:
         """Write one line. For events about authorities and by administrators, return only after it is flushed."""
+        ...
+
+
+class LogLevel(Protocol):
+    """The level of the process's log: panic, fatal, error, warn, info, debug or trace."""
+
+    @property
+    def current(self) -> str:
+        """The level in force."""
+        ...
+
+    @property
+    def launch(self) -> str:
+        """The level the process was started with."""
+        ...
+
+    def turn(self, name: str) -> None:
+        """Log what is at least as grave as `name`."""
         ...

@@ -30,7 +30,7 @@ class AuditEvent:
 
 @dataclass(frozen=True, slots=True)
 class AuthorityChanged(AuditEvent):
-    """An authority of this server was prepared, activated, retired, tainted or removed."""
+    """An authority was prepared, activated, retired, tainted, revoked or removed; `actor` is empty for the schedule."""
 
     event: ClassVar[str] = "authority"
     change: str
@@ -38,6 +38,7 @@ class AuthorityChanged(AuditEvent):
     not_after: int = 0
     slot: str = ""
     server_id: str = ""
+    actor: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,40 @@ class EntryChanged(AuditEvent):
     actor: str
     spiffe_id: str = ""
     parent_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BundleChanged(AuditEvent):
+    """Authorities were added to the own trust bundle, or the bundle of another trust domain was changed or deleted."""
+
+    event: ClassVar[str] = "bundle"
+    change: str
+    trust_domain: str
+    actor: str
+    authority_ids: str = ""
+    mode: str = ""
+    """Of a deletion: what becomes of the entries that federate with the trust domain."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelationshipChanged(AuditEvent):
+    """A federation relationship was created, updated or deleted."""
+
+    event: ClassVar[str] = "federation"
+    change: str
+    trust_domain: str
+    actor: str
+    endpoint_url: str = ""
+    endpoint_spiffe_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LogLevelChanged(AuditEvent):
+    """An administrator turned the log's level."""
+
+    event: ClassVar[str] = "log_level"
+    level: str
+    actor: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,8 +51,9 @@ class IllegalMove(PreconditionFailed):
 class Authority:
     """One signing authority of one server, as the journal keeps it. Times are unix seconds.
 
-    `authority_id` is the lower-case hex subject key identifier (X.509) or the key id (JWT, WIT). `published_at` is
-    when it was appended to the stored bundle. `upstream_chain` is empty for a self-signed authority.
+    `authority_id` is the lower-case hex subject key identifier (X.509) or the key id (JWT, WIT). `certificate` is its
+    public half: a certificate (X.509) or a SubjectPublicKeyInfo (JWT, WIT), in DER. `published_at` is when it was
+    appended to the stored bundle. `upstream_chain` is empty for a self-signed authority.
     """
 
     authority_id: str

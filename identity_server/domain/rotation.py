@@ -2,11 +2,12 @@
 
 With lifetime = not_after - issued_at (the backdated start does not count), the next authority is prepared when less
 than min(lifetime/2, 30 days) are left and activated when less than min(lifetime/6, 7 days) are left, so SVIDs of up to
-that length are never cut short. A root leaves the bundle a day after it expired.
+that length are never cut short. The rules are the same for X.509 authorities and for the keys of JWT- and WIT-SVIDs; an
+expired authority leaves the bundle a day after its end (`domain.published`).
 
 Two repairs come first. A clock that jumped over the active authority's life in either direction makes it unusable: the
-next one is prepared, published and activated without waiting (R17, R23). And an authority whose root somebody took out
-of the stored bundle was revoked: it signs no more and its root is not put back.
+next one is prepared, published and activated without waiting (R17, R23). And an authority that somebody took out
+of the stored bundle was revoked: it signs no more and is not put back.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from identity_server.domain.authority import Authority, Slots, Status, settled, usable
-from spiffe_core.bundle import TrustBundle
+from identity_server.domain.published import PRUNE_AFTER
 
 DAY = 86_400
 MAX_PREPARE_AHEAD = 30 * DAY
 MAX_ACTIVATE_AHEAD = 7 * DAY
-PRUNE_AFTER = DAY
 CLOCK_JUMP_SECONDS = 60.0
 BACKSTEP_SECONDS = 3 * 3_600
 """How far the clock may fall back and SVIDs still end no sooner than those issued before (R18)."""
@@ -65,7 +65,7 @@ def next_step(slots: Slots, now: int, *, bundle: frozenset[str], waited: float =
     active, prepared = slots.active, slots.prepared
     for one in (prepared, active):
         if one is not None and one.authority_id not in bundle:
-            return Step(Do.RETIRE, "its root is not in the stored bundle", one)
+            return Step(Do.RETIRE, "it is not in the stored bundle", one)
     if prepared is not None and not usable(prepared, now):
         return Step(Do.RETIRE, "it is not valid now", prepared)
     if active is None or not usable(active, now):
@@ -77,15 +77,6 @@ def next_step(slots: Slots, now: int, *, bundle: frozenset[str], waited: float =
     if now > activate_after(active) and settled(slots, prepared, now, waited):
         return Step(Do.ACTIVATE, "the active authority nears its end", prepared)
     return Step(Do.NOTHING)
-
-
-def expired_roots(bundle: TrustBundle, now: int, *, keep: frozenset[str]) -> tuple[str, ...]:
-    """The ids of roots that expired more than a day ago, except those in `keep`."""
-    return tuple(
-        root.key_id
-        for root in bundle.x509_authorities
-        if root.not_after.timestamp() + PRUNE_AFTER < now and root.key_id not in keep
-    )
 
 
 def expired_authorities(journal: Iterable[Authority], now: int) -> tuple[Authority, ...]:

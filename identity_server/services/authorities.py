@@ -1,13 +1,14 @@
 """Use-cases around the signing authorities: start, rotate, retire, prune (architecture A15; R1, R17, R18, R31, R33).
 
 Order, so that a crash at any point leaves nothing that signs unpublished: make a key in the slot that does not sign;
-self-sign its certificate; in ONE command journal it as PREPARED and append its root to the stored bundle; later, in ONE
-command, mark it ACTIVE and its predecessor OLD; and only when that command has returned and the state in memory shows
-the authority both ACTIVE and in the bundle, swap the signer. A restart replays the journal: authorities are matched with
-keys by public key.
+make an authority of it; in ONE command journal it as PREPARED and append its public half to the stored bundle; later,
+in ONE command, mark it ACTIVE and its predecessor OLD; and only when that command has returned and the state in memory
+shows the authority both ACTIVE and in the bundle, swap the signer. A restart replays the journal: authorities are
+matched with keys by public key.
 
-What to do next is decided by `domain.rotation`, whether it may be done by `domain.authority`, inside the transaction
-that does it. Bundles are read there too, so that two servers never overwrite each other's roots.
+X.509, JWT and WIT authorities go through the same life, each kind in its own pair of slots (`authority_lines`). What to
+do next is decided by `domain.rotation`, whether it may be done by `domain.authority`, inside the transaction that does
+it (`authority_commands`). Bundles are read there too, so that two servers never overwrite each other's authorities.
 """
 
 from __future__ import annotations
@@ -15,49 +16,40 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import timedelta
-
-from cryptography import x509
 
 from identity_server.domain.audit import AuthorityChanged
 from identity_server.domain.authority import (
+    PROPAGATION_SECONDS,
     Activate,
     Authority,
+    AuthorityKind,
     Command,
-    Event,
-    Forget,
-    Forgotten,
     Prepare,
-    Prepared,
     Retire,
     SlotName,
     Slots,
     Status,
-    decide,
     key_slot,
+    settled,
 )
-from identity_server.domain.issuance import prepare, sign
-from identity_server.domain.profiles import CA_SUBJECT, Profile, plan_ca
+from identity_server.domain.published import expired_ids, published_ids
 from identity_server.domain.rotation import (
     Do,
     Step,
     clock_jump,
     expired_authorities,
-    expired_roots,
     longest_whole_ttl,
     next_step,
 )
-from identity_server.ports import AuditLog, KeyManager, Store, UnitOfWork
-from identity_server.services.issuer import IssuedX509, Issuer, Signer, draw_serial
-from spiffe_core.bundle import TrustBundle
+from identity_server.ports import AuditLog, KeyManager, Store
+from identity_server.services.authority_commands import KINDS, WORDS, carry_out, in_force, prune
+from identity_server.services.authority_lines import CaSettings, Line, TokenSettings, belongs, lines_of
+from identity_server.services.issuer import IssuedX509, Issuer
 from spiffe_core.clock import Clock
-from spiffe_core.crypto.keys import KeyKind
-from spiffe_core.errors import CorruptState, IdentityError, Internal, Unavailable
+from spiffe_core.errors import CorruptState, IdentityError, Internal, InvalidRequest, Unavailable, Unimplemented
 from spiffe_core.runtime.offload import Offload
-from spiffe_core.spiffe_id import TrustDomain
 
-__all__ = ["Authorities", "CaSettings", "IssuedX509", "Issuer"]
+__all__ = ["Authorities", "CaSettings", "IssuedX509", "Issuer", "TokenSettings"]
 
 MAX_STEPS = 8
 """More steps than any repair takes; a tick that still wants more is a fault, not a loop."""
@@ -67,22 +59,8 @@ PRUNE_PAUSE_SECONDS = 3_600.0
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class CaSettings:
-    """What the authorities are like. `reset_keys` gives up authorities whose keys are lost (`--reset-keys`)."""
-
-    trust_domain: TrustDomain
-    server_id: str
-    ca_ttl: timedelta = timedelta(hours=24)
-    key_kind: KeyKind = KeyKind.EC_P256
-    subject: x509.Name = CA_SUBJECT
-    x509_ttl: timedelta = timedelta(hours=1)
-    agent_ttl: timedelta = timedelta(hours=1)
-    reset_keys: bool = False
-
-
 class Authorities:
-    """Owns this server's signing authorities and hands out the issuer. Belongs to the event loop."""
+    """Owns this server's signing authorities and hands out the issuers. Belongs to the event loop."""
 
     def __init__(
         self,
@@ -94,33 +72,29 @@ class Authorities:
         entropy: Callable[[int], bytes],
     ) -> None:
         self._store, self._keys, self._clock, self._audit = store, keys, clock, audit
-        self._settings, self._entropy = settings, entropy
+        self._settings = settings
         self._offload = Offload("keys", 1)
         self._busy = asyncio.Lock()
-        self._seen: dict[str, float] = {}  # authority id -> monotonic time since when it is known to be published
+        self._seen: dict[AuthorityKind, tuple[str, float]] = {}  # the prepared authority, and since when it is known
         self._looked: tuple[float, float] | None = None  # wall and monotonic time of the last tick
         self._no_pruning_until = 0.0
-        ttls = {
-            Profile.WORKLOAD: int(settings.x509_ttl.total_seconds()),
-            Profile.SERVER: int(settings.x509_ttl.total_seconds()),
-            Profile.AGENT: int(settings.agent_ttl.total_seconds()),
-        }
-        self._issuer = Issuer(store=store, clock=clock, entropy=entropy, default_ttls=ttls)
+        self.issuers, self._lines = lines_of(settings, store=store, clock=clock, entropy=entropy)
+        """What signs, by kind; the same objects for the process's life."""
         self.last_error: IdentityError | None = None
         """Why the last tick failed; None when it succeeded. For health."""
 
     @property
     def issuer(self) -> Issuer:
-        """Signs leaves with whatever authority is active; the same object for the process's life."""
-        return self._issuer
+        """Signs leaves with whatever authority is active."""
+        return self.issuers.x509
 
     @property
     def active(self) -> Authority | None:
-        """The authority that signs now."""
-        return self._issuer.signer.authority if self._issuer.signer is not None else None
+        """The X.509 authority that signs now."""
+        return self._lines["x509"].seated
 
     async def start(self) -> None:
-        """Replay the journal, match it with the keys, and see that an authority is active.
+        """Replay the journal, match it with the keys, and see that an authority of each kind is active.
 
         Raises:
             CorruptState: a persistent key of an authority in force is missing or another one.
@@ -130,39 +104,121 @@ class Authorities:
         async with self._busy:
             self._look_at_clock()
             server = self._settings.server_id
-            slots = Slots.of(await self._store.read(lambda uow: uow.authorities.of_server(server)))
-            for one in self._lost(slots):
-                await self._change(Retire(one.authority_id), one)
+            journal = await self._store.read(lambda uow: uow.authorities.of_server(server))
+            lost = [(line, one) for line in self._lines.values() for one in self._lost(Slots.of(journal, line.kind))]
+            for line, one in lost:
+                await self._change(line, Retire(one.authority_id), one)
                 log.warning("authority retired: its key is gone", extra={"facts": _facts(one)})
-            try:
-                await self._advance()
-            except Unavailable as error:  # a rotation that is due can wait as long as somebody signs (R11)
-                if self._issuer.signer is None:
-                    raise
-                self.last_error = error
-                log.warning("the next signing authority could not be prepared; trying again", exc_info=error)
-        if self._issuer.signer is None:
+            for line in self._lines.values():
+                try:
+                    await self._advance(line)
+                except Unavailable as error:  # a rotation that is due can wait as long as somebody signs (R11)
+                    if line.seated is None:
+                        raise
+                    self.last_error = error
+                    log.warning("the next signing authority could not be prepared; trying again", exc_info=error)
+        if any(line.seated is None for line in self._lines.values()):
             raise Unavailable("no signing authority could be activated; see the log, then start again")
 
     async def tick(self) -> None:
         """Do what is due: prepare, activate, retire, prune. Call at least every 10 seconds.
 
-        A failure is logged and kept in `last_error`; the signer in force goes on signing and the next tick tries again.
+        A failure is logged and kept in `last_error`; the signers in force go on signing and the next tick tries again.
+        A kind that fails does not hold up the others.
         """
         async with self._busy:
             self._look_at_clock()
+            failures: list[IdentityError] = []
+            for line in self._lines.values():
+                try:
+                    await self._advance(line)
+                except IdentityError as error:
+                    failures.append(error)
             try:
-                await self._advance()
-                await self._prune()
+                if not failures:
+                    await self._prune()
             except IdentityError as error:
-                self.last_error = error
-                log.warning("the signing authorities could not be looked after; trying again", exc_info=error)
-            else:
-                self.last_error = None
+                failures.append(error)
+            self.last_error = failures[0] if failures else None
+            for failure in failures:
+                log.warning("the signing authorities could not be looked after; trying again", exc_info=failure)
+
+    def slots(self, kind: AuthorityKind) -> Slots:
+        """This server's slots of one kind.
+
+        Raises:
+            Unimplemented: this kind is switched off.
+            Unavailable: nothing signs yet.
+        """
+        line = self._line(kind)
+        if line.seated is None:
+            raise Unavailable("server is initializing")
+        return self._view(line)[0]
+
+    async def prepare(self, kind: AuthorityKind, actor: str) -> Authority:
+        """Make the next authority now, in place of one that is prepared already, which then never signs."""
+        line = self._line(kind)
+        async with self._busy:
+            standing = self.slots(kind).prepared
+            if standing is not None:
+                await self._change(line, Retire(standing.authority_id), standing, actor)
+            fresh = await self._prepare(line, self._view(line)[0], actor)
+            self._waited(line.kind, fresh)
+            return fresh
+
+    async def activate(self, kind: AuthorityKind, authority_id: str, actor: str) -> Authority:
+        """Let the prepared authority sign, as soon as it stood in the bundle for long enough: 10 s at most.
+
+        Raises:
+            InvalidRequest: this id is not that of the authority in the slot that does not sign.
+            Internal: that authority is not a prepared one.
+        """
+        line = self._line(kind)
+        self._next(kind, authority_id)
+        for _ in range(4 * PROPAGATION_SECONDS):
+            slots = self.slots(kind)
+            waited = self._waited(kind, slots.prepared)
+            if slots.prepared is None or settled(slots, slots.prepared, self._now(), waited):
+                break
+            await self._clock.sleep(max(0.05, min(1.0, PROPAGATION_SECONDS - waited)))
+        async with self._busy:
+            slots = self.slots(kind)
+            if slots.active is None or slots.active.authority_id != authority_id:  # the schedule may have been faster
+                chosen = self._next(kind, authority_id)
+                waited = self._waited(kind, chosen)
+                await self._change(line, Activate(authority_id, frozenset(), waited), chosen, actor)
+            active = self.slots(kind).active
+            if active is None or active.authority_id != authority_id:
+                raise Unavailable("the state in memory does not follow the database's authorities; try again")
+            return active
+
+    async def discard_key(self, authority: Authority) -> None:
+        """Delete the key of an authority of this server that is in no slot any more."""
+        async with self._busy:
+            held = Slots.of(self._store.state.value.authorities, authority.kind).find(authority.authority_id)
+            if held is None and belongs(authority, self._keys.signer(authority.key_slot)):
+                await self._offload(self._keys.delete, authority.key_slot)
+
+    def _line(self, kind: AuthorityKind) -> Line:
+        line = self._lines.get(kind)
+        if line is None:
+            raise Unimplemented(f"{WORDS[kind]} functionality is disabled")
+        return line
+
+    def _next(self, kind: AuthorityKind, authority_id: str) -> Authority:
+        """The authority in the slot that does not sign, if it has this id and is prepared."""
+        found = self.slots(kind).find(authority_id)
+        if found is None or found.status is Status.ACTIVE:
+            raise InvalidRequest("unexpected authority ID", field="authority_id")
+        if found.status is not Status.PREPARED:
+            raise Internal("only Prepared authorities can be activated: this one is Old")
+        return found
 
     def _lost(self, slots: Slots) -> tuple[Authority, ...]:
         """Authorities in force without their key, if they may be given up."""
-        lost = tuple(one for one in slots if one.status is not Status.OLD and self._signer_of(one) is None)
+        lost = tuple(
+            one for one in slots if one.status is not Status.OLD and not belongs(one, self._keys.signer(one.key_slot))
+        )
         if lost and self._keys.persistent and not self._settings.reset_keys:
             raise CorruptState(
                 f"{self._keys.location}: the key of the {lost[0].status.value} signing authority "
@@ -172,128 +228,124 @@ class Authorities:
             )
         return lost
 
-    async def _advance(self) -> None:
+    async def _advance(self, line: Line) -> None:
         """Take steps until nothing is due, the signer following the journal after each."""
         for _ in range(MAX_STEPS):
-            slots, bundle = self._view()
-            self._follow(slots, bundle)
-            step = next_step(slots, self._now(), bundle=bundle, waited=self._waited(slots.prepared))
+            slots, bundle = self._view(line)
+            self._follow(line, slots, bundle)
+            step = next_step(slots, self._now(), bundle=bundle, waited=self._waited(line.kind, slots.prepared))
             if step.do is Do.NOTHING:
                 return
             log.info("authority: %s", step.do.value, extra={"facts": {"because": step.why, **_facts(step.authority)}})
-            await self._take(step, slots)
+            await self._take(line, step, slots)
         raise Unavailable("the state in memory does not follow the database's authorities; trying again")
 
-    async def _take(self, step: Step, slots: Slots) -> None:
+    async def _take(self, line: Line, step: Step, slots: Slots) -> None:
         if step.do is Do.PREPARE:
-            await self._prepare(slots)
+            await self._prepare(line, slots)
         elif step.authority is not None and step.do is Do.ACTIVATE:
-            waited = self._waited(step.authority)
-            await self._change(Activate(step.authority.authority_id, frozenset(), waited), step.authority)
+            waited = self._waited(line.kind, step.authority)
+            await self._change(line, Activate(step.authority.authority_id, frozenset(), waited), step.authority)
         elif step.authority is not None:
-            await self._change(Retire(step.authority.authority_id), step.authority)
+            await self._change(line, Retire(step.authority.authority_id), step.authority)
 
-    async def _prepare(self, slots: Slots) -> None:
+    async def _prepare(self, line: Line, slots: Slots, actor: str = "") -> Authority:
         server = self._settings.server_id
         # The database is asked once more: the slot's key is about to be replaced, so no authority in force may own it.
-        journal = Slots.of(await self._store.read(lambda uow: uow.authorities.of_server(server)))
+        journal = Slots.of(await self._store.read(lambda uow: uow.authorities.of_server(server)), line.kind)
         slot = slots.free
         holder = journal[slot]
         if journal.prepared is not None or (holder is not None and holder.status is not Status.OLD):
             raise Unavailable("the state in memory is behind the database; trying again")
-        now = self._now()
-        authority = await self._offload(self._make, slot, now, draw_serial(self._entropy))
-        await self._change(Prepare(authority), authority)
+        authority = await self._offload(self._make, line, slot, self._now())
+        await self._change(line, Prepare(authority), authority, actor)
+        return authority
 
-    def _make(self, slot: SlotName, now: int, serial: int) -> Authority:
-        """A new key in `slot` and its self-signed certificate. On the key thread: RSA keys and disks take their time."""
-        settings = self._settings
-        name = key_slot("x509", slot)
-        public = self._keys.generate(name, settings.key_kind)
-        signer = self._keys.signer(name)
-        if signer is None:
+    def _make(self, line: Line, slot: SlotName, now: int) -> Authority:
+        """A new key in `slot` and an authority of it. On the key thread: RSA keys and disks take their time."""
+        name = key_slot(line.kind, slot)
+        public = self._keys.generate(name, line.key_kind)
+        key = self._keys.signer(name)
+        if key is None:
             raise Internal("the key manager lost a key it just made", slot=name)
-        lifetime = int(settings.ca_ttl.total_seconds())
-        plan = plan_ca(
-            settings.trust_domain, public, lifetime=lifetime, now=now, serial=serial, subject=settings.subject
-        )
+        birth = line.bear(public, key, now)
         return Authority(
-            authority_id=plan.key_id.hex(),
-            server_id=settings.server_id,
+            authority_id=birth.authority_id,
+            server_id=self._settings.server_id,
             slot=slot,
             status=Status.PREPARED,
-            certificate=sign(prepare(plan), signer),
+            certificate=birth.material,
             issued_at=now,
-            not_after=plan.not_after,
+            not_after=birth.not_after,
             published_at=now,
+            kind=line.kind,
         )
 
-    async def _change(self, command: Command, about: Authority) -> None:
+    async def _change(self, line: Line, command: Command, about: Authority, actor: str = "") -> None:
         """Audit, then decide and write in one transaction, then let the signer follow."""
-        self._record(type(command).__name__.lower(), about)
+        self._record(type(command).__name__.lower(), about, actor)
         now, settings = self._now(), self._settings
-        await self._store.execute(lambda uow: _execute(uow, settings.server_id, settings.trust_domain, command, now))
-        self._follow(*self._view())
+        await self._store.execute(
+            lambda uow: carry_out(uow, settings.server_id, settings.trust_domain, line.kind, command, now)
+        )
+        self._follow(line, *self._view(line))
 
     async def _prune(self) -> None:
-        """Remove roots and journal rows a day after they expired; only what has expired, of whichever server (R31)."""
+        """Remove authorities and journal rows a day after they expired, of whichever kind and server (R31)."""
         if self._clock.monotonic() < self._no_pruning_until:
             return
-        now, settings = self._now(), self._settings
+        now, settings, kinds = self._now(), self._settings, tuple(self._lines)
         state = self._store.state.value
-        slots = Slots.of(state.authorities)
-        gone = expired_authorities(slots, now)
-        roots = expired_roots(state.bundles.own, now, keep=_in_force(slots)) if state.bundles is not None else ()
-        if not gone and not roots:
+        own = state.bundles.own if state.bundles is not None else None
+        gone = expired_authorities(state.authorities, now)
+        stale = any(expired_ids(own, kind, now, keep=in_force(state.authorities, kind, kinds)) for kind in KINDS)
+        if not gone and not stale:
             return
         for one in gone:
             self._record("forget", one)
-        removed = await self._store.execute(lambda uow: _prune(uow, settings.server_id, settings.trust_domain, now))
-        log.info("expired roots left the bundle", extra={"facts": {"authority_ids": removed}})
+        removed = await self._store.execute(
+            lambda uow: prune(uow, settings.server_id, settings.trust_domain, kinds, now)
+        )
+        log.info("expired authorities left the bundle", extra={"facts": {"authority_ids": removed}})
         for one in gone:
-            if self._signer_of(one) is not None:
+            if belongs(one, self._keys.signer(one.key_slot)):
                 await self._offload(self._keys.delete, one.key_slot)
 
-    def _follow(self, slots: Slots, bundle: frozenset[str]) -> None:
-        """Make the signer the journal's active authority, if its root stands in the stored bundle; else nobody signs."""
-        active, signer = slots.active, self._issuer.signer
+    def _follow(self, line: Line, slots: Slots, bundle: frozenset[str]) -> None:
+        """Make the signer the journal's active authority, if it stands in the stored bundle; else nobody signs."""
+        active, seated = slots.active, line.seated
         if active is None or active.authority_id not in bundle:
-            if signer is not None:
+            if seated is not None:
                 log.error(
                     "the active authority left the journal or the bundle; it signs no more",
-                    extra={"facts": _facts(signer.authority)},
+                    extra={"facts": _facts(seated)},
                 )
-            self._issuer.signer = None
-        elif signer is None or signer.authority != active:
-            self._issuer.signer = fresh = self._signer_of(active)
-            if fresh is None:
+            line.vacate()
+        elif seated != active:
+            key = self._keys.signer(active.key_slot)
+            if key is None or not belongs(active, key):
+                line.vacate()
                 log.error("the key of the active authority is gone; nothing is signed", extra={"facts": _facts(active)})
             else:
+                line.seat(active, key)
                 log.info("authority signs from now on", extra={"facts": _facts(active)})
 
-    def _signer_of(self, authority: Authority) -> Signer | None:
-        """The authority with its key, or None if the slot is empty or holds another key."""
-        key = self._keys.signer(authority.key_slot)
-        if key is None:
-            return None
-        try:
-            return Signer.of(authority, key)
-        except CorruptState:
-            return None
-
-    def _view(self) -> tuple[Slots, frozenset[str]]:
-        """The slots and the ids in the stored bundle, as of the latest state."""
+    def _view(self, line: Line) -> tuple[Slots, frozenset[str]]:
+        """The slots of a kind and the ids of that kind in the stored bundle, as of the latest state."""
         state = self._store.state.value
         own = state.bundles.own if state.bundles is not None else None
-        return Slots.of(state.authorities), _ids(own)
+        return Slots.of(state.authorities, line.kind), published_ids(own, line.kind)
 
-    def _waited(self, prepared: Authority | None) -> float:
+    def _waited(self, kind: AuthorityKind, prepared: Authority | None) -> float:
         """How long a prepared authority has been published, by the monotonic clock."""
         if prepared is None:
-            self._seen.clear()
+            self._seen.pop(kind, None)
             return 0.0
         now = self._clock.monotonic()
-        return now - self._seen.setdefault(prepared.authority_id, now)
+        known, since = self._seen.setdefault(kind, (prepared.authority_id, now))
+        if known != prepared.authority_id:
+            self._seen[kind], since = (prepared.authority_id, now), now
+        return now - since
 
     def _look_at_clock(self) -> None:
         wall, monotonic = self._clock.now().timestamp(), self._clock.monotonic()
@@ -314,62 +366,19 @@ class Authorities:
                 extra={"facts": {"longest_whole_ttl": whole}},
             )
 
-    def _record(self, change: str, about: Authority) -> None:
+    def _record(self, change: str, about: Authority, actor: str = "") -> None:
         event = AuthorityChanged(
             change=change,
             authority_id=about.authority_id,
             not_after=about.not_after,
             slot=about.key_slot,
             server_id=about.server_id,
+            actor=actor,
         )
         self._audit.record(event)
 
     def _now(self) -> int:
         return int(self._clock.now().timestamp())
-
-
-def _execute(
-    uow: UnitOfWork, server_id: str, trust_domain: TrustDomain, command: Command, now: int
-) -> tuple[Event, ...]:
-    """Decide by what is stored, then write the events; runs on the store's writer thread."""
-    slots = Slots.of(uow.authorities.of_server(server_id))
-    bundle = uow.bundles.get(trust_domain)
-    if isinstance(command, Activate):
-        command = Activate(command.authority_id, _ids(bundle), command.waited)
-    events = decide(slots, command, now)
-    for event in events:
-        if isinstance(event, Forgotten):
-            uow.authorities.remove(event.authority.authority_id)
-            continue
-        if isinstance(event, Prepared):
-            if event.replaced is not None:
-                uow.authorities.remove(event.replaced.authority_id)
-            stored = bundle if bundle is not None else TrustBundle(trust_domain)
-            uow.bundles.put(stored.with_x509_authority(event.authority.certificate))
-        uow.authorities.put(event.authority)
-    return events
-
-
-def _prune(uow: UnitOfWork, server_id: str, trust_domain: TrustDomain, now: int) -> tuple[str, ...]:
-    slots = Slots.of(uow.authorities.of_server(server_id))
-    bundle = uow.bundles.get(trust_domain)
-    roots = expired_roots(bundle, now, keep=_in_force(slots)) if bundle is not None else ()
-    for one in expired_authorities(slots, now):
-        for event in decide(slots, Forget(one.authority_id), now):
-            uow.authorities.remove(event.authority.authority_id)
-    if bundle is not None and roots:
-        for key_id in roots:
-            bundle = bundle.without_x509_authority(key_id)
-        uow.bundles.put(bundle)
-    return roots
-
-
-def _ids(bundle: TrustBundle | None) -> frozenset[str]:
-    return frozenset(root.key_id for root in bundle.x509_authorities) if bundle is not None else frozenset()
-
-
-def _in_force(slots: Slots) -> frozenset[str]:
-    return frozenset(one.authority_id for one in slots if one.status is not Status.OLD)
 
 
 def _facts(authority: Authority | None) -> dict[str, object]:

@@ -235,6 +235,11 @@ class SqlAuthorities:
         """The authorities of one server, oldest first."""
         return tuple(map(authority_of, self._connection.execute(_AUTHORITIES, {"of": server_id.encode()})))
 
+    def get(self, authority_id: str) -> Authority | None:
+        """The authority of whichever server, or None."""
+        row = self._connection.execute(_AUTHORITY, {"of": authority_id.encode()}).one_or_none()
+        return None if row is None else authority_of(row)
+
     def put(self, new: Authority) -> None:
         """Store or overwrite; an identical record is left alone."""
         values = authority_values(new)

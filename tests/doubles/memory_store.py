@@ -31,6 +31,9 @@ class _Authorities:
     def of_server(self, server_id: str) -> tuple[Authority, ...]:
         return tuple(one for one in self._rows.values() if one.server_id == server_id)
 
+    def get(self, authority_id: str) -> Authority | None:
+        return self._rows.get(authority_id)
+
     def put(self, authority: Authority) -> None:
         self._rows[authority.authority_id] = authority
 

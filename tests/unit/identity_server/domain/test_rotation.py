@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -16,15 +15,11 @@ from identity_server.domain.rotation import (
     activate_after,
     clock_jump,
     expired_authorities,
-    expired_roots,
     expiry_floor,
     longest_whole_ttl,
     next_step,
     prepare_after,
 )
-from spiffe_core.bundle import TrustBundle, X509Authority
-from spiffe_core.spiffe_id import TrustDomain
-from tests.authority import SpiffeTestCA
 
 T0 = 1_000_000
 HOUR = 3_600
@@ -114,7 +109,7 @@ def test_the_next_step(name: str) -> None:
 
 def test_an_authority_taken_out_of_the_bundle_is_retired_not_republished() -> None:
     """A root that an operator removed does not come back by itself."""
-    assert Step(Do.RETIRE, "its root is not in the stored bundle", ACTIVE) == next_step(
+    assert Step(Do.RETIRE, "it is not in the stored bundle", ACTIVE) == next_step(
         Slots(ACTIVE), T0, bundle=frozenset({"o"})
     )
     assert Do.RETIRE is next_step(Slots(ACTIVE, PREPARED), T0 + 13 * HOUR, bundle=frozenset({"a"})).do
@@ -125,20 +120,6 @@ def test_a_settled_authority_is_known_by_the_monotonic_clock_too() -> None:
     slots = Slots(ACTIVE, late)
     assert Do.NOTHING is next_step(slots, T0 + 20 * HOUR + 6, bundle=ALL, waited=9.0).do
     assert Do.ACTIVATE is next_step(slots, T0 + 20 * HOUR + 6, bundle=ALL, waited=10.0).do
-
-
-def test_only_roots_that_expired_a_day_ago_leave_the_bundle() -> None:
-    """R31: whichever server's they are; never one that is still in force."""
-    end = datetime(2030, 1, 1, tzinfo=UTC)
-    roots = {
-        name: SpiffeTestCA("example.org", name=name, not_before=end - timedelta(days=3), not_after=end + shift)
-        for name, shift in {"gone": timedelta(0), "fresh": timedelta(seconds=2), "kept": timedelta(days=-1)}.items()
-    }
-    bundle = TrustBundle(TrustDomain("example.org"), tuple(X509Authority(ca.der) for ca in roots.values()))
-    ids = dict(zip(roots, (root.key_id for root in bundle.x509_authorities), strict=True))
-    now = int(end.timestamp()) + DAY + 1
-    assert (ids["gone"],) == expired_roots(bundle, now, keep=frozenset({ids["kept"]}))
-    assert expired_roots(bundle, now - 1, keep=frozenset({ids["kept"]})) == ()
 
 
 def test_only_old_authorities_leave_the_journal() -> None:
