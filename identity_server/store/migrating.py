@@ -6,11 +6,11 @@ Alembic is imported only when there is something to do: an up-to-date database i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy import Connection, inspect, text
 
+from identity_server.store.database import Database
 from identity_server.store.schema import SCHEMA_REVISION
 from spiffe_core.errors import CorruptState, PreconditionFailed
 
@@ -18,19 +18,14 @@ VERSION_TABLE = "schema_revision"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-def upgrade(
-    engine: Engine,
-    place: str,
-    before_migration: Callable[[str], object],
-    *,
-    target: str = SCHEMA_REVISION,
-    scripts: Path = MIGRATIONS,
-) -> str:
+def upgrade(database: Database, *, target: str = SCHEMA_REVISION, scripts: Path = MIGRATIONS) -> str:
     """Migrate to `target`; returns the revision found before ("" for an empty database).
 
-    `before_migration` gets the old revision of a database that has one, and makes the copy an operator goes back to.
+    The caller sees to it that nobody else migrates (`Database.alone`). A database that has a revision is asked to
+    make a copy first.
     """
-    with engine.connect() as connection:
+    place = database.place
+    with database.writer.connect() as connection:
         found = _revision(connection, place)
     if found == target:
         return found
@@ -49,10 +44,13 @@ def upgrade(
             place=place,
         )
     if found:
-        before_migration(found)
-    with engine.begin() as connection:
+        database.before_migration(found)
+    with database.writer.begin() as connection:
+        for statement in database.unhurried:
+            connection.exec_driver_sql(statement)
         config.attributes["connection"] = connection
         command.upgrade(config, target)
+    database.writer.dispose()  # the connection with the migration's patience
     return found
 
 

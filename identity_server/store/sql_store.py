@@ -9,21 +9,21 @@ import itertools
 import logging
 import secrets
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from identity_server.domain.state import HistoryChange, State
 from identity_server.ports import UnitOfWork
-from identity_server.store.database import BUSY_MILLISECONDS, Database
+from identity_server.store.connecting import NO_ACCESS, open_database
+from identity_server.store.database import Access, Database
 from identity_server.store.event_log import TOKEN_BITS, Head, ReadOnly, bootstrap
 from identity_server.store.failures import refusal_of
 from identity_server.store.follower import Follower
 from identity_server.store.log_age import LogAge
 from identity_server.store.migrating import upgrade
-from identity_server.store.sqlite_file import copy_before_migration
+from identity_server.store.sqlite_database import BUSY_MILLISECONDS
 from identity_server.store.unit_of_work import SqlUnitOfWork
 from identity_server.store.writer import Operation, Outcome, Writer
 from spiffe_core.clock import Clock
@@ -67,7 +67,14 @@ class SqlStore:
         self._database = database
         self._trust_domain = trust_domain
         self._clock = clock
-        self._writer = Writer(database.writer, trust_domain, place=database.place, clock=clock, deliver=self._deliver)
+        self._writer = Writer(
+            database.writer,
+            trust_domain,
+            place=database.place,
+            clock=clock,
+            deliver=self._deliver,
+            announce=database.announce,
+        )
         self._follower = Follower(
             database.reader,
             trust_domain,
@@ -75,13 +82,17 @@ class SqlStore:
             encode=encode,
             publish=self._hand_over,
             new_history=self._history_changed,
+            behind_is_proof_after=database.behind_is_proof_after,
         )
+        self._bell = database.bell(self._follower.wake)
         self._readers = Offload("store-read", READ_THREADS)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: list[tuple[int, int, asyncio.Future[Any], Any]] = []
         self._numbers = itertools.count()
         self._overdue: asyncio.TimerHandle | None = None
         self._age = LogAge()
+        self.weaknesses: tuple[str, ...] = ()
+        """Settings of the database by which a crash may lose what was acknowledged; told when the store was opened."""
         self.state: Watch[State] = Watch(self._follower.state)
         self.on_history_change: Callable[[HistoryChange], None] | None = None
 
@@ -94,9 +105,12 @@ class SqlStore:
         server_id: str,
         encode: Callable[[RegistrationEntry], bytes],
         clock: Clock,
+        access: Access = NO_ACCESS,
         busy_milliseconds: int = BUSY_MILLISECONDS,
     ) -> SqlStore:
         """Lock, check, migrate and load the database at `url` (or at this path). Blocking.
+
+        Several servers may start on one empty database: one of them makes it, the others wait.
 
         Raises:
             ConfigError: the URL or the place cannot work.
@@ -105,13 +119,15 @@ class SqlStore:
             PreconditionFailed: the database is newer than this version, or belongs to another trust domain.
             Unavailable: it cannot be reached or written now.
         """
-        database = Database(url, busy_milliseconds=busy_milliseconds)
+        database = open_database(url, access, busy_milliseconds=busy_milliseconds)
         try:
-            upgrade(database.writer, database.place, partial(copy_before_migration, database.path))
-            with database.writer.begin() as connection:
-                now_ms = int(clock.now().timestamp() * 1000)
-                bootstrap(connection, trust_domain, now_ms, secrets.randbits(TOKEN_BITS))
+            with database.alone():
+                upgrade(database)
+                with database.writer.begin() as connection:
+                    now_ms = int(clock.now().timestamp() * 1000)
+                    bootstrap(connection, trust_domain, now_ms, secrets.randbits(TOKEN_BITS))
             store = cls(database, trust_domain=trust_domain, server_id=server_id, encode=encode, clock=clock)
+            store.weaknesses = database.weaknesses()
             store.state = Watch(store._follower.load())
         except SQLAlchemyError as error:
             database.close()
@@ -119,6 +135,8 @@ class SqlStore:
         except BaseException:
             database.close()
             raise
+        for weakness in store.weaknesses:
+            _log.critical("%s", weakness)
         if len(store.state.value.entries) >= FREEZE_FROM:
             gc.collect()
             gc.freeze()
@@ -129,12 +147,16 @@ class SqlStore:
         self._loop = asyncio.get_running_loop()
         self._writer.start()
         self._follower.start()
+        if self._bell is not None:
+            self._bell.start()
 
     async def close(self) -> None:
         """Refuse new writes, finish those that wait, end the threads, let the database go."""
 
         def end() -> None:
             self._writer.close(CLOSE_SECONDS)
+            if self._bell is not None:
+                self._bell.close(CLOSE_SECONDS)
             self._follower.close(CLOSE_SECONDS)
             self._database.close()
 
@@ -173,10 +195,18 @@ class SqlStore:
 
     def _query(self, query: Callable[[SqlUnitOfWork], T]) -> T:
         try:
-            with self._database.reader.begin() as connection:
-                return query(SqlUnitOfWork(connection, ReadOnly(), self._trust_domain))
+            try:
+                return self._in_snapshot(query)
+            except DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+            return self._in_snapshot(query)  # the database was restarted: that connection was old, the next one is new
         except SQLAlchemyError as error:
             raise refusal_of(error, self._database.place) from error
+
+    def _in_snapshot(self, query: Callable[[SqlUnitOfWork], T]) -> T:
+        with self._database.reader.begin() as connection:
+            return query(SqlUnitOfWork(connection, ReadOnly(), self._trust_domain))
 
     async def prune_log(self, *, keep_revisions: int = KEEP_REVISIONS, keep_seconds: float = KEEP_SECONDS) -> int:
         """Drop log events that are too many or too old, in small transactions; returns the lowest revision kept.

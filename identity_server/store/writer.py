@@ -101,6 +101,7 @@ class Writer:
         place: str,
         clock: Clock,
         deliver: Callable[[Sequence[tuple[Operation, Outcome]]], None],
+        announce: str = "",
         token: Callable[[], int] = lambda: secrets.randbits(TOKEN_BITS),
     ) -> None:
         self._engine = engine
@@ -108,6 +109,7 @@ class Writer:
         self._place = place
         self._clock = clock
         self._deliver = deliver
+        self._announce = announce
         self._token = token
         self._connection: Connection | None = None
         self._queue: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
@@ -238,6 +240,8 @@ class Writer:
                 transaction.rollback()
                 return outcomes
             advance(connection, head, rows)
+            if rows and self._announce:
+                connection.exec_driver_sql(self._announce)  # delivered with the COMMIT, to every server's listener
         except BaseException:
             _rolled_back(transaction)
             raise

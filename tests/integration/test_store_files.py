@@ -15,9 +15,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from identity_server.store import schema
-from identity_server.store.database import Database
+from identity_server.store.connecting import open_database
 from identity_server.store.migrating import MIGRATIONS, VERSION_TABLE, upgrade
-from identity_server.store.sqlite_file import copy_before_migration
 from spiffe_core.errors import ConfigError, Conflict, CorruptState, PreconditionFailed
 from tests.builders import make_entry
 from tests.databases import open_store, running_store
@@ -183,8 +182,8 @@ def test_a_database_of_another_program_is_refused(path: Path) -> None:
 
 def test_the_migrations_end_at_the_schema_of_the_code(path: Path) -> None:
     assert ScriptDirectory(str(MIGRATIONS)).get_heads() == [schema.SCHEMA_REVISION]
-    database = Database(path)
-    upgrade(database.writer, "test", lambda _revision: None)
+    database = open_database(path)
+    upgrade(database)
     with database.reader.connect() as connection:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, "compare_type": True})
         assert compare_metadata(context, schema.metadata) == []
@@ -209,19 +208,11 @@ def next_version(tmp_path: Path) -> Path:
 async def test_an_older_database_is_copied_and_then_migrated(path: Path, next_version: Path) -> None:
     async with running_store(path) as store:
         await store.execute(lambda uow: uow.entries.add([make_entry()]))
-    database = Database(path)
-    copies: list[Path] = []
-    found = upgrade(
-        database.writer,
-        "test",
-        lambda revision: copies.append(copy_before_migration(path, revision)),
-        target="9999",
-        scripts=next_version,
-    )
+    database = open_database(path)
+    found = upgrade(database, target="9999", scripts=next_version)
     database.close()
     assert found == schema.SCHEMA_REVISION
-    (copy,) = copies
-    assert copy == path.with_name(f"datastore.sqlite3.before-{schema.SCHEMA_REVISION}")
+    copy = path.with_name(f"datastore.sqlite3.before-{schema.SCHEMA_REVISION}")
     assert mode(copy) == 0o600
     with closing(sqlite3.connect(copy)) as old, closing(sqlite3.connect(path)) as new:
         assert old.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchall() == [(schema.SCHEMA_REVISION,)]
@@ -236,9 +227,9 @@ async def test_a_migration_that_fails_changes_nothing(path: Path, next_version: 
     await open_store(path).close()
     script = next_version / "versions" / "r9999_next.py"
     script.write_text(script.read_text() + "    raise RuntimeError('half-way')\n")
-    database = Database(path)
+    database = open_database(path)
     with pytest.raises(RuntimeError, match="half-way"):
-        upgrade(database.writer, "test", lambda _revision: None, target="9999", scripts=next_version)
+        upgrade(database, target="9999", scripts=next_version)
     database.close()
     with closing(sqlite3.connect(path)) as same:
         assert same.execute("SELECT name FROM sqlite_master WHERE name = 'something_new'").fetchall() == []
@@ -256,7 +247,7 @@ async def test_the_settings_the_log_depends_on_are_in_force(path: Path) -> None:
                     for name in ("journal_mode", "synchronous", "foreign_keys", "query_only")
                 }
             assert pragma == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "query_only": only}
-    database = Database(path)
+    database = open_database(path)
     with database.writer.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
         assert connection.exec_driver_sql("PRAGMA query_only").scalar() == 0

@@ -21,7 +21,7 @@ from sqlalchemy.exc import OperationalError
 from identity_server.domain.agents import AttestedAgent
 from identity_server.domain.state import HistoryChange, Position
 from identity_server.store import event_log, follower, writer
-from identity_server.store.database import Database
+from identity_server.store.connecting import open_database
 from identity_server.store.event_log import ReadOnly
 from identity_server.store.follower import Follower
 from identity_server.store.migrating import upgrade
@@ -47,8 +47,8 @@ class Rig:
             shutil.copy(template, path)
             path.chmod(0o600)
         self.path = path
-        self.database = Database(path)
-        upgrade(self.database.writer, "test", lambda _revision: None)
+        self.database = open_database(path)
+        upgrade(self.database)
         with self.database.writer.begin() as connection:
             event_log.bootstrap(connection, TD, 1_000, 77)
         self.outcomes: list[Outcome] = []

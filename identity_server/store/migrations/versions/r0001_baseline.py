@@ -47,6 +47,12 @@ def upgrade() -> None:
         sa.Column("floor", BIG, nullable=False),
         sa.CheckConstraint("id = 1", name="ck_log_head_one_row"),
         sa.PrimaryKeyConstraint("id", name="pk_log_head"),
+        # one row, updated by every transaction: keep its versions on one page and vacuum them often
+        postgresql_with={
+            "fillfactor": "10",
+            "autovacuum_vacuum_threshold": "1000",
+            "autovacuum_vacuum_scale_factor": "0",
+        },
     )
     op.create_table(
         "log_event",
