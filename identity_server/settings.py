@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
@@ -141,6 +141,7 @@ class ServerSettings(Section):
     svid: SvidSection = SvidSection()
     database: DatabaseSection = DatabaseSection()
     audit: AuditSection = AuditSection()
+    attestors: dict[str, dict[str, Any]] = Field(default_factory=dict, max_length=32)
     limits: LimitSection = LimitSection()
     ratelimit: RateLimitSection = RateLimitSection()
 

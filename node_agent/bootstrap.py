@@ -11,9 +11,10 @@ from datetime import timedelta
 import grpc.aio
 
 from attestors.api import WorkloadAttestor
-from attestors.registry import WORKLOAD_ATTESTORS
+from attestors.registry import NODE_PROVERS, WORKLOAD_ATTESTORS
 from node_agent.domain.node_state import NodeState
-from node_agent.files import JoinTokenCredentials, read_trust_bundle
+from node_agent.files import JoinTokenCredentials, ProverCredentials, read_trust_bundle
+from node_agent.ports import Credentials
 from node_agent.rpc.health import Health
 from node_agent.server_client import ServerClient
 from node_agent.services.attest_workload import AttestWorkload
@@ -120,7 +121,7 @@ def build(
     for warning in settings.warnings():
         log.warning("%s", warning)
     _check_pidfd(settings)
-    chosen = attestors or [WORKLOAD_ATTESTORS.build(name, options) for name, options in settings.attestors.items()]
+    chosen = attestors or _workload_attestors(settings)
     state = StateDirectory.open(settings.data_dir)
     try:
         return _compose(settings, state, chosen, clock, draw)
@@ -145,7 +146,7 @@ def _compose(
     membership = Membership(
         node=node,
         enrolment=client,
-        credentials=JoinTokenCredentials(settings.join_token_file, settings.join_token.get_secret_value()),
+        credentials=_credentials(settings),
         clock=clock,
         steady=steady,
         draw=draw,
@@ -185,6 +186,31 @@ def _compose(
         cut=lambda peer: door.close_where(lambda other: other is peer),
     )
     return Agent(settings, directory, client, membership, synchronize, renewals, workloads, door, api)
+
+
+def _workload_attestors(settings: AgentSettings) -> list[WorkloadAttestor]:
+    """Those that the configuration names; Unix if it names none."""
+    tables = {name: options for name, options in settings.attestors.items() if name not in NODE_PROVERS.names()}
+    return [WORKLOAD_ATTESTORS.build(name, options) for name, options in (tables or {"unix": {}}).items()]
+
+
+def _credentials(settings: AgentSettings) -> Credentials:
+    """How the node proves itself: the node attestor that the configuration names, else a join token.
+
+    Raises:
+        ConfigError: it names two.
+    """
+    token = JoinTokenCredentials(settings.join_token_file, settings.join_token.get_secret_value())
+    names = [name for name in settings.attestors if name in NODE_PROVERS.names() and name != "join_token"]
+    if not names:
+        return token
+    if len(names) > 1 or settings.join_token_file is not None or settings.join_token.get_secret_value():
+        ways = ", ".join([f"attestors.{name}" for name in names])
+        raise ConfigError(
+            f"{ways}: a node proves itself in one way; keep one of these tables and remove join_token_file",
+            field=f"attestors.{names[0]}",
+        )
+    return ProverCredentials(NODE_PROVERS.build(names[0], settings.attestors[names[0]]))
 
 
 def _client(settings: AgentSettings, node: NodeRecord, clock: Clock) -> ServerClient:

@@ -67,6 +67,22 @@ class JoinTokenCredentials:
             log.warning("%s holds a join token and can be read by others; chmod 0600 it", self._file)
 
 
+class ProverCredentials:
+    """A node attestor that proves the node by what it finds on it, and may do so again and again."""
+
+    def __init__(self, prover: NodeProver) -> None:
+        self._prover = prover
+        self.advice: str = getattr(prover, "advice", f"look at [attestors.{prover.name}] and at the server's log")
+
+    def fingerprint(self) -> str:
+        """Differs whenever the evidence does, if the attestor can tell; "" if not."""
+        return str(getattr(self._prover, "fingerprint", str)())
+
+    def prover(self) -> NodeProver:
+        """Present the evidence as it stands now."""
+        return self._prover
+
+
 def read_trust_bundle(path: Path, form: str, trust_domain: TrustDomain) -> TrustBundle:
     """The bundle an operator gave the agent to begin with: PEM certificates, or a SPIFFE bundle document.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -22,7 +22,16 @@ from node_agent.domain.svid_plan import LARGEST_BATCH
 from node_agent.ports import Enrolled, SvidAnswer, SvidRequest
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.entry import RegistrationEntry
-from spiffe_core.errors import IdentityError, InvalidRequest, Kind, NotFound, Unavailable, Unimplemented
+from spiffe_core.errors import (
+    IdentityError,
+    InvalidRequest,
+    Kind,
+    NotFound,
+    PreconditionFailed,
+    Unavailable,
+    Unimplemented,
+)
+from spiffe_core.runtime.offload import Offload
 from spiffe_core.spiffe_id import TrustDomain
 from spiffe_core.wire import convert
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
@@ -75,6 +84,7 @@ class ServerClient:
         self._anonymous = anonymous
         self._member = member
         self._skipped: dict[str, Stamp] = {}
+        self._proofs = Offload("prove", 1)
 
     async def start(self) -> None:
         """Open the dialers; nothing is dialled before the first call."""
@@ -105,7 +115,9 @@ class ServerClient:
 
     async def _attest(self, prover: NodeProver, csr: bytes) -> Any:
         proof = prover.prove()
-        payload = next(proof)
+        payload = await self._proofs(_answered, proof, None)
+        if not payload:
+            raise PreconditionFailed(f"the {prover.name} attestor of this node has nothing to present")
         call = Stub(self._anonymous.channel(), _AGENT).AttestAgent(timeout=CALL_SECONDS)
         try:
             data = attestation_pb2.AttestationData(type=prover.name, payload=payload)
@@ -120,15 +132,15 @@ class ServerClient:
                 if response.WhichOneof("step") == "result":
                     await call.done_writing()
                     return response.result
-                try:
-                    answer = proof.send(response.challenge)
-                except StopIteration:
-                    raise Unavailable(f"the server asked more than {prover.name} attestation can answer") from None
+                answer = await self._proofs(_answered, proof, response.challenge)
+                if not answer:
+                    raise Unavailable(f"the server asked more than {prover.name} attestation can answer")
                 await call.write(agent_pb2.AttestAgentRequest(challenge_response=answer))
             raise Unavailable("the server's challenges do not end")
         finally:
             call.cancel()
-            proof.close()
+            with contextlib.suppress(ValueError):  # cancelled while its thread is at work: it ends with that step
+                proof.close()
 
     async def renew(self, csr: bytes) -> tuple[bytes, ...]:
         """A new chain for the agent's own SVID."""
@@ -260,6 +272,14 @@ async def _fetch(call: Any, ids: Sequence[str]) -> AsyncIterator[Any]:
                 raise Unavailable("the server sent entries nobody asked for")
             for entry in page.entries:
                 yield entry
+
+
+def _answered(proof: Generator[bytes, bytes, None], challenge: bytes | None) -> bytes:
+    """One step of a prover, which may read files or sign; b"" when it has nothing more to say."""
+    try:
+        return next(proof) if challenge is None else proof.send(challenge)
+    except StopIteration:
+        return b""
 
 
 def _read(message: Any) -> Any:

@@ -129,15 +129,38 @@ def verify_x509_svid(
     )
 
 
+def verify_path(
+    leaf: CertificateFacts,
+    intermediates: Sequence[CertificateFacts],
+    anchors: Sequence[CertificateFacts],
+    *,
+    now: datetime,
+) -> tuple[CertificateFacts, ...]:
+    """The path from a certificate of any PKI to one of `anchors`, leaf first: steps 4, 6 and 7 without SPIFFE's rules.
+
+    Any purpose is accepted, and so is a CA without keyUsage, which CAs made outside often lack.
+
+    Raises:
+        VerificationFailed: with the reason.
+    """
+    _check_extensions(leaf)
+    _check_dates(leaf, now)
+    _check_key(leaf)
+    return _PathSearch(anchors, intermediates, now, None).run(leaf)
+
+
 class _PathSearch:
-    """A depth-first search from the leaf to an anchor, with a budget of signature checks."""
+    """A depth-first search from the leaf to an anchor, with a budget of signature checks.
+
+    `purposes` None is for certificates outside SPIFFE: extendedKeyUsage is not looked at and keyUsage may be absent.
+    """
 
     def __init__(
         self,
         anchors: Sequence[CertificateFacts],
         intermediates: Sequence[CertificateFacts],
         now: datetime,
-        purposes: frozenset[ObjectIdentifier],
+        purposes: frozenset[ObjectIdentifier] | None,
     ) -> None:
         self._anchors = anchors
         self._trusted = frozenset(anchor.der for anchor in anchors)
@@ -200,11 +223,13 @@ class _PathSearch:
                 raise VerificationFailed("another key of the same name", Reason.UNKNOWN_AUTHORITY) from None
             raise VerificationFailed("a signature in the chain is wrong", Reason.BAD_SIGNATURE) from None
         usage = issuer.key_usage  # (6b)
-        if not issuer.is_ca or usage is None or not usage.key_cert_sign:
+        may_sign = self._purposes is None if usage is None else usage.key_cert_sign
+        if not issuer.is_ca or not may_sign:
             raise VerificationFailed("a certificate in the chain is not a CA that may sign", Reason.BAD_CA)
         _check_extensions(issuer)
         _check_dates(issuer, self._now)  # (6c)
-        _check_purpose(issuer, self._purposes | _ANY)  # (6d)
+        if self._purposes is not None:
+            _check_purpose(issuer, self._purposes | _ANY)  # (6d)
         limit = issuer.basic_constraints.path_length if issuer.basic_constraints is not None else None  # (6e)
         if limit is not None and sum(not below.self_issued for below in path[1:]) > limit:
             raise VerificationFailed("a CA's path length constraint is exceeded", Reason.PATH_TOO_LONG)

@@ -7,6 +7,7 @@ because the record holds its serial, and leaves only if the command succeeded.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -79,7 +80,8 @@ class Attestation:
 
     def close(self) -> None:
         """End the dialogue; the verifier's `finally` blocks run."""
-        self._dialogue.close()
+        with contextlib.suppress(ValueError):  # the caller left while a step is at work: it ends with that step
+            self._dialogue.close()
 
 
 class AttestAgents:

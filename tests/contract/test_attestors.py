@@ -1,28 +1,52 @@
 """One suite over every registered attestor, ours or another distribution's: what the registry and the daemons rely on."""
 
+import atexit
 import dataclasses
+import functools
 import inspect
 import os
+import shutil
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
 from attestors.api import Attested, Challenge, Findings, NodeProver, NodeVerifier, WorkloadAttestor, advance
 from attestors.node.join_token import ProverPorts
+from attestors.node.x509pop import VerifierPorts
 from attestors.registry import NODE_PROVERS, NODE_VERIFIERS, WORKLOAD_ATTESTORS
 from spiffe_core.errors import IdentityError, Unauthenticated
 from spiffe_core.selectors import Selector
+from spiffe_core.spiffe_id import TrustDomain
 from spiffe_core.wire.peer import ProcessHandle, UnixPeer
+from tests.doubles.node_pki import NodePki
 
 REGISTRIES = (NODE_VERIFIERS, NODE_PROVERS, WORKLOAD_ATTESTORS)
 EVERY_PLUGIN = [(registry, name) for registry in REGISTRIES for name in registry.names()]
-PORTS = {("node_agent.node_provers", "join_token"): ProverPorts(token=lambda: "0f1e2d3c")}
+PKI = NodePki()
+PORTS = {
+    ("node_agent.node_provers", "join_token"): ProverPorts(token=lambda: "0f1e2d3c"),
+    ("identity_server.node_verifiers", "x509pop"): VerifierPorts(TrustDomain("example.org"), lambda: PKI.now),
+}
 """Ports of the plugins that need some; a plugin that is not named here is made without."""
 HOSTILE = [b"", b"\x00", b"\xff" * 64, b"{}", b"{" * 5000, b"null", b"[]", b"a" * 1_000_000, b"../../etc/passwd"]
 
 
+@functools.cache
+def options(group, name):
+    """The settings of the plugins that cannot be without."""
+    if name != "x509pop":
+        return {}
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    if group == NODE_PROVERS.group:
+        return PKI.node().files(folder)
+    return {"ca_bundle_path": str(PKI.bundle(folder))}
+
+
 def made(registry, name):
-    return registry.build(name, {}, PORTS.get((registry.group, name)))
+    return registry.build(name, options(registry.group, name), PORTS.get((registry.group, name)))
 
 
 def ids(pairs):
