@@ -1,17 +1,28 @@
-"""Use-cases: the trust bundle of our own trust domain, and how many bundles there are."""
+"""Use-cases: the trust bundle of our own trust domain, those of others as they are read, and how many there are."""
 
 from __future__ import annotations
 
-from identity_server.ports import Store
-from spiffe_core.bundle import TrustBundle
-from spiffe_core.errors import NotFound
+from collections.abc import Sequence
+from dataclasses import replace
+
+from identity_server.domain.access import Caller
+from identity_server.domain.audit import BundleChanged
+from identity_server.domain.federation import untainted, with_published_key
+from identity_server.domain.listing import Page
+from identity_server.ports import AuditLog, Store, UnitOfWork
+from identity_server.services.registration import page_limit
+from spiffe_core.bundle import JwtAuthority, TrustBundle, X509Authority
+from spiffe_core.errors import InvalidRequest, NotFound
+from spiffe_core.spiffe_id import TrustDomain
 
 
 class TrustBundles:
-    """Answers from the latest state."""
+    """Reads from the latest state; adds authorities that others sign with."""
 
-    def __init__(self, *, store: Store) -> None:
+    def __init__(self, *, store: Store, audit: AuditLog, trust_domain: TrustDomain) -> None:
         self._store = store
+        self._audit = audit
+        self._trust_domain = trust_domain
 
     def own(self) -> TrustBundle:
         """The bundle of the server's own trust domain."""
@@ -23,3 +34,71 @@ class TrustBundles:
     async def count(self) -> int:
         """How many bundles are stored, our own included."""
         return await self._store.read(lambda uow: uow.bundles.count())
+
+    async def federated(self, trust_domain: TrustDomain) -> TrustBundle:
+        """The bundle of another trust domain.
+
+        Memory may say yes; that there is none is confirmed by the database (architecture A8), since an agent that
+        hears it stops trusting that trust domain.
+        """
+        if trust_domain == self._trust_domain:
+            raise InvalidRequest(
+                "getting a federated bundle for the server's own trust domain is not allowed", field="trust_domain"
+            )
+        bundles = self._store.state.value.bundles
+        found = bundles.get(trust_domain) if bundles is not None else None
+        if found is None:
+            found = await self._store.read(lambda uow: uow.bundles.get(trust_domain))
+        if found is None:
+            raise NotFound("bundle not found")
+        return found
+
+    async def page(self, token: str, size: int) -> Page[TrustBundle]:
+        """A page of the bundles of other trust domains; size 0 asks for all of them."""
+        limit = page_limit(size)
+        return await self._store.read(lambda uow: uow.bundles.page(self._trust_domain, token, limit))
+
+    async def append(
+        self, caller: Caller, x509_authorities: Sequence[X509Authority], jwt_authorities: Sequence[JwtAuthority]
+    ) -> TrustBundle:
+        """Add authorities to our own bundle: from then on what they sign is trusted. Those it has are left as they are.
+
+        Raises:
+            InvalidRequest: there is nothing to add, or the bundle would become too large.
+            Conflict: a key ID stands for another key.
+        """
+        if not x509_authorities and not jwt_authorities:
+            raise InvalidRequest("no authorities to append", field="x509_authorities")
+        given = untainted(TrustBundle(self._trust_domain, tuple(x509_authorities), tuple(jwt_authorities)))
+        self._note(caller, "append", given)
+        return await self._store.execute(lambda uow: _append(uow, given))
+
+    async def publish_jwt_authority(self, caller: Caller, key: JwtAuthority) -> tuple[JwtAuthority, ...]:
+        """Add the key with which a downstream server signs JWT-SVIDs; all JWT keys of the trust domain."""
+        given = untainted(TrustBundle(self._trust_domain, jwt_authorities=(key,)))
+        self._note(caller, "publish", given)
+        return (await self._store.execute(lambda uow: _append(uow, given))).jwt_authorities
+
+    def _note(self, caller: Caller, change: str, given: TrustBundle) -> None:
+        ids = [one.key_id for one in given.x509_authorities] + [one.key_id for one in given.jwt_authorities]
+        self._audit.record(
+            BundleChanged(
+                change=change, trust_domain=str(self._trust_domain), actor=caller.actor, authority_ids=" ".join(ids)
+            )
+        )
+
+
+def _append(uow: UnitOfWork, given: TrustBundle) -> TrustBundle:
+    before = uow.bundles.get(given.trust_domain)
+    if before is None:
+        raise NotFound("bundle not found")
+    after = before
+    for authority in given.x509_authorities:
+        after = after.with_x509_authority(authority.der)
+    for key in given.jwt_authorities:
+        after = with_published_key(after, key)
+    if after is before:
+        return before
+    after = replace(after, sequence=before.sequence + 1)  # one change, however many authorities came with it
+    uow.bundles.put(after)
+    return after

@@ -1,0 +1,146 @@
+"""Use-cases: keep the bundles of other trust domains, by hand.
+
+Batches are answered item by item, and each item stands alone: one that is refused changes nothing for the others.
+Later items see what earlier ones did. Every write is audited before it takes effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+from identity_server.domain.access import Caller
+from identity_server.domain.audit import BundleChanged
+from identity_server.domain.federation import DeleteMode
+from identity_server.domain.listing import EntryFilter, Match
+from identity_server.ports import AuditLog, Store, UnitOfWork
+from spiffe_core.bundle import TrustBundle
+from spiffe_core.errors import Conflict, IdentityError, NotFound, PreconditionFailed
+from spiffe_core.spiffe_id import TrustDomain
+
+SLICE = 50
+"""So many bundles go into one command; a longer batch takes several, so that other writers get their turn."""
+ENTRY_SLICE = 500
+"""So many entries are changed in one step when a bundle goes."""
+
+Outcome = TrustBundle | IdentityError
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class BundleEdit:
+    """One update: whose bundle, and what becomes of it. `edit` is pure and raises InvalidBundle."""
+
+    trust_domain: TrustDomain
+    edit: Callable[[TrustBundle], TrustBundle]
+
+
+class FederatedBundles:
+    """Keeps the bundles of foreign trust domains. That none of them is our own is the caller's care."""
+
+    def __init__(self, *, store: Store, audit: AuditLog) -> None:
+        self._store = store
+        self._audit = audit
+
+    async def create(self, caller: Caller, bundles: Sequence[TrustBundle]) -> list[Outcome]:
+        """Store new bundles; Conflict for a trust domain that has one."""
+        outcomes: list[Outcome] = []
+        for start in range(0, len(bundles), SLICE):
+            part = bundles[start : start + SLICE]
+            self._note(caller, "create", [one.trust_domain for one in part])
+            outcomes += await self._store.execute(partial(_each, _create, part))
+        return outcomes
+
+    async def put(self, caller: Caller, bundles: Sequence[TrustBundle]) -> list[Outcome]:
+        """Store bundles, in place of those that are there."""
+        outcomes: list[Outcome] = []
+        for start in range(0, len(bundles), SLICE):
+            part = bundles[start : start + SLICE]
+            self._note(caller, "set", [one.trust_domain for one in part])
+            outcomes += await self._store.execute(partial(_each, _put, part))
+        return outcomes
+
+    async def update(self, caller: Caller, edits: Sequence[BundleEdit]) -> list[Outcome]:
+        """Edit bundles; NotFound for a trust domain without one."""
+        outcomes: list[Outcome] = []
+        for start in range(0, len(edits), SLICE):
+            part = edits[start : start + SLICE]
+            self._note(caller, "update", [one.trust_domain for one in part])
+            outcomes += await self._store.execute(partial(_each, _update, part))
+        return outcomes
+
+    async def delete(
+        self, caller: Caller, trust_domains: Sequence[TrustDomain], mode: DeleteMode
+    ) -> list[IdentityError | None]:
+        """Delete bundles; None for each that is gone. `mode` says what becomes of entries that federate with them."""
+        outcomes: list[IdentityError | None] = []
+        for trust_domain in trust_domains:
+            self._note(caller, "delete", [trust_domain], mode.name.lower())
+            outcomes.append(await self._store.execute(partial(_delete, trust_domain=trust_domain, mode=mode)))
+        return outcomes
+
+    def _note(self, caller: Caller, change: str, trust_domains: Sequence[TrustDomain], mode: str = "") -> None:
+        for trust_domain in trust_domains:
+            self._audit.record(
+                BundleChanged(change=change, trust_domain=str(trust_domain), actor=caller.actor, mode=mode)
+            )
+
+
+def _each(act: Callable[[UnitOfWork, T], Outcome], items: Sequence[T], uow: UnitOfWork) -> list[Outcome]:
+    return [act(uow, item) for item in items]
+
+
+def _create(uow: UnitOfWork, bundle: TrustBundle) -> Outcome:
+    if uow.bundles.get(bundle.trust_domain) is not None:
+        return Conflict("bundle already exists")
+    uow.bundles.put(bundle)
+    return bundle
+
+
+def _put(uow: UnitOfWork, bundle: TrustBundle) -> Outcome:
+    uow.bundles.put(bundle)
+    return bundle
+
+
+def _update(uow: UnitOfWork, change: BundleEdit) -> Outcome:
+    before = uow.bundles.get(change.trust_domain)
+    if before is None:
+        return NotFound("bundle not found")
+    try:
+        after = change.edit(before)
+    except IdentityError as error:
+        return error
+    uow.bundles.put(after)
+    return after
+
+
+def _delete(uow: UnitOfWork, *, trust_domain: TrustDomain, mode: DeleteMode) -> IdentityError | None:
+    if uow.bundles.get(trust_domain) is None:
+        return NotFound("bundle not found")
+    federating = EntryFilter(federates_with=frozenset({trust_domain}), federates_with_match=Match.ANY)
+    if mode is DeleteMode.RESTRICT:
+        count = uow.entries.count(federating)
+        if count:
+            return PreconditionFailed(
+                f"failed to delete federated bundle: cannot delete bundle; federated with {count} registration "
+                "entries. Change those first, or choose the mode dissociate or delete"
+            )
+    else:
+        while entries := uow.entries.page(federating, "", ENTRY_SLICE).items:
+            if mode is DeleteMode.DELETE:
+                uow.entries.remove([entry.id for entry in entries])
+                continue
+            uow.entries.replace(
+                [
+                    replace(
+                        entry,
+                        federates_with=tuple(name for name in entry.federates_with if name != trust_domain),
+                        revision_number=entry.revision_number + 1,  # by which agents notice
+                    )
+                    for entry in entries
+                ]
+            )
+    uow.bundles.remove(trust_domain)
+    return None
