@@ -48,6 +48,17 @@ LEVELS = {
     "error": logging.ERROR,
 }
 STYLES = ("json", "text")
+TURNABLE = {
+    "panic": logging.CRITICAL + 10,
+    "fatal": logging.CRITICAL,
+    "error": logging.ERROR,
+    "warn": logging.WARNING,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+    "trace": logging.DEBUG // 2,
+}
+"""The levels a running process can be turned to, from the quietest to the noisiest: SPIRE's. Nothing is logged above
+"fatal" or below "debug"."""
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +125,24 @@ def setup_logging(
     root.setLevel(LEVELS[level.lower()])
     root.addHandler(handler)
     return LogOutput(sink, handler, listener)
+
+
+class LogLevel:
+    """The level of the process's log while it runs: turned by an administrator, and back to what it was launched with."""
+
+    def __init__(self, launch: str, logger: logging.Logger | None = None) -> None:
+        self.launch = "warn" if launch.lower() == "warning" else launch.lower()
+        self._logger = logger or logging.getLogger()
+
+    @property
+    def current(self) -> str:
+        """The level in force: one of TURNABLE."""
+        quietest_first = sorted(TURNABLE.items(), key=lambda item: -item[1])
+        return next((name for name, number in quietest_first if number <= self._logger.level), "trace")
+
+    def turn(self, name: str) -> None:
+        """Log what is at least as grave as `name`, one of TURNABLE."""
+        self._logger.setLevel(TURNABLE[name])
 
 
 class _QueueingHandler(logging.handlers.QueueHandler):
