@@ -29,20 +29,27 @@ from identity_server.ports import KeyManager
 from identity_server.rpc.agent_api import AgentApi
 from identity_server.rpc.bundle_api import BundleApi
 from identity_server.rpc.caller import AccessInterceptor, presented_by
+from identity_server.rpc.debug_api import DebugApi
 from identity_server.rpc.drain import Drain, DrainInterceptor
 from identity_server.rpc.entry_api import EntryApi
 from identity_server.rpc.health_api import SERVICE as HEALTH
 from identity_server.rpc.health_api import HealthApi
-from identity_server.rpc.services import AGENT, BUNDLE, ENTRY, SVID
+from identity_server.rpc.logger_api import LoggerApi
+from identity_server.rpc.services import AGENT, BUNDLE, DEBUG, ENTRY, LOGGER, SVID, TRUST_DOMAIN
 from identity_server.rpc.svid_api import SvidApi, terms_of
+from identity_server.rpc.trust_domain_api import TrustDomainApi
 from identity_server.rpc.throttle import Throttle, ThrottleInterceptor, ThrottleSettings
 from identity_server.services.admission import Admissions
 from identity_server.services.attest_agent import AttestAgents
 from identity_server.services.authorities import Authorities, CaSettings
+from identity_server.services.federated_bundles import FederatedBundles
+from identity_server.services.federation import Federation
 from identity_server.services.fleet import Fleet
 from identity_server.services.issue_svids import IssueSvids
 from identity_server.services.own_identity import OwnIdentity
 from identity_server.services.registration import Registration
+from identity_server.services.server_info import ServerInfo
+from identity_server.services.server_log import ServerLog
 from identity_server.services.trust_bundles import TrustBundles
 from identity_server.settings import CaSubject, RateLimitSection, ServerSettings
 from identity_server.store.sql_store import SqlStore
@@ -52,6 +59,7 @@ from spiffe_core.crypto.keys import KeyKind
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.errors import CorruptState
 from spiffe_core.runtime.durable import DirectoryLock, lock_directory, private_directory, read_private, write_durably
+from spiffe_core.runtime.logs import LogLevel
 from spiffe_core.runtime.offload import Offload
 from spiffe_core.wire.convert import entry_to_proto
 from spiffe_core.wire.front_door import FrontDoor, Limits, private_server
@@ -238,7 +246,17 @@ async def _compose(  # the one place where everything has a name
         handlers(AGENT, AgentApi(attest, fleet)),
         handlers(ENTRY, EntryApi(registration, trust_domain=trust_domain, new_id=_new_id)),
         handlers(SVID, SvidApi(issue)),
-        handlers(BUNDLE, BundleApi(TrustBundles(store=store))),
+        handlers(
+            BUNDLE,
+            BundleApi(
+                TrustBundles(store=store, audit=audit, trust_domain=trust_domain),
+                FederatedBundles(store=store, audit=audit),
+                trust_domain=trust_domain,
+            ),
+        ),
+        handlers(TRUST_DOMAIN, TrustDomainApi(Federation(store=store, audit=audit), trust_domain=trust_domain)),
+        handlers(LOGGER, LoggerApi(ServerLog(LogLevel(settings.log_level), audit))),
+        handlers(DEBUG, DebugApi(ServerInfo(store=store, chain=lambda: own.identity.chain, clock=clock))),
         handlers(HEALTH, HealthApi(lambda: _serving(authorities, drain))),
     )
     rpc = private_server(
