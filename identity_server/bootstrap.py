@@ -34,24 +34,30 @@ from identity_server.rpc.drain import Drain, DrainInterceptor
 from identity_server.rpc.entry_api import EntryApi
 from identity_server.rpc.health_api import SERVICE as HEALTH
 from identity_server.rpc.health_api import HealthApi
+from identity_server.rpc.local_authority_api import LocalAuthorityApi
 from identity_server.rpc.logger_api import LoggerApi
-from identity_server.rpc.services import AGENT, BUNDLE, DEBUG, ENTRY, LOGGER, SVID, TRUST_DOMAIN
-from identity_server.rpc.svid_api import SvidApi, terms_of
-from identity_server.rpc.trust_domain_api import TrustDomainApi
+from identity_server.rpc.services import AGENT, BUNDLE, DEBUG, ENTRY, LOCAL_AUTHORITY, LOGGER, SVID, TRUST_DOMAIN
+from identity_server.rpc.svid_api import SvidApi, terms_of, token_terms_of
 from identity_server.rpc.throttle import Throttle, ThrottleInterceptor, ThrottleSettings
+from identity_server.rpc.trust_domain_api import TrustDomainApi
 from identity_server.services.admission import Admissions
 from identity_server.services.attest_agent import AttestAgents
-from identity_server.services.authorities import Authorities, CaSettings
+from identity_server.services.authorities import Authorities, CaSettings, TokenSettings
+from identity_server.services.entitlements import Entitlements
 from identity_server.services.federated_bundles import FederatedBundles
 from identity_server.services.federation import Federation
 from identity_server.services.fleet import Fleet
 from identity_server.services.issue_svids import IssueSvids
+from identity_server.services.lost_history import LostHistory
+from identity_server.services.issue_tokens import IssueTokens
+from identity_server.services.local_authority import LocalAuthorities
 from identity_server.services.own_identity import OwnIdentity
 from identity_server.services.registration import Registration
 from identity_server.services.server_info import ServerInfo
 from identity_server.services.server_log import ServerLog
 from identity_server.services.trust_bundles import TrustBundles
 from identity_server.settings import CaSubject, RateLimitSection, ServerSettings
+from identity_server.store.database import Access
 from identity_server.store.sql_store import SqlStore
 from spiffe_core.bundle import BundleSet, TrustBundle
 from spiffe_core.clock import Clock, SystemClock
@@ -88,6 +94,7 @@ class Server:
     audit: AuditFile
     store: SqlStore
     authorities: Authorities
+    lost_history: LostHistory
     own: OwnIdentity
     admissions: Admissions
     attest: AttestAgents
@@ -117,13 +124,7 @@ class Server:
             audit = AuditFile(Path(settings.audit.file) if settings.audit.file else None, time.now)
             undo.callback(audit.close)
             keys = _keys(settings, reset_keys=reset_keys)
-            store = SqlStore.open(
-                settings.database_path,
-                trust_domain=settings.trust_domain,
-                server_id=server_id,
-                encode=_encode,
-                clock=time,
-            )
+            store = await _open_store(settings, server_id, time)
             undo.push_async_callback(store.close)
             await store.start()
             server = await _compose(settings, time, server_id, lock, audit, keys, store, reset_keys, undo)
@@ -132,8 +133,8 @@ class Server:
 
     @property
     def serving(self) -> bool:
-        """Whether the server can do its work: an authority signs, and it is not going down."""
-        return _serving(self.authorities, self.drain)
+        """Whether the server can do its work: an authority signs, the database is followed, and it is not going down."""
+        return _serving(self.authorities, self.store, self.drain)
 
     async def open_doors(self) -> None:
         """Let callers in: the admin socket, then the agents' port.
@@ -223,8 +224,19 @@ async def _compose(  # the one place where everything has a name
         agent_ttl=int(settings.agent_ttl.total_seconds()),
         new_id=_new_id,
     )
+    entitlements = Entitlements(store=store, audit=audit)
+    tokens = IssueTokens(
+        entitlements=entitlements,
+        jwt=authorities.issuers.jwt,
+        wit=authorities.issuers.wit,
+        terms_of=token_terms_of,
+        clock=clock,
+        audit=audit,
+        trust_domain=trust_domain,
+    )
+    local = LocalAuthorities(authorities=authorities, store=store, clock=clock, audit=audit, trust_domain=trust_domain)
     issue = IssueSvids(
-        store=store,
+        entitlements=entitlements,
         issuer=issuer,
         terms_of=terms_of,
         clock=clock,
@@ -245,7 +257,7 @@ async def _compose(  # the one place where everything has a name
     services = (
         handlers(AGENT, AgentApi(attest, fleet)),
         handlers(ENTRY, EntryApi(registration, trust_domain=trust_domain, new_id=_new_id)),
-        handlers(SVID, SvidApi(issue)),
+        handlers(SVID, SvidApi(issue, tokens)),
         handlers(
             BUNDLE,
             BundleApi(
@@ -257,7 +269,8 @@ async def _compose(  # the one place where everything has a name
         handlers(TRUST_DOMAIN, TrustDomainApi(Federation(store=store, audit=audit), trust_domain=trust_domain)),
         handlers(LOGGER, LoggerApi(ServerLog(LogLevel(settings.log_level), audit))),
         handlers(DEBUG, DebugApi(ServerInfo(store=store, chain=lambda: own.identity.chain, clock=clock))),
-        handlers(HEALTH, HealthApi(lambda: _serving(authorities, drain))),
+        handlers(LOCAL_AUTHORITY, LocalAuthorityApi(local)),
+        handlers(HEALTH, HealthApi(lambda: _serving(authorities, store, drain))),
     )
     rpc = private_server(
         door,
@@ -279,6 +292,9 @@ async def _compose(  # the one place where everything has a name
         audit=audit,
         store=store,
         authorities=authorities,
+        lost_history=LostHistory(
+            store=store, clock=clock, audit=audit, trust_domain=trust_domain, server_id=server_id
+        ),
         own=own,
         admissions=admissions,
         attest=attest,
@@ -291,8 +307,28 @@ async def _compose(  # the one place where everything has a name
     )
 
 
-def _serving(authorities: Authorities, drain: Drain) -> bool:
-    return authorities.active is not None and not drain.begun
+def _serving(authorities: Authorities, store: SqlStore, drain: Drain) -> bool:
+    return authorities.active is not None and not store.trouble and not drain.begun
+
+
+async def _open_store(settings: ServerSettings, server_id: str, clock: Clock) -> SqlStore:
+    """On a thread: a database server may take its time, and signals must be heard meanwhile."""
+    database = settings.database
+    return await Offload("store-open", 1)(
+        SqlStore.open,
+        settings.database_place,
+        trust_domain=settings.trust_domain,
+        server_id=server_id,
+        encode=_encode,
+        clock=clock,
+        access=Access(
+            password_file=database.password_file,
+            tls=database.tls,
+            tls_ca_file=database.tls_ca_file,
+            tls_cert_file=database.tls_cert_file,
+            tls_key_file=database.tls_key_file,
+        ),
+    )
 
 
 def _encode(entry: RegistrationEntry) -> bytes:
@@ -340,8 +376,23 @@ def _ca_settings(settings: ServerSettings, server_id: str, *, reset_keys: bool) 
         subject=_subject(settings.ca.subject),
         x509_ttl=settings.svid.default_x509_ttl,
         agent_ttl=settings.agent_ttl,
+        jwt=_jwt_settings(settings),
+        wit=_wit_settings(settings),
         reset_keys=reset_keys,
     )
+
+
+def _jwt_settings(settings: ServerSettings) -> TokenSettings | None:
+    if settings.jwt.disabled:
+        return None
+    kind = KeyKind(settings.jwt.key_type or settings.ca.key_type)
+    return TokenSettings(settings.jwt.default_ttl, kind, settings.jwt.issuer)
+
+
+def _wit_settings(settings: ServerSettings) -> TokenSettings | None:
+    if not settings.wit.enabled:
+        return None
+    return TokenSettings(settings.wit.default_ttl, KeyKind(settings.wit.key_type or settings.ca.key_type))
 
 
 def _rates(section: RateLimitSection) -> ThrottleSettings:

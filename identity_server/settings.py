@@ -29,8 +29,10 @@ from spiffe_core.spiffe_id import TrustDomain
 
 MAX_SOCKET_PATH_BYTES = 107
 """`sockaddr_un.sun_path` holds 108 bytes, the last one zero."""
+MAX_ISSUER = 1024
 _LONGEST_CA = timedelta(days=365 * 20)
 _LONGEST_LEAF = timedelta(days=7)
+_DATABASE_SERVERS = ("postgresql", "mariadb", "mysql")
 
 
 def _address(text: str) -> str:
@@ -54,9 +56,26 @@ def _socket(path: Path) -> Path:
 def _database(url: str) -> str:
     if url == "sqlite" or (url.startswith("sqlite:///") and len(url) > len("sqlite:///")):
         return url
-    raise ValueError('must be "sqlite" (a file in data_dir) or "sqlite:////absolute/path"')
+    scheme, _, rest = url.partition("://")
+    if scheme not in _DATABASE_SERVERS or not rest:
+        raise ValueError(
+            'must be "sqlite" (a file in data_dir), "sqlite:////absolute/path", "postgresql://user@host/database" or '
+            '"mariadb://user@host/database"'
+        )
+    if ":" in rest.rpartition("@")[0]:
+        raise ValueError("must not contain a password; put it into a file and name that in database.password_file")
+    return url
 
 
+def _issuer(text: str) -> str:
+    if len(text) > MAX_ISSUER or not text.isprintable() or " " in text:
+        raise ValueError(f"must be printable text without spaces, at most {MAX_ISSUER} characters")
+    if "://" in text and not text.partition("://")[2]:
+        raise ValueError("is a URL without a host")
+    return text
+
+
+KeyType = Literal["ec-p256", "ec-p384", "rsa-2048", "rsa-4096"]
 Trust = Annotated[TrustDomain, parsed_by(TrustDomain.parse), PlainSerializer(str)]
 
 
@@ -90,10 +109,43 @@ class SvidSection(Section):
     agent_ttl: Lifespan | None = None
 
 
+class JwtSection(Section):
+    """[jwt]: JWT-SVIDs. Their signing keys live as long as `ca.ttl`; without `key_type` they are of the authority's kind."""
+
+    disabled: bool = False
+    key_type: KeyType | None = None
+    issuer: Annotated[str, AfterValidator(_issuer)] = ""
+    default_ttl: Lifespan = timedelta(minutes=5)
+
+
+class WitSection(Section):
+    """[wit]: WIT-SVIDs, an incubating standard; their calls answer Unimplemented unless they are switched on."""
+
+    enabled: bool = False
+    key_type: KeyType | None = None
+    default_ttl: Lifespan = timedelta(hours=1)
+
+
 class DatabaseSection(Section):
     """[database]: where entries, agents and the authority's journal are kept."""
 
     url: Annotated[str, AfterValidator(_database)] = "sqlite"
+    password_file: FilePath | None = None
+    tls: Literal["auto", "verify", "insecure-off"] = "auto"
+    tls_ca_file: FilePath | None = None
+    tls_cert_file: FilePath | None = None
+    tls_key_file: FilePath | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is a database server, which several identity servers may use and which may be away for a while."""
+        return self.url.startswith(_DATABASE_SERVERS)
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file belong together; set both or neither")
+        return self
 
 
 class AuditSection(Section):
@@ -139,6 +191,8 @@ class ServerSettings(Section):
     log_file: str = ""
     ca: CaSection = CaSection()
     svid: SvidSection = SvidSection()
+    jwt: JwtSection = JwtSection()
+    wit: WitSection = WitSection()
     database: DatabaseSection = DatabaseSection()
     audit: AuditSection = AuditSection()
     attestors: dict[str, dict[str, Any]] = Field(default_factory=dict, max_length=32)
@@ -162,8 +216,10 @@ class ServerSettings(Section):
         return self.svid.agent_ttl or self.svid.default_x509_ttl
 
     @property
-    def database_path(self) -> Path:
-        """The SQLite file: a relative path of the URL is below `data_dir`."""
+    def database_place(self) -> Path | str:
+        """The SQLite file, a relative path of the URL being below `data_dir`; or the URL of a database server."""
+        if self.database.shared:
+            return self.database.url
         if self.database.url == "sqlite":
             return self.data_dir / "datastore.sqlite3"
         return self.data_dir / self.database.url.removeprefix("sqlite:///")

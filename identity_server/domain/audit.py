@@ -23,7 +23,7 @@ class AuditEvent:
         body: dict[str, object] = {"event": self.event}
         for item in fields(self):
             value = getattr(self, item.name)
-            if value != "":
+            if value not in ("", ()):
                 body[item.name] = value
         return body
 
@@ -131,6 +131,23 @@ class SvidIssued(AuditEvent):
     serial: str
     not_after: int
     actor: str
+    entry_id: str = ""
+    revision_number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIssued(AuditEvent):
+    """A JWT-SVID or WIT-SVID was signed: everything about it but the token. `entry_id` is empty for minted ones."""
+
+    event: ClassVar[str] = "token"
+    flushed: ClassVar[bool] = False
+    profile: str
+    spiffe_id: str
+    key_id: str
+    expires_at: int
+    actor: str
+    audience: tuple[str, ...] = ()
+    jti: str = ""
     entry_id: str = ""
     revision_number: int = 0
 

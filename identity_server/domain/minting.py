@@ -36,6 +36,20 @@ def check_mint(csr: Csr, trust_domain: TrustDomain) -> SpiffeId:
     return spiffe_id
 
 
+def check_subject(spiffe_id: SpiffeId, trust_domain: TrustDomain) -> None:
+    """Whether an administrator may have a token minted for this SPIFFE ID: of this trust domain, with a free path.
+
+    Raises:
+        InvalidRequest: the message names the rule.
+    """
+    if not spiffe_id.member_of(trust_domain):
+        raise InvalidRequest(f'invalid SPIFFE ID: "{spiffe_id}" is not a member of "{trust_domain}"', field="id")
+    if not spiffe_id.path:
+        raise InvalidRequest("invalid SPIFFE ID: the trust domain's own ID cannot be minted, add a path", field="id")
+    if spiffe_id.is_reserved:
+        raise InvalidRequest("invalid SPIFFE ID: paths under /spire are reserved", field="id")
+
+
 def _check_dns_names(names: tuple[str, ...]) -> None:
     if len(names) > MAX_DNS_NAMES:
         raise InvalidCsr(f"CSR has {len(names)} DNS names, at most {MAX_DNS_NAMES} are allowed", field="csr")

@@ -4,6 +4,7 @@ from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
 from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
 from spiffe_core.wire._gen.spire.api.server.debug.v1 import debug_pb2
 from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2
+from spiffe_core.wire._gen.spire.api.server.localauthority.v1 import localauthority_pb2
 from spiffe_core.wire._gen.spire.api.server.logger.v1 import logger_pb2
 from spiffe_core.wire._gen.spire.api.server.svid.v1 import svid_pb2
 from spiffe_core.wire._gen.spire.api.server.trustdomain.v1 import trustdomain_pb2
@@ -13,5 +14,6 @@ BUNDLE = bundle_pb2.DESCRIPTOR.services_by_name["Bundle"]
 DEBUG = debug_pb2.DESCRIPTOR.services_by_name["Debug"]
 ENTRY = entry_pb2.DESCRIPTOR.services_by_name["Entry"]
 LOGGER = logger_pb2.DESCRIPTOR.services_by_name["Logger"]
+LOCAL_AUTHORITY = localauthority_pb2.DESCRIPTOR.services_by_name["LocalAuthority"]
 SVID = svid_pb2.DESCRIPTOR.services_by_name["SVID"]
 TRUST_DOMAIN = trustdomain_pb2.DESCRIPTOR.services_by_name["TrustDomain"]

@@ -1,21 +1,28 @@
-"""spire.api.server.svid.v1.SVID (spire_wire section 5.4): X.509."""
+"""spire.api.server.svid.v1.SVID (spire_wire section 5.4): X.509-SVIDs, JWT-SVIDs and WIT-SVIDs."""
 
 from __future__ import annotations
 
 from identity_server.rpc.agent_api import svid_to_proto
 from identity_server.rpc.caller import Context, current_caller
 from identity_server.services.issue_svids import IssueSvids, Terms, Wanted
-from spiffe_core.errors import IdentityError
+from identity_server.services.issue_tokens import IssueTokens, TokenTerms, WantedWit
+from spiffe_core.errors import IdentityError, InvalidRequest
+from spiffe_core.jwt_svid import JwtSvid
+from spiffe_core.spiffe_id import SpiffeId
+from spiffe_core.wire import convert
 from spiffe_core.wire._gen.spire.api.server.svid.v1 import svid_pb2
 from spiffe_core.wire._gen.spire.api.types import entry_pb2 as entry_types
+from spiffe_core.wire._gen.spire.api.types import jwtsvid_pb2, witsvid_pb2
 from spiffe_core.wire.status import item_status
+from spiffe_core.wit_svid import WitSvid
 
 
 class SvidApi:
-    """X.509-SVIDs for workloads and for administrators."""
+    """SVIDs for workloads and for administrators."""
 
-    def __init__(self, issue: IssueSvids) -> None:
+    def __init__(self, issue: IssueSvids, tokens: IssueTokens) -> None:
         self._issue = issue
+        self._tokens = tokens
 
     async def MintX509SVID(
         self, request: svid_pb2.MintX509SVIDRequest, _context: Context
@@ -36,6 +43,74 @@ class SvidApi:
             else:
                 response.results.add(status=item_status(None), svid=svid_to_proto(answer))
         return response
+
+    async def MintJWTSVID(
+        self, request: svid_pb2.MintJWTSVIDRequest, _context: Context
+    ) -> svid_pb2.MintJWTSVIDResponse:
+        """Sign a token for the identity and the audiences an administrator names."""
+        svid = self._tokens.mint_jwt(current_caller(), lambda: _subject(request), request.audience, request.ttl)
+        return svid_pb2.MintJWTSVIDResponse(svid=_jwt_to_proto(svid))
+
+    async def NewJWTSVID(self, request: svid_pb2.NewJWTSVIDRequest, _context: Context) -> svid_pb2.NewJWTSVIDResponse:
+        """Sign a token for an entry the agent is authorised for."""
+        svid = await self._tokens.jwt_for_entry(current_caller(), request.entry_id, request.audience)
+        return svid_pb2.NewJWTSVIDResponse(svid=_jwt_to_proto(svid))
+
+    async def MintWITSVID(
+        self, request: svid_pb2.MintWITSVIDRequest, _context: Context
+    ) -> svid_pb2.MintWITSVIDResponse:
+        """Sign a token that binds the identity an administrator names to a key."""
+        svid = self._tokens.mint_wit(
+            current_caller(),
+            lambda: _subject(request),
+            request.public_key,
+            request.signing_algorithm,
+            request.ttl,
+        )
+        return svid_pb2.MintWITSVIDResponse(svid=_wit_to_proto(svid))
+
+    async def BatchNewWITSVID(
+        self, request: svid_pb2.BatchNewWITSVIDRequest, _context: Context
+    ) -> svid_pb2.BatchNewWITSVIDResponse:
+        """One result per item, each with its status: the entry's SPIFFE ID for the item's key."""
+        wanted = [WantedWit(item.entry_id, item.public_key, item.signing_algorithm) for item in request.params]
+        response = svid_pb2.BatchNewWITSVIDResponse()
+        for answer in await self._tokens.wits_for_entries(current_caller(), wanted):
+            if isinstance(answer, IdentityError):
+                response.results.add(status=item_status(answer))
+            else:
+                response.results.add(status=item_status(None), svid=_wit_to_proto(answer))
+        return response
+
+
+def token_terms_of(wire: bytes) -> TokenTerms:
+    """What of an entry's wire bytes goes into a token."""
+    message = entry_types.Entry.FromString(wire)
+    return TokenTerms(message.jwt_svid_ttl, message.additional_attributes.jwt_svid_include_jti)
+
+
+def _jwt_to_proto(svid: JwtSvid) -> jwtsvid_pb2.JWTSVID:
+    return jwtsvid_pb2.JWTSVID(
+        token=svid.token,
+        id=convert.spiffe_id_to_proto(svid.spiffe_id),
+        expires_at=svid.expires_at,
+        issued_at=svid.issued_at,
+    )
+
+
+def _wit_to_proto(svid: WitSvid) -> witsvid_pb2.WITSVID:
+    return witsvid_pb2.WITSVID(
+        token=svid.token,
+        id=convert.spiffe_id_to_proto(svid.spiffe_id),
+        expires_at=svid.expires_at,
+        issued_at=svid.issued_at,
+    )
+
+
+def _subject(request: svid_pb2.MintJWTSVIDRequest | svid_pb2.MintWITSVIDRequest) -> SpiffeId:
+    if not request.HasField("id"):
+        raise InvalidRequest("missing SPIFFE ID", field="id")
+    return convert.spiffe_id_from_proto(request.id, field="id")
 
 
 def terms_of(wire: bytes) -> Terms:

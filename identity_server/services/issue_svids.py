@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from identity_server.domain.access import Caller
-from identity_server.domain.audit import CallRefused, SvidIssued
+from identity_server.domain.audit import SvidIssued
 from identity_server.domain.minting import check_mint
-from identity_server.domain.state import EntryRecord, State
-from identity_server.ports import AuditLog, Store, UnitOfWork
+from identity_server.domain.state import EntryRecord
+from identity_server.ports import AuditLog
+from identity_server.services.entitlements import Entitlements
 from identity_server.services.issuer import IssuedX509, Issuer
 from spiffe_core.clock import Clock
 from spiffe_core.crypto.csr import Csr, parse_csr
-from spiffe_core.errors import Exhausted, IdentityError, Internal, InvalidCsr, InvalidRequest, NotFound, Unavailable
+from spiffe_core.errors import Exhausted, IdentityError, Internal, InvalidCsr, InvalidRequest, Unavailable
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 
 MAX_BATCH = 500
@@ -26,7 +27,6 @@ MAX_BATCH = 500
 SLICE_SECONDS = 0.004
 """For so long signing may hold the loop before other calls get their turn (architecture A7)."""
 MAX_TTL = 2**31 - 1
-NOT_YOURS = "entry not found or not authorized"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class IssueSvids:
     def __init__(
         self,
         *,
-        store: Store,
+        entitlements: Entitlements,
         issuer: Issuer,
         terms_of: Callable[[bytes], Terms],
         clock: Clock,
@@ -59,7 +59,7 @@ class IssueSvids:
         trust_domain: TrustDomain,
         default_ttl: int,
     ) -> None:
-        self._store = store
+        self._entitlements = entitlements
         self._issuer = issuer
         self._terms_of = terms_of
         self._clock = clock
@@ -74,7 +74,6 @@ class IssueSvids:
             InvalidRequest: nothing was asked for.
             Exhausted: more than `MAX_BATCH` items.
         """
-        agent = _agent_path(caller)
         if not wanted:
             raise InvalidRequest("missing parameters", field="params")
         if len(wanted) > MAX_BATCH:
@@ -82,12 +81,12 @@ class IssueSvids:
         answers: list[IssuedX509 | IdentityError | None] = []
         started = self._clock.monotonic()
         for item in wanted:
-            answers.append(self._attempt(agent, caller, item))
+            answers.append(self._attempt(caller, item))
             if self._clock.monotonic() - started > SLICE_SECONDS:
                 await self._clock.sleep(0)
                 started = self._clock.monotonic()
         unknown = [item.entry_id for item, answer in zip(wanted, answers, strict=True) if answer is None]
-        refusals = await self._confirm(agent, caller, unknown) if unknown else {}
+        refusals = await self._entitlements.refusals(caller, unknown, "BatchNewX509SVID") if unknown else {}
         return [
             refusals[item.entry_id] if answer is None else answer for item, answer in zip(wanted, answers, strict=True)
         ]
@@ -112,12 +111,11 @@ class IssueSvids:
         self._record(caller, "mint", issued)
         return issued
 
-    def _attempt(self, agent: str, caller: Caller, item: Wanted) -> IssuedX509 | IdentityError | None:
+    def _attempt(self, caller: Caller, item: Wanted) -> IssuedX509 | IdentityError | None:
         """Sign one item by the latest state; None if memory does not know that the agent may have the entry."""
         try:
             csr = _checked(item)
-            state = self._store.state.value
-            record = state.authorised(agent).get(item.entry_id)
+            record = self._entitlements.find(caller, item.entry_id)
             if record is None:
                 return None
             return self._sign(caller, record, csr)
@@ -155,41 +153,6 @@ class IssueSvids:
             )
         )
 
-    async def _confirm(self, agent: str, caller: Caller, ids: list[str]) -> dict[str, IdentityError]:
-        """Ask the database before saying no (architecture A8): memory may be behind another server's write."""
-        distinct = list(dict.fromkeys(ids))
-
-        def stored(uow: UnitOfWork) -> dict[str, tuple[int, int]]:
-            found = uow.entries.many(distinct)
-            return {key: (entry.revision_number, entry.created_at) for key, entry in found.items()}
-
-        try:
-            known = await self._store.read(stored)
-        except IdentityError as error:
-            outage = Unavailable("the database cannot be read just now, try again", cause=error.public)
-            return dict.fromkeys(distinct, outage)
-        state = self._store.state.value
-        refusals: dict[str, IdentityError] = {}
-        for entry_id in distinct:
-            if _behind(state, agent, entry_id, known.get(entry_id)):
-                refusals[entry_id] = Unavailable("this entry is about to be known here, try again")
-                continue
-            refusals[entry_id] = NotFound(NOT_YOURS)
-            self._audit.record(
-                CallRefused(method="BatchNewX509SVID", actor=caller.actor, reason=NOT_YOURS, entry_id=entry_id[:255])
-            )
-        return refusals
-
-
-def _behind(state: State, agent: str, entry_id: str, stored: tuple[int, int] | None) -> bool:
-    """True if the database knows the entry in a form this server's memory has not seen, or memory knows by now."""
-    if stored is None:
-        return False
-    record = state.entries.get(entry_id)
-    if record is None or (record.revision_number, record.created_at) != stored:
-        return True
-    return entry_id in state.authorised(agent)
-
 
 def _checked(item: Wanted) -> Csr:
     if not item.entry_id:
@@ -200,8 +163,3 @@ def _checked(item: Wanted) -> Csr:
         return parse_csr(item.csr)
     except InvalidCsr as error:
         raise InvalidCsr(f"malformed CSR: {error.public}", field="params.csr") from None
-
-
-def _agent_path(caller: Caller) -> str:
-    assert caller.spiffe_id is not None, "the access table lets only agents in here"
-    return caller.spiffe_id.path

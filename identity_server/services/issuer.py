@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from cryptography import x509
 
 from identity_server.domain.authority import Authority
-from identity_server.domain.issuance import parent_of, prepare, sign
+from identity_server.domain.body import Bodies
+from identity_server.domain.issuance import parent_of, sign
 from identity_server.domain.profiles import Parent, Profile, plan_leaf
+from identity_server.domain.published import published_ids
 from identity_server.domain.rotation import expiry_floor
 from identity_server.ports import Store
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.clock import Clock
-from spiffe_core.crypto.keys import PrivateKey, PublicKey, spki_der
+from spiffe_core.crypto.keys import PrivateKey, PublicKey, spki_der, subject_key_id
 from spiffe_core.dns_name import check_dns_name
 from spiffe_core.errors import CorruptState, InvalidCsr, InvalidRequest, Unavailable
 from spiffe_core.spiffe_id import SpiffeId
@@ -39,6 +41,7 @@ class Signer:
     authority: Authority
     parent: Parent
     key: PrivateKey = field(repr=False)
+    bodies: Bodies = field(default_factory=Bodies, compare=False, repr=False)
 
     @classmethod
     def of(cls, authority: Authority, key: PrivateKey) -> Signer:
@@ -67,6 +70,7 @@ class Issuer:
         self._issued_at = 0
         self._bundle: TrustBundle | None = None
         self._published: frozenset[str] = frozenset()
+        self._taken: frozenset[str] = frozenset()
 
     def issue(
         self,
@@ -86,8 +90,8 @@ class Issuer:
         """
         kind = Profile(profile)
         signer = self.signer
-        published = self._published_keys()
-        if signer is None or signer.authority.authority_id not in published:
+        self._look_at_bundle()
+        if signer is None or signer.authority.authority_id not in self._published:
             raise Unavailable("no signing authority is active; one is being prepared, try again shortly")
         if ttl < 0:
             raise InvalidRequest("ttl: must not be negative; 0 means the default", field="ttl")
@@ -106,23 +110,22 @@ class Issuer:
             subject=subject,
             at_least_until=expiry_floor(self._issued_at, now, seconds),
         )
-        if plan.key_id.hex() in published:
+        if plan.key_id.hex() in self._taken:
             raise InvalidCsr("public_key: this is the key of a signing authority; make a new key", field="public_key")
-        leaf = sign(prepare(plan), signer.key)
+        leaf = sign(signer.bodies.prepare(plan), signer.key)
         if not expiry_floor(self._issued_at, now, 1):
             self._issued_at = now
         return IssuedX509((leaf, *signer.authority.upstream_chain), spiffe_id, str(plan.serial), plan.not_after)
 
-    def _published_keys(self) -> frozenset[str]:
-        """The ids of the authorities in our own stored bundle, of every server: who may sign, and no subject (N-C-07)."""
+    def _look_at_bundle(self) -> None:
+        """Who may sign, and whose keys are no subject's: the authorities in our stored bundle, of every server and kind."""
         bundles = self._store.state.value.bundles
         own = bundles.own if bundles is not None else None
-        if own is not self._bundle:
-            self._bundle = own
-            self._published = (
-                frozenset(root.key_id for root in own.x509_authorities) if own is not None else frozenset()
-            )
-        return self._published
+        if own is self._bundle:
+            return
+        self._bundle, self._published = own, published_ids(own, "x509")
+        tokens = (*own.jwt_authorities, *own.wit_authorities) if own is not None else ()
+        self._taken = self._published | {subject_key_id(one.key).hex() for one in tokens}  # N-C-07
 
 
 def draw_serial(entropy: Callable[[int], bytes]) -> int:

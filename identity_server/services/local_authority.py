@@ -1,0 +1,142 @@
+"""Use-cases of forced rotation: show, prepare, activate, taint, revoke (spire_wire section 5.6, spire_features section 20).
+
+Show, prepare and activate act on this server, as in SPIRE. Taint and revoke take any authority of any server that shares
+the database (architecture A15). Tainting makes everyone below rotate at once: this server renews its own certificate,
+agents replace their SVIDs and those of their workloads. Revoking takes the authority out of the bundle; connections
+whose certificates it anchored are cut by the guard of the front door.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cryptography import x509
+
+from identity_server.domain.access import Caller
+from identity_server.domain.audit import AuthorityChanged
+from identity_server.domain.authority import Authority, AuthorityKind, Status
+from identity_server.domain.published import ends_at
+from identity_server.ports import AuditLog, Store
+from identity_server.services.authorities import Authorities
+from identity_server.services.authority_commands import WORDS, revoke, taint
+from spiffe_core.clock import Clock
+from spiffe_core.errors import InvalidRequest, PreconditionFailed
+from spiffe_core.spiffe_id import TrustDomain
+
+MAX_SHOWN = 128
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorityView:
+    """An authority as the API shows it; `upstream_id` is the hex key identifier of its issuer, "" if self-signed."""
+
+    authority_id: str
+    expires_at: int
+    upstream_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorityStates:
+    """This server's authorities of one kind."""
+
+    active: AuthorityView | None
+    prepared: AuthorityView | None
+    old: AuthorityView | None
+
+
+class LocalAuthorities:
+    """What an operator may do with authorities. Belongs to the event loop."""
+
+    def __init__(
+        self, *, authorities: Authorities, store: Store, clock: Clock, audit: AuditLog, trust_domain: TrustDomain
+    ) -> None:
+        self._authorities = authorities
+        self._store, self._clock, self._audit = store, clock, audit
+        self._trust_domain = trust_domain
+
+    def states(self, kind: AuthorityKind) -> AuthorityStates:
+        """The authorities in this server's slots.
+
+        Raises:
+            Unimplemented: this kind is switched off.
+            Unavailable: none is active yet.
+        """
+        slots = self._authorities.slots(kind)
+        old = next((one for one in slots if one.status is Status.OLD), None)
+        return AuthorityStates(*(view_of(one) if one else None for one in (slots.active, slots.prepared, old)))
+
+    async def prepare(self, caller: Caller, kind: AuthorityKind) -> AuthorityView:
+        """Make and publish the next authority."""
+        return view_of(await self._authorities.prepare(kind, caller.actor))
+
+    async def activate(self, caller: Caller, kind: AuthorityKind, authority_id: str) -> AuthorityView:
+        """Let the prepared authority sign; answers when it does, after at most 10 s."""
+        self._authorities.slots(kind)
+        _require_id(authority_id)
+        return view_of(await self._authorities.activate(kind, authority_id, caller.actor))
+
+    async def taint(self, caller: Caller, kind: AuthorityKind, authority_id: str) -> AuthorityView:
+        """Mark an old authority as no longer to be relied on; repeating it changes nothing."""
+        self._authorities.slots(kind)
+        _require_id(authority_id)
+        self._refuse_below_upstream(kind, "tainted")
+        view = self._record(caller, "taint", kind, authority_id)
+        now = int(self._clock.now().timestamp())
+        row = await self._store.execute(lambda uow: taint(uow, self._trust_domain, kind, authority_id, now))
+        return view if row is None else view_of(row)
+
+    async def revoke(self, caller: Caller, kind: AuthorityKind, authority_id: str) -> AuthorityView:
+        """Take a tainted authority out of the bundle, and destroy its key if it is this server's."""
+        self._authorities.slots(kind)
+        _require_id(authority_id, "invalid authority ID: ")
+        self._refuse_below_upstream(kind, "revoked")
+        view = self._record(caller, "revoke", kind, authority_id)
+        now = int(self._clock.now().timestamp())
+        row = await self._store.execute(lambda uow: revoke(uow, self._trust_domain, kind, authority_id, now))
+        if row is None:
+            return view
+        await self._authorities.discard_key(row)
+        return view_of(row)
+
+    def refuse_upstream(self) -> None:
+        """Upstream authorities cannot be tainted or revoked where there are none.
+
+        Raises:
+            PreconditionFailed: always, on a server that is its own root.
+        """
+        raise PreconditionFailed("upstream authority is not configured")
+
+    def _record(self, caller: Caller, verb: str, kind: AuthorityKind, authority_id: str) -> AuthorityView:
+        """Write the audit line, flushed before the effect (architecture A16); what is known of the authority."""
+        bundles = self._store.state.value.bundles
+        expires_at = ends_at(bundles.own if bundles is not None else None, kind, authority_id)
+        self._audit.record(
+            AuthorityChanged(
+                change=verb,
+                authority_id=authority_id[:MAX_SHOWN],
+                not_after=expires_at,
+                slot=WORDS[kind],
+                actor=caller.actor,
+            )
+        )
+        return AuthorityView(authority_id, expires_at)
+
+    def _refuse_below_upstream(self, kind: AuthorityKind, word: str) -> None:
+        active = self._authorities.slots(kind).active
+        if active is not None and active.upstream_chain:
+            raise PreconditionFailed(f"local authority can't be {word} if there is an upstream authority")
+
+
+def view_of(authority: Authority) -> AuthorityView:
+    """An authority as the API shows it."""
+    upstream = ""
+    if authority.upstream_chain:
+        certificate = x509.load_der_x509_certificate(authority.certificate)
+        above = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+        upstream = above.hex() if above is not None else ""
+    return AuthorityView(authority.authority_id, authority.not_after, upstream)
+
+
+def _require_id(authority_id: str, before: str = "") -> None:
+    if not authority_id:
+        raise InvalidRequest(f"{before}no authority ID provided", field="authority_id")
