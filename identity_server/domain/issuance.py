@@ -99,7 +99,7 @@ def sign(ticket: ReadyToSign, key: PrivateKey) -> bytes:
         signature = key.sign(tbs, ec.ECDSA(algorithm))
     else:
         signature = key.sign(tbs, padding.PKCS1v15(), algorithm)
-    return _element(_SEQUENCE, tbs + _algorithm_of(signer) + _element(_BIT_STRING, b"\0" + signature))
+    return der_element(_SEQUENCE, tbs + _algorithm_of(signer) + der_element(_BIT_STRING, b"\0" + signature))
 
 
 def parent_of(certificate: bytes) -> Parent:
@@ -169,7 +169,7 @@ def _algorithm_of(key: PublicKey) -> bytes:
     return _ECDSA_SHA384 if key.key_size == _P384_BITS else _ECDSA_SHA256
 
 
-def _element(tag: int, body: bytes) -> bytes:
+def der_element(tag: int, body: bytes) -> bytes:
     """One DER element (X.690 section 8.1.3)."""
     size = len(body)
     if size < _SHORT_FORM:

@@ -227,6 +227,8 @@ def _bounds(data: bytes, position: int) -> tuple[int, int]:
         start, length = start + count, int.from_bytes(data[start : start + count])
         if not 1 <= count <= _MAX_LENGTH_BYTES or start > len(data):
             raise ValueError("unusable length")
+        if length < _LONG_FORM or length.bit_length() <= 8 * (count - 1):
+            raise ValueError("a length is not in its shortest form")
     if start + length > len(data):
         raise ValueError("truncated element")
     return start, start + length

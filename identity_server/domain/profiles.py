@@ -133,12 +133,13 @@ def plan_leaf(
         subject = LEAF_SUBJECT
         if profile is Profile.WORKLOAD and dns_names and len(dns_names[0]) <= MAX_COMMON_NAME:
             subject = subject_name(common_name=dns_names[0])
+    spki = spki_der(public_key)
     return Plan(
         profile=profile,
         spiffe_id=spiffe_id,
         public_key=public_key,
-        spki=spki_der(public_key),
-        key_id=subject_key_id(public_key),
+        spki=spki,
+        key_id=subject_key_id(public_key, spki),
         subject=subject,
         dns_names=dns_names,
         serial=_checked_serial(serial),

@@ -6,6 +6,7 @@ that mint what an administrator asks for. The checks stand in order of cost.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,11 +18,12 @@ from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import NameOID
 
 from spiffe_core.crypto.algorithms import signature_allowed
-from spiffe_core.crypto.keys import PrivateKey, PublicKey, check_public_key, key_digest, spki_der
+from spiffe_core.crypto.keys import PrivateKey, PublicKey, check_public_key, spki_der
 from spiffe_core.errors import InvalidCertificate, InvalidCsr
 from spiffe_core.spiffe_id import SpiffeId
 
 MAX_CSR_BYTES = 16 * 1024
+_NO_NAME = x509.Name(())
 
 _SUBJECT_OIDS = {
     "C": NameOID.COUNTRY_NAME,
@@ -33,7 +35,10 @@ _SUBJECT_OIDS = {
 
 @dataclass(frozen=True, slots=True)
 class Csr:
-    """What a checked request said. Its signature was verified: whoever made it holds the private key."""
+    """What a checked request said. Its signature was verified: whoever made it holds the private key.
+
+    `key_digest` is the SHA-256 of `spki`. The names are empty when they were not asked for.
+    """
 
     public_key: PublicKey
     key_digest: bytes
@@ -58,8 +63,8 @@ def build_csr(
     return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
 
 
-def parse_csr(der: bytes, *, field: str = "csr") -> Csr:
-    """Read and check a request.
+def parse_csr(der: bytes, *, field: str = "csr", names: bool = True) -> Csr:
+    """Read and check a request. Without `names` only its key is: whoever signs by an entry ignores the rest anyway.
 
     Raises:
         InvalidCsr: with `field`; the message names the rule.
@@ -70,7 +75,7 @@ def parse_csr(der: bytes, *, field: str = "csr") -> Csr:
     #   3. its key is of an allowed kind and not known to be weak
     #   4. its signature algorithm is not broken and fits the key
     #   5. the signature is good: the sender holds the private key
-    #   6. its names can be read
+    #   6. its names can be read, if they are asked for
     if not der:  # (1)
         raise InvalidCsr(f"{field}: is missing", field=field)
     if len(der) > MAX_CSR_BYTES:
@@ -83,12 +88,16 @@ def parse_csr(der: bytes, *, field: str = "csr") -> Csr:
     _check_algorithm(request, public_key, field)  # (4)
     if not request.is_signature_valid:  # (5)
         raise InvalidCsr(f"{field}: the signature does not verify with the request's own key", field=field)
+    spki = spki_der(public_key)
+    digest = hashlib.sha256(spki).digest()
+    if not names:
+        return Csr(public_key, digest, spki, (), (), _NO_NAME)
     uri_sans, dns_names = _names(request, field)  # (6)
     try:
         subject = request.subject
     except ValueError:
         raise InvalidCsr(f"{field}: the subject cannot be read", field=field) from None
-    return Csr(public_key, key_digest(public_key), spki_der(public_key), uri_sans, dns_names, subject)
+    return Csr(public_key, digest, spki, uri_sans, dns_names, subject)
 
 
 def _public_key(request: x509.CertificateSigningRequest, field: str) -> PublicKey:

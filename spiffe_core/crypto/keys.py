@@ -144,8 +144,18 @@ def key_digest(public_key: PublicKey) -> bytes:
     return hashlib.sha256(spki_der(public_key)).digest()
 
 
-def subject_key_id(public_key: PublicKey) -> bytes:
-    """SHA-1 of the SubjectPublicKeyInfo's bit string (RFC 5280 section 4.2.1.2, method 1)."""
+P256_SPKI_PREFIX = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
+"""SubjectPublicKeyInfo of a P-256 key up to the 64 bytes of its coordinates (RFC 5480 section 2)."""
+P256_SPKI_BYTES = len(P256_SPKI_PREFIX) + 64
+
+
+def subject_key_id(public_key: PublicKey, spki: bytes = b"") -> bytes:
+    """SHA-1 of the SubjectPublicKeyInfo's bit string (RFC 5280 section 4.2.1.2, method 1).
+
+    `spki` spares the usual P-256 key an encoding when the caller has it already.
+    """
+    if len(spki) == P256_SPKI_BYTES and spki.startswith(P256_SPKI_PREFIX):
+        return hashlib.sha1(spki[len(P256_SPKI_PREFIX) - 1 :], usedforsecurity=False).digest()
     return SubjectKeyIdentifier.from_public_key(public_key).digest
 
 
