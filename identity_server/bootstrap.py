@@ -48,9 +48,9 @@ from identity_server.services.federated_bundles import FederatedBundles
 from identity_server.services.federation import Federation
 from identity_server.services.fleet import Fleet
 from identity_server.services.issue_svids import IssueSvids
-from identity_server.services.lost_history import LostHistory
 from identity_server.services.issue_tokens import IssueTokens
 from identity_server.services.local_authority import LocalAuthorities
+from identity_server.services.lost_history import LostHistory
 from identity_server.services.own_identity import OwnIdentity
 from identity_server.services.registration import Registration
 from identity_server.services.server_info import ServerInfo
@@ -292,9 +292,7 @@ async def _compose(  # the one place where everything has a name
         audit=audit,
         store=store,
         authorities=authorities,
-        lost_history=LostHistory(
-            store=store, clock=clock, audit=audit, trust_domain=trust_domain, server_id=server_id
-        ),
+        lost_history=LostHistory(store=store, clock=clock, audit=audit, trust_domain=trust_domain, server_id=server_id),
         own=own,
         admissions=admissions,
         attest=attest,

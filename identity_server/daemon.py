@@ -16,7 +16,7 @@ import uvloop
 from identity_server.bootstrap import Server
 from identity_server.domain.state import HistoryChange
 from identity_server.settings import ServerSettings
-from spiffe_core.errors import IdentityError
+from spiffe_core.errors import IdentityError, Unavailable
 from spiffe_core.runtime.logs import LogOutput, setup_logging
 from spiffe_core.runtime.process import raise_descriptor_limit, refuse_dumps
 from spiffe_core.runtime.supervise import Supervisor
@@ -27,6 +27,9 @@ ROTATION_SECONDS = 10.0
 OWN_IDENTITY_SECONDS = 5.0
 PRUNE_SECONDS = 300.0
 RETRY_SECONDS = 5.0
+START_AGAIN_SECONDS = 5
+"""A start that the database's absence ends is repeated after so long (R25)."""
+REPUBLISH_SECONDS = 1.0
 GUARD_SECONDS = 1.0
 _SHORTEST_PAUSE = 0.05
 _DESCRIPTORS_PER_CONNECTION = 3
@@ -73,7 +76,9 @@ async def _serve(settings: ServerSettings, output: LogOutput, *, reset_keys: boo
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    server = await Server.assemble(settings, reset_keys=reset_keys)
+    server = await _assembled(settings, stop, reset_keys=reset_keys)
+    if server is None:
+        return 0
     try:
         loop.add_signal_handler(signal.SIGUSR2, _reopen, server, output)
         await server.open_doors()
@@ -84,6 +89,26 @@ async def _serve(settings: ServerSettings, output: LogOutput, *, reset_keys: boo
         await server.close()
     log.info("stopped")
     return 0
+
+
+async def _assembled(settings: ServerSettings, stop: asyncio.Event, *, reset_keys: bool) -> Server | None:
+    """The server; a database server that is away is waited for (R25). None if we are told to stop meanwhile."""
+    while True:
+        try:
+            return await Server.assemble(settings, reset_keys=reset_keys)
+        except Unavailable as error:
+            if not settings.database.shared:
+                raise
+            log.error(  # noqa: TRY400  # the message says it all
+                "cannot start yet, trying again in %d s: %s",
+                START_AGAIN_SECONDS,
+                error.public,
+                extra={"facts": error.facts},
+            )
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_AGAIN_SECONDS):
+                await stop.wait()
+                return None
 
 
 def _announce(server: Server) -> None:
@@ -121,9 +146,13 @@ async def _until_stopped(server: Server, stop: asyncio.Event) -> None:
 
 
 async def keep_authorities(server: Server) -> None:
-    """Look after the authorities every 10 s (oftener if they live very shortly), and at once when history changed."""
+    """Look after the authorities every 10 s (oftener if they live very shortly), and at once when history changed.
+
+    After a change of history they are first published again, and nothing else happens to them until that is stored.
+    """
     pause = min(ROTATION_SECONDS, server.settings.ca.ttl.total_seconds() / 24)
     changed = asyncio.Event()
+    lost: list[HistoryChange] = []
 
     def alarm(change: HistoryChange) -> None:
         log.critical(
@@ -131,15 +160,40 @@ async def keep_authorities(server: Server) -> None:
             change.reason,
             extra={"facts": {"before": str(change.before), "after": str(change.after)}},
         )
+        lost.append(change)
+        server.authorities.held = True
         changed.set()
 
     server.store.on_history_change = alarm
     while True:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause):
+            async with asyncio.timeout(REPUBLISH_SECONDS if lost else pause):
                 await changed.wait()
         changed.clear()
+        while lost and await _republished(server, lost[0]):
+            lost[:] = lost[:1] if len(lost) > 1 else []  # lost once more meanwhile: the first change knows the most
+        if lost:
+            continue
+        server.authorities.held = False
         await server.authorities.tick()
+
+
+async def _republished(server: Server, change: HistoryChange) -> bool:
+    """Store the authorities again that a new history has lost; False if that has to be tried again."""
+    try:
+        missing = await server.lost_history.publish_again(change)
+    except IdentityError as error:
+        log.error(  # noqa: TRY400  # the message says it all
+            "the signing authorities could not be published again yet; nothing is signed by one that is not in the "
+            "bundle: %s",
+            error.public,
+            extra={"facts": error.facts},
+        )
+        return False
+    log.warning(
+        "the signing authorities stand in the journal and the bundle again", extra={"facts": {"missing": missing}}
+    )
+    return True
 
 
 async def _every(seconds: float, act: Callable[[], Awaitable[object]], name: str) -> None:

@@ -64,6 +64,10 @@ class HistoryChange:
     after: Position
     proven: bool
     """True if this server found it out itself, and begins the new history; False if it met one that was begun."""
+    authorities: tuple[Authority, ...] = ()
+    """This server's authorities as they stood before."""
+    bundle: TrustBundle | None = None
+    """The own trust bundle as it stood before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,8 @@ class Authorities:
         self._no_pruning_until = 0.0
         self.issuers, self._lines = lines_of(settings, store=store, clock=clock, entropy=entropy)
         """What signs, by kind; the same objects for the process's life."""
+        self.held = False
+        """True while the database has lost what this server knew: no step is taken by what it shows then."""
         self.last_error: IdentityError | None = None
         """Why the last tick failed; None when it succeeded. For health."""
 
@@ -231,6 +233,7 @@ class Authorities:
     async def _advance(self, line: Line) -> None:
         """Take steps until nothing is due, the signer following the journal after each."""
         for _ in range(MAX_STEPS):
+            self._require_history()
             slots, bundle = self._view(line)
             self._follow(line, slots, bundle)
             step = next_step(slots, self._now(), bundle=bundle, waited=self._waited(line.kind, slots.prepared))
@@ -239,6 +242,12 @@ class Authorities:
             log.info("authority: %s", step.do.value, extra={"facts": {"because": step.why, **_facts(step.authority)}})
             await self._take(line, step, slots)
         raise Unavailable("the state in memory does not follow the database's authorities; trying again")
+
+    def _require_history(self) -> None:
+        if self.held:
+            raise Unavailable(
+                "the database lost what this server had stored; its authorities are published again first"
+            )
 
     async def _take(self, line: Line, step: Step, slots: Slots) -> None:
         if step.do is Do.PREPARE:
@@ -257,6 +266,7 @@ class Authorities:
         holder = journal[slot]
         if journal.prepared is not None or (holder is not None and holder.status is not Status.OLD):
             raise Unavailable("the state in memory is behind the database; trying again")
+        self._require_history()
         authority = await self._offload(self._make, line, slot, self._now())
         await self._change(line, Prepare(authority), authority, actor)
         return authority

@@ -54,8 +54,7 @@ class Follower:
         server_id: str,
         *,
         encode: Callable[[RegistrationEntry], bytes],
-        publish: Callable[[State], None],
-        new_history: Callable[[HistoryChange], None],
+        publish: Callable[[State, HistoryChange | None], None],
         behind_is_proof_after: int = 1,
         far: int = FAR,
         page: int = PAGE,
@@ -65,7 +64,6 @@ class Follower:
         self._server_id = server_id
         self._encode = encode
         self._publish = publish
-        self._new_history = new_history
         self._behind_is_proof_after = behind_is_proof_after
         self._far = far
         self._page = page
@@ -109,11 +107,10 @@ class Follower:
         if after is before:
             return False
         self.state = after
-        self._publish(after)
         found, self._found = self._found, None
         if found is not None:
             _log.error("%s (was at %s, now at %s)", found.reason, found.before, found.after)
-            self._new_history(found)
+        self._publish(after, found)
         return True
 
     def _serve(self) -> None:
@@ -149,7 +146,7 @@ class Follower:
             after = self._snapshot(connection)
             if not self._proven:  # another server, or a restore, began it
                 reason = "the database has a new history"
-                self._found = HistoryChange(reason, known, after.position, proven=False)
+                self._found = self._change_of_history(reason, after, proven=False)
             self._proven = False
             return after
         try:
@@ -161,8 +158,13 @@ class Follower:
         except _HistoryLostError as lost:
             after = self._snapshot(connection)
             self._proven = True
-            self._found = HistoryChange(str(lost), known, after.position, proven=True)
+            self._found = self._change_of_history(str(lost), after, proven=True)
             return after
+
+    def _change_of_history(self, reason: str, after: State, *, proven: bool) -> HistoryChange:
+        before = self.state
+        own = before.bundles.own if before.bundles is not None else None
+        return HistoryChange(reason, before.position, after.position, proven, before.authorities, own)
 
     def _behind_us(self, head: Head) -> State:
         """A head that is not ahead of us: lag of a replica, until it is proof that our revisions are gone."""

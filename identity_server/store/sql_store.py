@@ -81,7 +81,6 @@ class SqlStore:
             server_id,
             encode=encode,
             publish=self._hand_over,
-            new_history=self._history_changed,
             behind_is_proof_after=database.behind_is_proof_after,
         )
         self._bell = database.bell(self._follower.wake)
@@ -231,19 +230,15 @@ class SqlStore:
             self._follower.wake()
         self._on_loop(self._settle, pairs)
 
-    def _hand_over(self, state: State) -> None:
-        """Follower's thread: there is a new state."""
-        self._on_loop(self._publish, state)
-
-    def _history_changed(self, change: HistoryChange) -> None:
-        """Follower's thread: begin a new history if we found out first, and tell whoever listens."""
-        if change.proven:
+    def _hand_over(self, state: State, change: HistoryChange | None) -> None:
+        """Follower's thread: there is a new state; if its history is another, begin a new one where we found out first."""
+        if change is not None and change.proven:
             now_ms = int(self._clock.now().timestamp() * 1000)
             try:
                 self._writer.submit(Operation(lambda uow: uow.log.begin_history(change.after.epoch, now_ms)))
             except Unavailable:
                 _log.warning("no new history could be begun: the server is stopping or overloaded")
-        self._on_loop(self._tell, change)
+        self._on_loop(self._publish, (state, change))
 
     def _on_loop(self, function: Callable[[Any], None], value: Any) -> None:
         assert self._loop is not None
@@ -251,10 +246,6 @@ class SqlStore:
             self._loop.call_soon_threadsafe(function, value)
         except RuntimeError:  # the loop is closed: nobody waits any more
             _log.debug("the event loop was closed before the store")
-
-    def _tell(self, change: HistoryChange) -> None:
-        if self.on_history_change is not None:
-            self.on_history_change(change)
 
     def _settle(self, pairs: Sequence[tuple[Operation, Outcome]]) -> None:
         """Loop: answer refusals and reads now, writes as soon as the state includes them."""
@@ -282,8 +273,12 @@ class SqlStore:
             last = max(one[0] for one in self._waiting)
             self._overdue = asyncio.get_running_loop().call_later(CAUGHT_UP_SECONDS, self._answer_overdue, last)
 
-    def _publish(self, state: State) -> None:
+    def _publish(self, news: tuple[State, HistoryChange | None]) -> None:
+        """Loop: show the state, and tell of a new history before anything else can run on that state."""
+        state, change = news
         self.state.publish(state)
+        if change is not None and self.on_history_change is not None:
+            self.on_history_change(change)
         self._answer(state.position.revision)
 
     def _answer(self, revision: int) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import OperationalError
 
 from identity_server.domain.agents import AttestedAgent
-from identity_server.domain.state import HistoryChange, Position
+from identity_server.domain.state import HistoryChange, Position, State
 from identity_server.store import event_log, follower, writer
 from identity_server.store.connecting import open_database
 from identity_server.store.event_log import ReadOnly
@@ -68,15 +68,16 @@ class Rig:
             TD,
             SERVER,
             encode=encode,
-            publish=lambda _state: None,
-            new_history=self._new_history,
+            publish=self._publish,
             far=40,
             page=12,
         )
         one.load()
         return one
 
-    def _new_history(self, change: HistoryChange) -> None:
+    def _publish(self, _state: State, change: HistoryChange | None) -> None:
+        if change is None:
+            return
         self.changes.append(change)
         if change.proven:
             self.write(lambda uow: uow.log.begin_history(change.after.epoch, 2_000))
