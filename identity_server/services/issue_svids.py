@@ -160,6 +160,6 @@ def _checked(item: Wanted) -> Csr:
     if not item.csr:
         raise InvalidRequest("missing CSR", field="params.csr")
     try:
-        return parse_csr(item.csr)
+        return parse_csr(item.csr, names=False)
     except InvalidCsr as error:
         raise InvalidCsr(f"malformed CSR: {error.public}", field="params.csr") from None
