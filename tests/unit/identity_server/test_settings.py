@@ -25,7 +25,7 @@ def refusal(**over):
 def test_only_the_trust_domain_is_required():
     settings = make()
     assert (settings.bind_port, settings.ca.ttl, settings.agent_ttl) == (8081, timedelta(hours=24), timedelta(hours=1))
-    assert settings.database_path == settings.data_dir / "datastore.sqlite3"
+    assert settings.database_place == settings.data_dir / "datastore.sqlite3"
     assert settings.warnings() == ()
     with pytest.raises(ConfigError, match="trust_domain: is required"):
         from_mapping({})
@@ -63,6 +63,8 @@ def test_agents_get_the_default_ttl_unless_they_have_their_own():
         ({"svid": {"default_x509_ttl": 3600}}, "svid.default_x509_ttl: write a duration as text"),
         ({"database": {"url": "postgres://x"}}, 'database.url: must be "sqlite"'),
         ({"database": {"url": "sqlite:///"}}, "database.url: must be"),
+        ({"database": {"url": "mariadb://"}}, "database.url: must be"),
+        ({"database": {"tls_cert_file": "/c.pem"}}, "tls_cert_file and tls_key_file belong together"),
         ({"limits": {"connections": 1}}, "limits.connections: "),
     ],
 )
@@ -82,7 +84,17 @@ def test_spires_names_lead_to_ours():
 
 
 def test_a_sqlite_path_can_be_given():
-    assert make(database={"url": "sqlite:////var/db/x.sqlite3"}).database_path == Path("/var/db/x.sqlite3")
+    assert make(database={"url": "sqlite:////var/db/x.sqlite3"}).database_place == Path("/var/db/x.sqlite3")
+
+
+def test_a_database_server_is_named_by_its_url_without_a_password():
+    url = "postgresql://muniment@db.example.org/muniment"
+    settings = make(database={"url": url, "password_file": "/etc/muniment/db.password"})
+    assert settings.database_place == url
+    assert settings.database.shared
+    said = refusal(database={"url": "postgresql://muniment:hunter2@db/muniment"})
+    assert "database.password_file" in said
+    assert "hunter2" not in said
 
 
 def test_long_svids_under_a_short_authority_are_warned_about():
