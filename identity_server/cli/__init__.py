@@ -5,7 +5,8 @@
     agent.py             agent list, count, show, ban, evict
     tokens.py            token generate
     bundle.py            bundle show, count
-    x509.py              x509 mint
+    x509.py jwt.py wit.py        x509 mint, jwt mint, wit mint
+    localauthority.py    localauthority x509|jwt|wit show, prepare, activate, taint, revoke
 
 Modules are imported when their command is called; `entry show` loads neither the database nor the web framework.
 Flags and output follow SPIRE's `spire-server`, so that scripts written for it go on working.
@@ -43,6 +44,9 @@ def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
         "token": (f"{_HERE}.tokens:group", "Join tokens, which admit a node once"),
         "bundle": (f"{_HERE}.bundle:group", "The trust bundle that SVIDs are verified with"),
         "x509": (f"{_HERE}.x509:group", "X.509-SVIDs without a workload"),
+        "jwt": (f"{_HERE}.jwt:group", "JWT-SVIDs without a workload"),
+        "wit": (f"{_HERE}.wit:group", "WIT-SVIDs without a workload"),
+        "localauthority": (f"{_HERE}.localauthority:group", "Signing authorities: show, rotate, taint, revoke"),
     },
 )
 @click.option(

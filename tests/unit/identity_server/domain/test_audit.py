@@ -11,6 +11,7 @@ from identity_server.domain.audit import (
     EntryChanged,
     JoinTokenCreated,
     SvidIssued,
+    TokenIssued,
 )
 
 EVENTS = [
@@ -20,6 +21,7 @@ EVENTS = [
     AgentAttested("join_token", "attested", "anyone"),
     JoinTokenCreated("00ff", 5, "local"),
     SvidIssued("workload", "spiffe://example.org/w", "1", 5, "agent"),
+    TokenIssued("jwt_svid", "spiffe://example.org/w", "kid", 5, "agent"),
     CallRefused("BatchNewX509SVID", "agent", "not yours"),
 ]
 
@@ -42,4 +44,4 @@ def test_every_kind_has_its_own_name():
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.event)
 def test_only_leaves_and_refusals_may_wait_in_the_queue(event):
-    assert event.flushed is not isinstance(event, SvidIssued | CallRefused)
+    assert event.flushed is not isinstance(event, SvidIssued | TokenIssued | CallRefused)
