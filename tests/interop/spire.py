@@ -14,6 +14,8 @@ from deploy.demo.stack import Daemon, free_port
 from tests.interop.peers import lacking
 
 COMMAND_SECONDS = 30.0
+JOIN_TOKEN = 'NodeAttestor "join_token" { plugin_data {} }'
+"""The node attestor of a configuration that names no other."""
 
 
 def spire_binaries() -> Path:
@@ -68,7 +70,9 @@ class Commands:
 class StockServer:
     """A stock spire-server on loopback."""
 
-    def __init__(self, binaries: Path, folder: Path, trust_domain: str, *, settings: str = "") -> None:
+    def __init__(
+        self, binaries: Path, folder: Path, trust_domain: str, *, settings: str = "", attestor: str = JOIN_TOKEN
+    ) -> None:
         self.trust_domain = trust_domain
         self.port = free_port()
         self.socket = folder / "spire-server.sock"
@@ -92,7 +96,7 @@ plugins {{
             connection_string = "{folder}/spire-server/datastore.sqlite3"
         }}
     }}
-    NodeAttestor "join_token" {{ plugin_data {{}} }}
+    {attestor}
     KeyManager "memory" {{ plugin_data {{}} }}
 }}
 """
@@ -114,7 +118,16 @@ plugins {{
 class StockAgent:
     """A stock spire-agent that asks every second, with its keys and its SVID on disk."""
 
-    def __init__(self, binaries: Path, folder: Path, *, trust_domain: str, port: int, bundle: Path) -> None:
+    def __init__(
+        self,
+        binaries: Path,
+        folder: Path,
+        *,
+        trust_domain: str,
+        port: int,
+        bundle: Path,
+        attestor: str = JOIN_TOKEN,
+    ) -> None:
         folder.mkdir(exist_ok=True)
         self.node = ""
         """The alias of the node, below which its entries go."""
@@ -138,7 +151,7 @@ class StockAgent:
     experimental {{ sync_interval = "1s" }}
 }}
 plugins {{
-    NodeAttestor "join_token" {{ plugin_data {{}} }}
+    {attestor}
     KeyManager "disk" {{ plugin_data {{ directory = "{self.data}" }} }}
     WorkloadAttestor "unix" {{ plugin_data {{ discover_workload_path = true }} }}
 }}

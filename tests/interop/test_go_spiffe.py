@@ -17,7 +17,7 @@ import pytest
 from deploy.demo.stack import LocalStack
 from tests.interop.peers import HERE, Program, lacking, our_interpreter
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("go-spiffe"), pytest.mark.timeout(60, func_only=True)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60, func_only=True)]
 
 SOURCE = HERE / "go"
 OURS = HERE / "our_workload.py"

@@ -10,7 +10,7 @@ import pytest
 from deploy.demo.stack import LocalStack
 from tests.interop.peers import HERE, ROOT, Interpreter, Program, lacking, our_interpreter
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("py-spiffe")]
+pytestmark = pytest.mark.slow
 
 CLIENT = HERE / "py_spiffe_client.py"
 OURS = HERE / "our_workload.py"

@@ -13,7 +13,7 @@ from deploy.demo.stack import LocalStack
 from tests.interop.peers import until
 from tests.interop.spire import Commands, StockAgent, fetched, spire_binaries
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("spire-agent")]
+pytestmark = pytest.mark.slow
 
 DOMAIN = "spiffe://interop.test"
 AGENT_TTL = 24

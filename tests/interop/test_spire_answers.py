@@ -23,7 +23,7 @@ from spiffe_core.wire._gen.spire.api.server.svid.v1 import svid_pb2
 from spiffe_core.wire.services import Stub
 from tests.interop.spire import StockServer, spire_binaries
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("spire-answers")]
+pytestmark = pytest.mark.slow
 
 FILES = {"Entry": entry_pb2, "Agent": agent_pb2, "SVID": svid_pb2, "Bundle": bundle_pb2}
 

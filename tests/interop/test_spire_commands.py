@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import load_der_private_key, l
 from deploy.demo.stack import BIN, LocalStack
 from tests.interop.spire import Commands, Failed, StockAgent, StockServer, run, spire_binaries
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("spire-commands")]
+pytestmark = pytest.mark.slow
 
 DOMAIN = "spiffe://same.test"
 PARENT = ("-parentID", f"{DOMAIN}/node")

@@ -16,7 +16,7 @@ from deploy.demo.stack import BIN, Daemon
 from tests.interop.peers import until
 from tests.interop.spire import Commands, Failed, StockServer, certificates, fetched, spire_binaries
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("spire-server")]
+pytestmark = pytest.mark.slow
 
 DOMAIN = "spiffe://stock.test"
 AGENT_TTL = 20

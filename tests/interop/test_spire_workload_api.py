@@ -15,7 +15,7 @@ from deploy.demo.stack import BIN, LocalStack
 from tests.interop.peers import until
 from tests.interop.spire import Commands, Failed, StockAgent, fetched, spire_binaries
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("spire-workload-api")]
+pytestmark = pytest.mark.slow
 
 DOMAIN = "spiffe://same.test"
 

@@ -1,0 +1,178 @@
+"""x509pop with SPIRE: a stock agent joins our server, our agent joins a stock server, and both servers say the same."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.demo.stack import BIN, Daemon, LocalStack
+from spiffe_core.crypto.keys import KeyKind, generate
+from tests.doubles.node_pki import Node, NodePki
+from tests.interop.peers import until
+from tests.interop.spire import Commands, StockAgent, StockServer, fetched, spire_binaries
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("spire-x509pop")]
+
+TD = "x509pop.test"
+KINDS = {"p256": KeyKind.EC_P256, "p384": KeyKind.EC_P384, "rsa": KeyKind.RSA_2048}
+TEMPLATE = "/x509pop/{{ .Subject.CommonName }}/{{ .SerialNumberHex }}/{{ .Fingerprint }}"
+URIS = (f"x509pop://{TD}/rack/7", f"x509pop://{TD}/zone/a/b", "x509pop://other.test/rack/8", f"spiffe://{TD}/x")
+
+
+@pytest.fixture(scope="module")
+def binaries() -> Path:
+    return spire_binaries()
+
+
+@pytest.fixture(scope="module")
+def pki() -> NodePki:
+    return NodePki()
+
+
+@pytest.fixture(scope="module")
+def nodes(pki: NodePki) -> dict[str, Node]:
+    """One node for each kind of key, below an intermediate."""
+    ca = pki.intermediate()
+    return {name: pki.node(f"node-{name}", ca=ca, key=generate(kind), uris=URIS) for name, kind in KINDS.items()}
+
+
+@pytest.fixture(scope="module")
+def ours(pki: NodePki, folder: Path) -> Iterator[LocalStack]:
+    bundle = pki.bundle(folder)
+    table = f'[attestors.x509pop]\nca_bundle_path = "{bundle}"\nagent_path_template = "{TEMPLATE}"\n'
+    with LocalStack(TD, server=table) as stack:
+        stack.start_server()
+        (stack.folder / "bundle.pem").write_text(stack.admin("bundle", "show"))
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def theirs(binaries: Path, pki: NodePki, folder: Path) -> Iterator[StockServer]:
+    data = f'ca_bundle_path = "{pki.bundle(folder)}" agent_path_template = "{TEMPLATE}"'
+    attestor = f'NodeAttestor "x509pop" {{ plugin_data {{ {data.replace(" agent_path", chr(10) + "agent_path")} }} }}'
+    server = StockServer(binaries, folder, TD, attestor=attestor)
+    try:
+        server.start()
+        (folder / "stock.pem").write_text(server.command("bundle", "show"))
+        yield server
+    finally:
+        server.close()
+
+
+Start = Callable[[str], Any]
+
+
+@pytest.fixture
+def stock_agent(binaries: Path, ours: LocalStack, nodes: dict[str, Node], folder: Path) -> Iterator[Start]:
+    agents: list[StockAgent] = []
+
+    def start(name: str) -> StockAgent:
+        home = folder / f"stock-{name}"
+        home.mkdir(exist_ok=True)
+        lines = "\n".join(f'{key} = "{path}"' for key, path in nodes[name].files(home).items())
+        agent = StockAgent(
+            binaries,
+            home,
+            trust_domain=TD,
+            port=ours.port,
+            bundle=ours.folder / "bundle.pem",
+            attestor=f'NodeAttestor "x509pop" {{ plugin_data {{\n{lines}\n}} }}',
+        )
+        agents.append(agent)
+        return agent.start()
+
+    yield start
+    for agent in agents:
+        agent.close()
+
+
+class OurAgent:
+    """Our node agent, at home in `folder`, with a node's certificate."""
+
+    def __init__(self, folder: Path, node: Node, *, port: int, bundle: Path) -> None:
+        folder.mkdir()
+        self.socket = folder / "api.sock"
+        config = folder / "agent.toml"
+        table = "".join(f'{key} = "{path}"\n' for key, path in node.files(folder).items())
+        config.write_text(
+            f'trust_domain = "{TD}"\ndata_dir = "{folder}/data"\nserver_address = "127.0.0.1"\nserver_port = {port}\n'
+            f'socket_path = "{self.socket}"\ntrust_bundle_path = "{bundle}"\nsync_interval = "500ms"\n'
+            f"[attestors.x509pop]\n{table}"
+        )
+        self.daemon = Daemon([str(BIN / "node-agent"), "run", "--config", str(config)], folder / "agent.log")
+        self.daemon.wait_serving(self.socket)
+
+
+@pytest.fixture
+def our_agent(theirs: StockServer, nodes: dict[str, Node], folder: Path) -> Iterator[Start]:
+    agents: list[OurAgent] = []
+
+    def start(name: str) -> OurAgent:
+        agents.append(OurAgent(folder / f"ours-{name}", nodes[name], port=theirs.port, bundle=folder / "stock.pem"))
+        return agents[-1]
+
+    yield start
+    for agent in agents:
+        agent.daemon.kill()
+
+
+def records(command: Callable[..., Any], name: str) -> list[dict[str, Any]]:
+    agents = command("agent", "list")["agents"]
+    return [one for one in agents if one["id"]["path"].startswith(f"/spire/agent/x509pop/node-{name}/")]
+
+
+def described(record: dict[str, Any]) -> tuple[str, set[str], bool]:
+    selectors = {f"{selector['type']}:{selector['value']}" for selector in record["selectors"]}
+    return record["id"]["path"], selectors, record["can_reattest"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_both_servers_say_the_same_of_a_node(
+    name: str, ours: LocalStack, theirs: StockServer, stock_agent: Start, our_agent: Start
+) -> None:
+    """Each agent on the other's server: same path, same selectors, re-attestable (spire_wire 7, features 18.2)."""
+    stock_agent(name)
+    our_agent(name)
+    (here,), (there,) = records(ours.admin_json, name), records(theirs.command.json, name)
+    assert described(here) == described(there)
+    assert here["can_reattest"] is True
+    assert "x509pop:san:rack:7" in described(here)[1]
+
+
+def test_a_stock_agent_serves_and_heals_on_our_server(ours: LocalStack, binaries: Path, stock_agent: Start) -> None:
+    """AGENT_NOT_ATTESTED after an eviction: the stock agent attests anew by itself, as far as it does with SPIRE."""
+    agent = stock_agent("p256")
+    (record,) = records(ours.admin_json, "p256")
+    parent = f"spiffe://{TD}{record['id']['path']}"
+    selector = f"unix:path:{(binaries / 'spire-agent').resolve()}"
+    ours.admin_json("entry", "create", "-parentID", parent, "-spiffeID", f"spiffe://{TD}/web", "-selector", selector)
+    until(lambda: [svid["spiffe_id"] for svid in fetched(agent.program, agent.socket)] == [f"spiffe://{TD}/web"])
+    ours.admin("agent", "evict", "-spiffeID", parent)
+    until(lambda: agent.log.count("Node attestation was successful") >= 2, 40)
+    until(lambda: bool(records(ours.admin_json, "p256")))
+
+
+def test_our_agent_serves_and_heals_on_a_stock_server(theirs: StockServer, our_agent: Start) -> None:
+    """Evicted on the stock server, our agent attests anew without a restart and serves on."""
+    agent = our_agent("rsa")
+    (record,) = records(theirs.command.json, "rsa")
+    parent = f"spiffe://{TD}{record['id']['path']}"
+    words = ("-parentID", parent, "-selector", f"unix:uid:{os.getuid()}")
+    theirs.command("entry", "create", *words, "-spiffeID", f"spiffe://{TD}/web")
+
+    def served() -> list[str]:
+        stock = theirs.command.program.with_name("spire-agent")
+        return sorted(svid["spiffe_id"] for svid in fetched(stock, agent.socket))
+
+    until(lambda: served() == [f"spiffe://{TD}/web"])
+    theirs.command("agent", "evict", "-spiffeID", parent)
+    until(lambda: bool(records(theirs.command.json, "rsa")), 40)
+    theirs.command("entry", "create", *words, "-spiffeID", f"spiffe://{TD}/web/later")
+    until(lambda: served() == [f"spiffe://{TD}/web", f"spiffe://{TD}/web/later"], 40)
+    shown = json.loads(Commands(BIN / "node-agent", agent.socket)("api", "fetch", "x509", "-output", "json"))
+    assert len(shown["svids"]) == 2
