@@ -13,7 +13,7 @@ import grpc.aio
 
 from identity_server.bootstrap import running
 from identity_server.rpc.health_api import SERVICE as HEALTH
-from identity_server.rpc.services import AGENT, BUNDLE, ENTRY, SVID
+from identity_server.rpc.services import AGENT, BUNDLE, DEBUG, ENTRY, LOGGER, SVID, TRUST_DOMAIN
 from identity_server.settings import from_mapping
 from spiffe_core.clock import SystemClock
 from spiffe_core.crypto.csr import build_csr
@@ -52,6 +52,9 @@ class Stubs:
         self.entry = Stub(channel, ENTRY)
         self.svid = Stub(channel, SVID)
         self.bundle = Stub(channel, BUNDLE)
+        self.trust_domain = Stub(channel, TRUST_DOMAIN)
+        self.debug = Stub(channel, DEBUG)
+        self.logger = Stub(channel, LOGGER)
         self.health = Stub(channel, HEALTH)
 
 
