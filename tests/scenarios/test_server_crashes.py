@@ -26,7 +26,7 @@ SHORT_CA = 'ttl = "30s"\n[svid]\ndefault_x509_ttl = "10s"\nagent_ttl = "10s"'
 def inspect(stack):
     """What the dead server left: (active, prepared, authority ids in the stored bundle, slots with a key)."""
     data = stack.folder / "server-data"
-    server_id = (data / "server_id").read_text().strip()
+    server_id = (data / "server-id").read_text().strip()
     store = SqlStore.open(
         data / "datastore.sqlite3", trust_domain=TD, server_id=server_id, encode=lambda _: b"", clock=SystemClock()
     )
@@ -57,14 +57,19 @@ def inspect(stack):
 
 
 def campaign(kills, seed, longest):
+    """Kill after up to `longest` times what an undisturbed start takes; the first authority comes within one."""
     moments = random.Random(seed)
+    with LocalStack("probe.test", ca=SHORT_CA) as probe:
+        start = time.monotonic()
+        probe.start_server()
+        undisturbed = time.monotonic() - start
     with LocalStack("crash.test", ca=SHORT_CA) as stack:
         seen = set()
         for _ in range(kills):
             server = stack.spawn_server()
-            time.sleep(moments.uniform(0.25, longest))
+            time.sleep(moments.uniform(0.2, longest) * undisturbed)
             server.kill()
-            active, published = inspect(stack) if (stack.folder / "server-data" / "server_id").exists() else ([], set())
+            active, published = inspect(stack) if (stack.folder / "server-data" / "server-id").exists() else ([], set())
             seen |= {one.authority_id for one in active}
             assert {one.authority_id for one in active} <= published
         stack.start_server()
@@ -82,15 +87,15 @@ def campaign(kills, seed, longest):
 @pytest.mark.slow
 def test_a_server_killed_at_any_moment_has_one_authority_and_its_root_is_stored_first():
     """R1: eight kills from the first milliseconds of a start on; the last start serves and signs."""
-    seen = campaign(8, seed=7, longest=1.6)
-    assert len(seen) <= 2, "restarts may not make new authorities"
+    seen = campaign(8, seed=7, longest=2.0)
+    assert 1 <= len(seen) <= 2, "restarts may not make new authorities"
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_fifty_kills_over_preparations_and_activations():
     """R1, the long campaign."""
-    assert len(campaign(50, seed=11, longest=6.0)) >= 2
+    assert len(campaign(50, seed=11, longest=8.0)) >= 2
 
 
 @pytest.mark.slow
