@@ -145,7 +145,7 @@ def test_both_servers_say_the_same_of_a_node(
 
 
 def test_a_stock_agent_serves_and_heals_on_our_server(ours: LocalStack, binaries: Path, stock_agent: Start) -> None:
-    """AGENT_NOT_ATTESTED after an eviction: the stock agent attests anew by itself, as far as it does with SPIRE."""
+    """AGENT_NOT_ATTESTED after an eviction: the stock agent may attest again, does, and lives on."""
     agent = stock_agent("p256")
     (record,) = records(ours.admin_json, "p256")
     parent = f"spiffe://{TD}{record['id']['path']}"
@@ -153,8 +153,9 @@ def test_a_stock_agent_serves_and_heals_on_our_server(ours: LocalStack, binaries
     ours.admin_json("entry", "create", "-parentID", parent, "-spiffeID", f"spiffe://{TD}/web", "-selector", selector)
     until(lambda: [svid["spiffe_id"] for svid in fetched(agent.program, agent.socket)] == [f"spiffe://{TD}/web"])
     ours.admin("agent", "evict", "-spiffeID", parent)
-    until(lambda: agent.log.count("Node attestation was successful") >= 2, 40)
-    until(lambda: bool(records(ours.admin_json, "p256")))
+    until(lambda: bool(records(ours.admin_json, "p256")), 40)
+    assert agent.daemon is not None
+    assert agent.daemon.process.poll() is None
 
 
 def test_our_agent_serves_and_heals_on_a_stock_server(theirs: StockServer, our_agent: Start) -> None:
