@@ -59,7 +59,6 @@ from identity_server.services.trust_bundles import TrustBundles
 from identity_server.settings import CaSubject, RateLimitSection, ServerSettings
 from identity_server.store.database import Access
 from identity_server.store.sql_store import SqlStore
-from spiffe_core.bundle import BundleSet, TrustBundle
 from spiffe_core.clock import Clock, SystemClock
 from spiffe_core.crypto.keys import KeyKind
 from spiffe_core.entry import RegistrationEntry
@@ -144,7 +143,7 @@ class Server:
         """
         await self.grpc.start()
         self.door.listen_unix(self.settings.socket_path, mode=SOCKET_MODE, dir_mode=SOCKET_DIRECTORY_MODE)
-        tls = ServerTls(lambda: self.own.identity, self._bundles, self.clock.now)
+        tls = ServerTls(lambda: self.own.identity, lambda: self.own.trusted, self.clock.now)
         self.address = self.door.listen_tcp(self.settings.bind_address, self.settings.bind_port, tls)
 
     def dismiss_strangers(self) -> int:
@@ -162,10 +161,6 @@ class Server:
         await self.store.close()
         self.audit.close()
         self.lock.close()
-
-    def _bundles(self) -> BundleSet:
-        bundles = self.store.state.value.bundles
-        return bundles if bundles is not None else BundleSet(TrustBundle(self.settings.trust_domain), {})
 
 
 @contextlib.asynccontextmanager

@@ -13,6 +13,7 @@ from identity_server.domain.agents import SERVER_PATH
 from identity_server.domain.audit import SvidIssued
 from identity_server.ports import AuditLog, Store
 from identity_server.services.issuer import Issuer
+from spiffe_core.bundle import BundleSet, TrustBundle
 from spiffe_core.clock import Clock
 from spiffe_core.crypto.keys import KeyKind, generate, to_pkcs8
 from spiffe_core.errors import Unavailable
@@ -46,6 +47,7 @@ class OwnIdentity:
         self._jitter = jitter
         self._offload = offload
         self._identity: TlsIdentity | None = None
+        self._trusted = BundleSet(TrustBundle(trust_domain))
         self._authority_id = ""
         self.renew_at: datetime | None = None
 
@@ -55,6 +57,18 @@ class OwnIdentity:
         if self._identity is None:
             raise Unavailable("the server has no certificate of its own yet")
         return self._identity
+
+    @property
+    def trusted(self) -> BundleSet:
+        """Whom the TLS listener believes: our own trust domain alone, however many others we federate with.
+
+        Federation is between workloads; nobody of another trust domain may be anybody here (spire_wire section 1.1). The
+        same object until our bundle changes.
+        """
+        bundles = self._store.state.value.bundles
+        if bundles is not None and bundles.own is not self._trusted.own:
+            self._trusted = BundleSet(bundles.own)
+        return self._trusted
 
     async def tick(self) -> bool:
         """Renew if that is due; True if it was."""
