@@ -1,8 +1,4 @@
-"""Where the authorities' private keys are kept: in memory, or in one private file.
-
-Both implement `ports.KeyManager`. A slot is a name such as `x509-CA-A`; generating a key replaces what the slot held.
-Callers may read (`signer`, `list`) from any thread while one thread changes keys: the mapping is replaced, never
-altered.
+"""Keys in one private file.
 
 The file is `{"keys": {slot: base64 of PKCS#8 DER}}`, mode 0600 in a 0700 directory, written by `write_durably`. It is
 read once, at construction, and everything that is not exactly what `DiskKeys` writes is refused by path: a CA key is
@@ -15,49 +11,16 @@ import base64
 import binascii
 import json
 import os
-import re
 import stat
 from pathlib import Path
-from typing import TypeAlias
 
+from identity_server.keys.slots import MAX_SLOTS, Keys, well_formed, with_key
 from spiffe_core.crypto.keys import KeyKind, PrivateKey, PublicKey, from_pkcs8, generate, to_pkcs8
-from spiffe_core.errors import ConfigError, CorruptState, InvalidCertificate, InvalidRequest
+from spiffe_core.errors import ConfigError, CorruptState, InvalidCertificate
 from spiffe_core.runtime.durable import private_directory, read_private, remove_leftovers, write_durably
 
 MAX_FILE_BYTES = 256 * 1024
-MAX_SLOTS = 16
 MAX_SET_ASIDE = 100
-_SLOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
-
-Keys: TypeAlias = dict[str, PrivateKey]
-
-
-class MemoryKeys:
-    """Keys that live as long as the process: after a restart the server makes a new authority."""
-
-    persistent = False
-    location = "memory"
-
-    def __init__(self) -> None:
-        self._keys: Keys = {}
-
-    def generate(self, slot: str, kind: KeyKind) -> PublicKey:
-        """Make a key in `slot`, replacing what was there."""
-        key = generate(kind)
-        self._keys = _with(self._keys, slot, key)
-        return key.public_key()
-
-    def signer(self, slot: str) -> PrivateKey | None:
-        """The key in `slot`, or None."""
-        return self._keys.get(slot)
-
-    def delete(self, slot: str) -> None:
-        """Empty the slot."""
-        self._keys = {name: key for name, key in self._keys.items() if name != slot}
-
-    def list(self) -> tuple[str, ...]:
-        """The slots that hold a key, in order."""
-        return tuple(sorted(self._keys))
 
 
 class DiskKeys:
@@ -78,7 +41,7 @@ class DiskKeys:
     def generate(self, slot: str, kind: KeyKind) -> PublicKey:
         """Make a key in `slot`, replacing what was there. Blocks on the disk (and on RSA): not for the event loop."""
         key = generate(kind)
-        self._replace(_with(self._keys, slot, key))
+        self._replace(with_key(self._keys, slot, key))
         return key.public_key()
 
     def signer(self, slot: str) -> PrivateKey | None:
@@ -125,14 +88,6 @@ def set_aside(path: Path) -> Path | None:
     return aside
 
 
-def _with(keys: Keys, slot: str, key: PrivateKey) -> Keys:
-    if not _SLOT.fullmatch(slot):
-        raise InvalidRequest(f"slot: {slot!r} is not letters, digits and dashes, at most 64", field="slot")
-    if slot not in keys and len(keys) >= MAX_SLOTS:
-        raise InvalidRequest(f"slot: all {MAX_SLOTS} slots are taken; delete one first", field="slot")
-    return {**keys, slot: key}
-
-
 def _dump(keys: Keys) -> bytes:
     encoded = {slot: base64.b64encode(to_pkcs8(key).reveal()).decode("ascii") for slot, key in sorted(keys.items())}
     return json.dumps({"keys": encoded}, indent=2).encode("ascii") + b"\n"
@@ -157,7 +112,7 @@ def _load(path: Path) -> Keys:
 
 
 def _load_key(path: Path, slot: str, text: object) -> PrivateKey:
-    if not _SLOT.fullmatch(slot):
+    if not well_formed(slot):
         raise _refused(path, "a slot's name is not letters, digits and dashes")
     if not isinstance(text, str):
         raise _refused(path, f"the key in slot {slot} is not text")
