@@ -27,7 +27,7 @@ MAX_KEYS_TRIED = 8
 MAX_KEY_ID = 1024
 
 _HEADERS = frozenset({"alg", "kid", "typ"})
-_TYPES = frozenset({"JWT", "JOSE"})
+_TYPES = ("JWT", "JOSE")
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,8 +115,12 @@ def _print_authority(state: pb.AuthorityState, kind: Kind) -> None:
     click.echo(f"  Authority ID: {clean(state.authority_id)}")
     click.echo(f"  Expires at: {timestamp(state.expires_at)}")
     if kind.name == "x509":
-        upstream = clean(state.upstream_authority_subject_key_id) or "No upstream authority"
-        click.echo(f"  Upstream authority Subject Key ID: {upstream}")
+        upstream = clean(state.upstream_authority_subject_key_id)
+        click.echo(
+            f"  Upstream authority Subject Key ID: {upstream}"
+            if upstream
+            else "  Upstream authority ID: No upstream authority"
+        )
 
 
 def _group_of(kind: Kind) -> Group:

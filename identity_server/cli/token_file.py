@@ -1,4 +1,4 @@
-"""Where `jwt mint` and `wit mint` put a token: a file of the operator's choice, whole or not at all, 0600."""
+"""Where `jwt mint` puts a token: a file of the operator's choice, whole or not at all, 0600."""
 
 from __future__ import annotations
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any, Final
 
 import click
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from identity_server.cli.filters import spiffe_id
 from identity_server.cli.server import Service, server_channel, server_flags
-from identity_server.cli.token_file import token_target
-from spiffe_core.crypto.keys import KeyKind, generate, spki_der, to_pkcs8
+from spiffe_core.crypto.jwk import key_to_jwk
+from spiffe_core.crypto.keys import KeyKind, PrivateKey, generate, spki_der
 from spiffe_core.terminal.flags import command, flag
 from spiffe_core.terminal.groups import Group
-from spiffe_core.terminal.pem_files import PRIVATE, pem, write_files
-from spiffe_core.terminal.printing import output_flag, print_json
+from spiffe_core.terminal.pem_files import PRIVATE, output_directory, write_files
+from spiffe_core.terminal.printing import as_json, output_flag, print_json, timestamp
 from spiffe_core.terminal.values import WHOLE_SECONDS
 from spiffe_core.wire._gen.spire.api.server.svid.v1 import svid_pb2
 
@@ -26,7 +28,7 @@ def group() -> None:
     """WIT-SVIDs without a workload."""
 
 
-@command("mint", example="identity-server wit mint --spiffe-id spiffe://example.org/ci --write ./ci.wit")
+@command("mint", example="identity-server wit mint --spiffe-id spiffe://example.org/ci --write ./ci")
 @flag("--spiffe-id", "spiffeID", required=True, help="The identity.")
 @flag("--ttl", type=WHOLE_SECONDS, default=0, help="Its life; the server's default when it is left out.")
 @flag(
@@ -44,7 +46,7 @@ def group() -> None:
     show_default=True,
     help="The algorithm of the workload's proofs; it has to fit the key.",
 )
-@flag("--write", metavar="FILE", help="Write the token into this file and its key into FILE.key (both 0600).")
+@flag("--write", metavar="DIR", help="Write `token` and `key` (both 0600) into this existing directory.")
 @server_flags
 @output_flag
 def mint(*, socket_path: str | None, instance: str | None, output: str, ttl: int, **given: Any) -> None:
@@ -52,7 +54,7 @@ def mint(*, socket_path: str | None, instance: str | None, output: str, ttl: int
 
     The key is made here and never leaves. The token proves nothing without a proof made with it.
     """
-    target = token_target(given["write"]) if given["write"] else None
+    directory = output_directory(given["write"]) if given["write"] else None
     key = generate(KeyKind(given["key_type"]))
     request = svid_pb2.MintWITSVIDRequest(
         id=spiffe_id(given["spiffe_id"], "--spiffe-id"),
@@ -62,10 +64,12 @@ def mint(*, socket_path: str | None, instance: str | None, output: str, ttl: int
     )
     with server_channel(socket_path, instance) as channel:
         answer = Service(channel, SVID)("MintWITSVID", request)
-    secret = to_pkcs8(key).reveal()
-    if target is not None:
-        directory, name = target
-        texts = {name: (answer.svid.token, PRIVATE), f"{name}.key": (pem("PRIVATE KEY", secret), PRIVATE)}
+    if ttl and answer.svid.expires_at - answer.svid.issued_at < ttl:
+        end = timestamp(answer.svid.expires_at)
+        click.echo(f"WIT-SVID lifetime was capped shorter than specified ttl; expires {end}", err=True)
+    secret = json.dumps(_private_jwk(key), separators=(",", ":"))
+    if directory is not None:
+        texts = {"token": (answer.svid.token, PRIVATE), "key": (secret, PRIVATE)}
         token_path, key_path = write_files(directory, texts)
         if output == "json":
             print_json({"written": [str(token_path), str(key_path)]})
@@ -73,9 +77,31 @@ def mint(*, socket_path: str | None, instance: str | None, output: str, ttl: int
         click.echo(f"WIT-SVID written to {token_path}")
         click.echo(f"Private key written to {key_path}")
     elif output == "json":
-        print_json({"wit_svid": answer.svid.token, "private_key": base64.b64encode(secret).decode()})
+        print_json({"private_key": secret, "svid": as_json(answer.svid)})
     else:
-        click.echo(f"WIT-SVID:\n{answer.svid.token}\n\nPrivate key:\n{pem('PRIVATE KEY', secret)}", nl=False)
+        click.echo(answer.svid.token)
+        click.echo(secret)
+
+
+def _private_jwk(key: PrivateKey) -> dict[str, str]:
+    """The key as a JSON Web Key (RFC 7518 sections 6.2.2 and 6.3.2), which is how SPIRE's command hands it out."""
+    jwk = key_to_jwk(key.public_key())
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        return {**jwk, "d": _number(key.private_numbers().private_value, (key.key_size + 7) // 8)}
+    numbers = key.private_numbers()
+    members = {
+        "d": numbers.d,
+        "p": numbers.p,
+        "q": numbers.q,
+        "dp": numbers.dmp1,
+        "dq": numbers.dmq1,
+        "qi": numbers.iqmp,
+    }
+    return {**jwk, **{name: _number(value, (value.bit_length() + 7) // 8) for name, value in members.items()}}
+
+
+def _number(value: int, size: int) -> str:
+    return base64.urlsafe_b64encode(value.to_bytes(size)).rstrip(b"=").decode()
 
 
 group.add_command(mint)
