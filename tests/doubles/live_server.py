@@ -13,7 +13,7 @@ import grpc.aio
 
 from identity_server.bootstrap import running
 from identity_server.rpc.health_api import SERVICE as HEALTH
-from identity_server.rpc.services import AGENT, BUNDLE, DEBUG, ENTRY, LOGGER, SVID, TRUST_DOMAIN
+from identity_server.rpc.services import AGENT, BUNDLE, DEBUG, ENTRY, LOCAL_AUTHORITY, LOGGER, SVID, TRUST_DOMAIN
 from identity_server.settings import from_mapping
 from spiffe_core.clock import SystemClock
 from spiffe_core.crypto.csr import build_csr
@@ -51,6 +51,7 @@ class Stubs:
         self.agent = Stub(channel, AGENT)
         self.entry = Stub(channel, ENTRY)
         self.svid = Stub(channel, SVID)
+        self.local = Stub(channel, LOCAL_AUTHORITY)
         self.bundle = Stub(channel, BUNDLE)
         self.trust_domain = Stub(channel, TRUST_DOMAIN)
         self.debug = Stub(channel, DEBUG)
