@@ -2,9 +2,11 @@
 
     daemon_commands.py   run, validate, healthcheck
     entry.py             entry show, count, delete      entry_edit.py   entry create, update
-    agent.py             agent list, count, show, ban, evict
+    agent.py             agent list, count, show, ban, evict   agent_purge.py   agent purge
     tokens.py            token generate
-    bundle.py            bundle show, count
+    bundle.py            bundle show, count         bundle_edit.py   bundle list, set, delete
+    federation.py        federation create, update, list, show, delete, refresh
+    logger.py debug.py   logger get, set, reset; debug getinfo
     x509.py jwt.py wit.py        x509 mint, jwt mint, wit mint
     localauthority.py    localauthority x509|jwt|wit show, prepare, activate, taint, revoke
 
@@ -43,6 +45,9 @@ def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
         "agent": (f"{_HERE}.agent:group", "Attested agents: list, inspect, ban, evict"),
         "token": (f"{_HERE}.tokens:group", "Join tokens, which admit a node once"),
         "bundle": (f"{_HERE}.bundle:group", "The trust bundle that SVIDs are verified with"),
+        "federation": (f"{_HERE}.federation:group", "Trust domains whose bundles are fetched"),
+        "logger": (f"{_HERE}.logger:group", "The level of the server's log"),
+        "debug": (f"{_HERE}.debug:group", "What the server is and what it holds"),
         "x509": (f"{_HERE}.x509:group", "X.509-SVIDs without a workload"),
         "jwt": (f"{_HERE}.jwt:group", "JWT-SVIDs without a workload"),
         "wit": (f"{_HERE}.wit:group", "WIT-SVIDs without a workload"),

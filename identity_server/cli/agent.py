@@ -32,7 +32,11 @@ MAX_PAGES: Final = 10_000
 COLUMNS: Final = ("SPIFFE ID", "Attestation type", "Expiration time", "Serial number", "Can re-attest")
 
 
-@click.group("agent", cls=Group)
+@click.group(
+    "agent",
+    cls=Group,
+    lazy={"purge": ("identity_server.cli.agent_purge:purge", "Evict agents that expired long ago")},
+)
 def group() -> None:
     """Attested agents: the nodes that may hand out identities."""
 
@@ -106,7 +110,7 @@ def list_agents(*, socket_path: str | None, instance: str | None, output: str, *
     """List attested agents and their SPIFFE IDs."""
     wanted = _filter(agent_pb2.ListAgentsRequest.Filter, given)
     with server_channel(socket_path, instance) as channel:
-        agents = _all_agents(Service(channel, SERVICE), wanted)
+        agents = all_agents(Service(channel, SERVICE), wanted)
     if output == "json":
         print_json(agent_pb2.ListAgentsResponse(agents=agents))
     elif not agents:
@@ -116,7 +120,8 @@ def list_agents(*, socket_path: str | None, instance: str | None, output: str, *
         print_records(agents, _block, COLUMNS, _cells)
 
 
-def _all_agents(call: Service, wanted: agent_pb2.ListAgentsRequest.Filter) -> list[types_pb2.Agent]:
+def all_agents(call: Service, wanted: agent_pb2.ListAgentsRequest.Filter) -> list[types_pb2.Agent]:
+    """Every agent that fits, page by page."""
     agents: list[types_pb2.Agent] = []
     token = ""
     for _ in range(MAX_PAGES):

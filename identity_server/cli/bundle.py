@@ -16,7 +16,15 @@ from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
 SERVICE: Final = bundle_pb2.DESCRIPTOR.services_by_name["Bundle"]
 
 
-@click.group("bundle", cls=Group)
+@click.group(
+    "bundle",
+    cls=Group,
+    lazy={
+        "list": ("identity_server.cli.bundle_edit:list_bundles", "Print the bundles of other trust domains"),
+        "set": ("identity_server.cli.bundle_edit:set_bundle", "Store the bundle of another trust domain"),
+        "delete": ("identity_server.cli.bundle_edit:delete_bundle", "Delete the bundle of another trust domain"),
+    },
+)
 def group() -> None:
     """Trust bundles."""
 

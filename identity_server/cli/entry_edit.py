@@ -173,7 +173,7 @@ def _report(
     for index in failed:
         status = results[index].status
         click.echo(
-            f"Failed to {verb} the following entry (code: {_code_name(status.code)}, msg: {clean(status.message)!r}):",
+            f"Failed to {verb} the following entry (code: {code_name(status.code)}, msg: {clean(status.message)!r}):",
             err=True,
         )
         print_block(entry_text.block(entries[index]), err=True)
@@ -187,7 +187,7 @@ def _report(
     return 0
 
 
-def _code_name(number: int) -> str:
+def code_name(number: int) -> str:
     """A status as Go prints it: `AlreadyExists`."""
     for code in grpc.StatusCode:
         if code.value[0] == number:

@@ -661,11 +661,18 @@ def test_the_commands_are_those_of_the_issue():
         "validate",
         "healthcheck",
         *(f"entry {verb}" for verb in ("create", "show", "update", "delete", "count")),
-        *(f"agent {verb}" for verb in ("list", "show", "count", "ban", "evict")),
+        *(f"agent {verb}" for verb in ("list", "show", "count", "ban", "evict", "purge")),
         "token generate",
-        "bundle show",
-        "bundle count",
-        "x509 mint",
+        *(f"bundle {verb}" for verb in ("show", "count", "list", "set", "delete")),
+        *(f"federation {verb}" for verb in ("create", "update", "list", "show", "delete", "refresh")),
+        *(f"logger {verb}" for verb in ("get", "set", "reset")),
+        "debug getinfo",
+        *(f"{kind} mint" for kind in ("x509", "jwt", "wit")),
+        *(
+            f"localauthority {kind} {verb}"
+            for kind in ("x509", "jwt", "wit")
+            for verb in ("show", "prepare", "activate", "taint", "revoke")
+        ),
     }
 
 
