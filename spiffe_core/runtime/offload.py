@@ -45,7 +45,9 @@ class Offload:
                 value = call()
             except BaseException as error:  # noqa: BLE001  # carried to the awaiting task
                 outcome: Callable[[Any], None] = done.set_exception
-                carried: Any = RuntimeError("StopIteration crossed a thread") if isinstance(error, StopIteration) else error
+                carried: Any = (
+                    RuntimeError("StopIteration crossed a thread") if isinstance(error, StopIteration) else error
+                )
             else:
                 outcome, carried = done.set_result, value
             try:

@@ -61,7 +61,9 @@ async def test_node_selectors_place_entries_on_the_node():
             entry(path="/web", parent="/rack/7", selectors=OWN),
         )
         agent.sync_now()
-        await agent.until(lambda: "/web" in {held.identity.spiffe_id.path for _, held in agent.agent.workloads.all_held()})
+        await agent.until(
+            lambda: "/web" in {held.identity.spiffe_id.path for _, held in agent.agent.workloads.all_held()}
+        )
 
 
 async def test_an_evicted_agent_heals_without_a_human():

@@ -36,7 +36,9 @@ def test_anyone_comes_first():
 
 def test_an_anonymous_network_caller_is_no_administrator():
     """S45: the network address counts for nothing."""
-    with pytest.raises(Forbidden, match=r"authorization denied for method /spire\.api\.server\.entry\.v1\.Entry/ListEntries"):
+    with pytest.raises(
+        Forbidden, match=r"authorization denied for method /spire\.api\.server\.entry\.v1\.Entry/ListEntries"
+    ):
         ask(ENTRY + "ListEntries")
 
 
