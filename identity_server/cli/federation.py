@@ -9,46 +9,24 @@ import click
 
 from identity_server.cli.bundle_files import format_flag, parse_bundle, read_file
 from identity_server.cli.entry_edit import code_name
+from identity_server.cli.federation_data import Relationship, described, read_relationships
 from identity_server.cli.server import Service, server_channel, server_flags
-from spiffe_core.spiffe_id import SpiffeId, TrustDomain
+from spiffe_core.spiffe_id import TrustDomain
 from spiffe_core.terminal.failures import Failure
 from spiffe_core.terminal.flags import F, command, flag
 from spiffe_core.terminal.groups import Group
 from spiffe_core.terminal.printing import clean, count_line, output_flag, print_json
 from spiffe_core.wire._gen.spire.api.server.trustdomain.v1 import trustdomain_pb2
-from spiffe_core.wire._gen.spire.api.types import federationrelationship_pb2 as types_pb2
 from spiffe_core.wire._gen.spire.api.types import status_pb2
 
 SERVICE: Final = trustdomain_pb2.DESCRIPTOR.services_by_name["TrustDomain"]
 PAGE: Final = 200
 MAX_PAGES: Final = 10_000
-Relationship = types_pb2.FederationRelationship
 
 
 @click.group("federation", cls=Group)
 def group() -> None:
     """Federation relationships: trust domains whose bundles are fetched."""
-
-
-def described(given: dict[str, str], place: str = "") -> Relationship:
-    """The relationship that flags, or an item of a file, describe. `place` is put before field names in messages."""
-    for name in ("trustDomain", "bundleEndpointURL", "bundleEndpointProfile"):
-        if not given.get(name):
-            raise Failure(f"{place}{name} is required", "see the example in --help")
-    made = Relationship(
-        trust_domain=TrustDomain.parse(given["trustDomain"], field=f"{place}trustDomain").name,
-        bundle_endpoint_url=given["bundleEndpointURL"],
-    )
-    profile, who = given["bundleEndpointProfile"], given.get("endpointSPIFFEID", "")
-    if profile == "https_web":
-        made.https_web.SetInParent()
-    elif profile == "https_spiffe":
-        if not who:
-            raise Failure(f"{place}endpointSPIFFEID is required with the profile https_spiffe")
-        made.https_spiffe.endpoint_spiffe_id = str(SpiffeId.parse(who, field=f"{place}endpointSPIFFEID"))
-    else:
-        raise Failure(f"{place}bundleEndpointProfile: {profile!r} is neither https_web nor https_spiffe")
-    return made
 
 
 def relationship_flags(function: F) -> F:
@@ -80,8 +58,6 @@ def _wanted(given: dict[str, str]) -> list[Relationship]:
     if file:
         if any(names.values()) or path:
             raise Failure("cannot use other flags to specify relationship fields when --data is set")
-        from identity_server.cli.federation_data import read_relationships
-
         return read_relationships(file)
     made = described(names)
     if path:

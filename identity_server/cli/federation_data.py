@@ -6,9 +6,11 @@ import json
 from typing import Any, Final
 
 from identity_server.cli.bundle_files import FORMATS, parse_bundle, read_file
-from identity_server.cli.federation import Relationship, described
+from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.terminal.failures import Failure
+from spiffe_core.wire._gen.spire.api.types import federationrelationship_pb2 as types_pb2
 
+Relationship = types_pb2.FederationRelationship
 _FIELDS: Final = (
     "trustDomain",
     "bundleEndpointURL",
@@ -17,6 +19,27 @@ _FIELDS: Final = (
     "trustDomainBundle",
     "trustDomainBundleFormat",
 )
+
+
+def described(given: dict[str, str], place: str = "") -> Relationship:
+    """The relationship that flags, or an item of a file, describe. `place` is put before field names in messages."""
+    for name in ("trustDomain", "bundleEndpointURL", "bundleEndpointProfile"):
+        if not given.get(name):
+            raise Failure(f"{place}{name} is required", "see the example in --help")
+    made = Relationship(
+        trust_domain=TrustDomain.parse(given["trustDomain"], field=f"{place}trustDomain").name,
+        bundle_endpoint_url=given["bundleEndpointURL"],
+    )
+    profile, who = given["bundleEndpointProfile"], given.get("endpointSPIFFEID", "")
+    if profile == "https_web":
+        made.https_web.SetInParent()
+    elif profile == "https_spiffe":
+        if not who:
+            raise Failure(f"{place}endpointSPIFFEID is required with the profile https_spiffe")
+        made.https_spiffe.endpoint_spiffe_id = str(SpiffeId.parse(who, field=f"{place}endpointSPIFFEID"))
+    else:
+        raise Failure(f"{place}bundleEndpointProfile: {profile!r} is neither https_web nor https_spiffe")
+    return made
 
 
 def read_relationships(file: str) -> list[Relationship]:
