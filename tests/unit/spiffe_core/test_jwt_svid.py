@@ -91,6 +91,7 @@ ED = ed25519.Ed25519PrivateKey.generate().public_key()
         (spki_der(RSA.public_key()), "ES256", "signing_algorithm"),
         (spki_der(P256.public_key()), "ES256" + "x" * 100_000, "signing_algorithm"),
     ],
+    ids=lambda value: "key" if isinstance(value, bytes) else value[:16],  # keys are drawn anew in each process
 )
 def test_unusable_confirmation_keys_are_refused(public_key: bytes, algorithm: str, field: str) -> None:
     """N-C-22, N-W-07 and N-W-08 on the issuing side."""
