@@ -28,6 +28,7 @@ import identity_server.settings
 import node_agent.settings
 from identity_server.cli import root as identity_server_command
 from identity_server.domain.access import ACCESS
+from identity_server.domain.audit import AuditEvent
 from node_agent.cli import root as node_agent_command
 from spiffe_core.errors import IdentityError, Unauthenticated, Unimplemented
 from spiffe_core.runtime.settings import format_duration, resolved
@@ -375,6 +376,16 @@ async def test_the_tables_of_rpcs_are_those_of_the_code():
     if os.environ.get("MUNIMENT_WRITE_DOCS"):
         page.write_text(text)
     assert page.read_text() == text, "run with MUNIMENT_WRITE_DOCS=1 to write the tables anew"
+
+
+def test_every_audit_event_is_documented():
+    """Whoever reads the audit log finds each kind of line in docs/operations.md."""
+    documented = {
+        name
+        for cells in rows(section((DOCS / "operations.md").read_text(), "## Logs and audit"))
+        for name in code(cells[0])
+    }
+    assert documented - {"event", "audit_gap"} == {kind.event for kind in AuditEvent.__subclasses__()}
 
 
 # Links, decisions, manners
