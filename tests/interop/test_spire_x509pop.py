@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,6 @@ class OurAgent:
     """Our node agent, at home in `folder`, with a node's certificate."""
 
     def __init__(self, folder: Path, node: Node, *, port: int, bundle: Path) -> None:
-        folder.mkdir()
         self.socket = folder / "api.sock"
         config = folder / "agent.toml"
         table = "".join(f'{key} = "{path}"\n' for key, path in node.files(folder).items())
@@ -113,7 +113,8 @@ def our_agent(theirs: StockServer, nodes: dict[str, Node], folder: Path) -> Iter
     agents: list[OurAgent] = []
 
     def start(name: str) -> OurAgent:
-        agents.append(OurAgent(folder / f"ours-{name}", nodes[name], port=theirs.port, bundle=folder / "stock.pem"))
+        home = Path(tempfile.mkdtemp(prefix=f"ours-{name}-", dir=folder))
+        agents.append(OurAgent(home, nodes[name], port=theirs.port, bundle=folder / "stock.pem"))
         return agents[-1]
 
     yield start
