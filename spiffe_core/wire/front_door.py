@@ -94,6 +94,7 @@ class FrontDoor:
         self._accepting: set[asyncio.Task[Any]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._empty: asyncio.Event | None = None
+        self._joined = 0
         self.refused: Counter[str] = Counter()
 
     @property
@@ -157,12 +158,12 @@ class FrontDoor:
         self._tcp.clear()
 
     async def emptied(self, seconds: float) -> bool:
-        """Wait until no connection is open, `seconds` at most; whether that came true.
+        """Wait until every connection is closed to its last byte, `seconds` at most; whether that came true.
 
         To be called once gRPC has closed its ends: what it wrote last is then passed on to peers that read.
         """
         self._empty = asyncio.Event()
-        if not self._links:
+        if not self._joined:
             return True
         try:
             async with asyncio.timeout(seconds):
@@ -268,8 +269,6 @@ class FrontDoor:
     def _leave(self, link: _Link) -> None:
         """Forget the name before its socket is closed, and let go of the process."""
         known = self._links.pop(link.name, None) is not None
-        if self._empty is not None and not self._links:
-            self._empty.set()
         if isinstance(link.peer, UnixPeer):
             link.peer.process.close()
             if known:
@@ -278,7 +277,15 @@ class FrontDoor:
                     del self._per_uid[link.peer.uid]
 
     def _splice(self, on_close: Callable[[], None]) -> Splice:
-        return Splice(buffer=self.limits.buffer_bytes, stall=self.limits.stall_seconds, on_close=on_close)
+        self._joined += 1
+        return Splice(
+            buffer=self.limits.buffer_bytes, stall=self.limits.stall_seconds, on_close=on_close, on_gone=self._gone
+        )
+
+    def _gone(self) -> None:
+        self._joined -= 1
+        if self._empty is not None and not self._joined:
+            self._empty.set()
 
     def _meter(self, principal: int | str, now: float) -> Meter:
         return Meter(self.limits.rates, self._principals.of(principal, now), now)

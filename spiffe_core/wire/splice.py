@@ -16,9 +16,11 @@ class Splice:
     reads holds a bounded buffer for a bounded time. A `meter` on the near side slows down who floods.
     """
 
-    __slots__ = ("_closed", "_on_close", "_stall", "_timer", "buffer", "far", "near")
+    __slots__ = ("_closed", "_gone", "_on_close", "_on_gone", "_stall", "_timer", "buffer", "far", "near")
 
-    def __init__(self, *, buffer: int, stall: float, on_close: Callable[[], None]) -> None:
+    def __init__(
+        self, *, buffer: int, stall: float, on_close: Callable[[], None], on_gone: Callable[[], None] = lambda: None
+    ) -> None:
         self.buffer = buffer
         self.near = Side(self)
         self.far = Side(self)
@@ -26,7 +28,9 @@ class Splice:
         self._stall = stall
         self._timer: asyncio.TimerHandle | None = None
         self._on_close = on_close
+        self._on_gone = on_gone
         self._closed = False
+        self._gone = False
 
     def stalled(self) -> None:
         """A side has stopped taking bytes: give it `stall` seconds."""
@@ -45,6 +49,7 @@ class Splice:
         for side in (self.near, self.far):
             if side.transport is not None:
                 side.transport.abort()
+        self._check_gone()
 
     def end(self) -> None:
         """End both connections after what is in flight was written; a stalled one is cut off in time."""
@@ -66,9 +71,17 @@ class Splice:
             self.end()
             return
         self.finished()
+        self._check_gone()
+
+    def _check_gone(self) -> None:
+        """Tell the owner, once, that the last byte is written and both sockets are closed."""
+        if self._gone or self.near.transport is not None or self.far.transport is not None:
+            return
+        self._gone = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._on_gone()
 
 
 class Side(asyncio.Protocol):

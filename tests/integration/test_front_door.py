@@ -1,6 +1,7 @@
 """The front door on a Unix socket: callers are whom the kernel says, and nobody else gets in (architecture A5)."""
 
 import asyncio
+import contextlib
 import os
 import resource
 import socket
@@ -305,12 +306,17 @@ async def test_running_out_of_descriptors_is_survived(folder):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         client = socket.socket(socket.AF_UNIX)
         client.setblocking(False)
-        used = len(os.listdir("/proc/self/fd"))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (used - 1, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 2, hard))
+        taken = []
         try:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.open("/dev/null", os.O_RDONLY))
             client.connect(str(folder / "api.sock"))
             await until(lambda: door.refused["out of descriptors"] > 0)
         finally:
+            for descriptor in taken:
+                os.close(descriptor)
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         client.close()
         async with unix_channel(folder / "api.sock") as channel:
@@ -333,6 +339,17 @@ async def test_descriptors_do_not_leak_over_many_connections(folder):
             await asyncio.gather(*(visit() for _ in range(50)))
         await until(lambda: door.open_connections == 0)
         await until(lambda: len(os.listdir("/proc/self/fd")) <= before + 2)
+
+
+async def test_what_was_said_last_is_passed_on_before_the_door_counts_as_empty(folder):
+    """A7: a peer that reads late still gets everything; only then is every connection closed to its last byte."""
+    async with door_at(folder / "api.sock", buffer_bytes=8 * 1024 * 1024) as (door, _):
+        async with unix_channel(folder / "api.sock") as channel:
+            call = asyncio.ensure_future(channel.unary_unary("/door.Test/Echo")(b"x" * 3_000_000))
+            assert len(await call) == 3_000_000
+            assert not await door.emptied(0.05)
+        assert await door.emptied(5)
+        assert door._joined == 0
 
 
 async def test_a_door_that_stops_accepting_lets_those_inside_finish(folder):
