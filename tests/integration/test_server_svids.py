@@ -356,11 +356,6 @@ async def test_anyone_gets_the_bundle(live):
     assert (await live.bundle.CountBundles(bundle_pb2.CountBundlesRequest())).count == 1
 
 
-async def test_what_is_not_offered_yet_is_unimplemented(live):
-    code, _ = await refused(live.bundle.ListFederatedBundles(bundle_pb2.ListFederatedBundlesRequest()))
-    assert code == "UNIMPLEMENTED"
-
-
 async def test_health_is_overall_only(live):
     """spire_wire 5.8."""
     serving = health_pb2.HealthCheckResponse.SERVING

@@ -425,7 +425,7 @@ class TestSettings:
             VerifierSettings(**{"ca_bundle_path": "" if "ca_bundle_paths" in settings else "x", **settings})
 
     def test_several_bundles(self, tmp_path):
-        other = NodePki(name="Other")
+        other = NodePki(name="Other", now=PKI.now)
         paths = [str(PKI.bundle(tmp_path)), str(write_certificates(tmp_path / "other.pem", other.root.der))]
         check = X509PopVerifier(VerifierSettings(ca_bundle_paths=paths), VerifierPorts(TD, lambda: PKI.now))
         for pki in (PKI, other):
@@ -447,7 +447,7 @@ class TestSettings:
             verifier(tmp_path, agent_path_template="/join_token/{{ .Fingerprint }}")
 
     def test_the_bundle_is_read_again_when_it_changes(self, tmp_path):
-        check, other = verifier(tmp_path), NodePki(name="Other")
+        check, other = verifier(tmp_path), NodePki(name="Other", now=PKI.now)
         leaf = other.node().leaf
         with pytest.raises(Forbidden):
             advance(check.verify(payload(leaf), DIGEST))
