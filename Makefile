@@ -26,7 +26,7 @@ up: $(RUNTIME)
 
 test: check $(FOREIGN)
 	$(BIN)/coverage erase
-	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/coverage run -m pytest -n 2 --dist loadgroup -m "not soak" $(PYTEST_ARGS)
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/coverage run -m pytest -n 2 --dist loadfile -m "not soak" $(PYTEST_ARGS)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=85 > .coverage-report.txt || { tail -40 .coverage-report.txt; exit 1; }
 	@tail -1 .coverage-report.txt

@@ -19,10 +19,12 @@ console = Console(highlight=False)
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):  # a script's background jobs begin with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     try:
-        with LocalStack("example.test") as stack, console.status("starting server and agent ..."):
-            stack.start()
+        with LocalStack("example.test") as stack:
+            with console.status("starting server and agent ..."):
+                stack.start()
             tell(stack)
             watch(stack)
     except KeyboardInterrupt:
@@ -40,18 +42,21 @@ def tell(stack: LocalStack) -> None:
         Panel(
             f"admin socket        {admin}\n"
             f"Workload API socket {api}\n"
-            f"logs                {stack.folder}/server.log, {stack.folder}/agent.log\n\n"
-            "In another terminal:\n"
-            f"  export SPIRE_SERVER_PRIVATE_SOCKET={admin}\n"
-            f"  export SPIFFE_ENDPOINT_SOCKET=unix://{api}\n"
-            "  export PATH=$PWD/.venv/bin:$PATH\n"
-            f"  identity-server entry create -parentID {stack.node_id} \\\n"
-            f"      -spiffeID spiffe://{stack.trust_domain}/me -selector unix:uid:{os.getuid()}\n"
-            "  node-agent api fetch x509\n\n"
-            "Ctrl-C stops both and leaves nothing behind.",
+            f"logs                {stack.folder}/server.log and agent.log",
             title=f"spiffe://{stack.trust_domain} is up",
             border_style="green",
         )
+    )
+    print(
+        "In another terminal, from this directory:\n\n"
+        f"export SPIRE_SERVER_PRIVATE_SOCKET={admin}\n"
+        f"export SPIFFE_ENDPOINT_SOCKET=unix://{api}\n"
+        "export PATH=$PWD/.venv/bin:$PATH\n"
+        f"identity-server entry create -parentID {stack.node_id} \\\n"
+        f"    -spiffeID spiffe://{stack.trust_domain}/me -selector unix:uid:{os.getuid()}\n"
+        "node-agent api fetch x509\n\n"
+        "Ctrl-C stops both and leaves nothing behind.",
+        flush=True,
     )
 
 

@@ -222,7 +222,7 @@ def _obtained(session: Session, event: Obtained, now: float) -> Session:
 
 def _expire(session: Session, now: float) -> Session:
     if session.is_member and not session.busy and now >= session.expires_at:
-        return replace(session, phase=Phase.UNJOINED, retry_at=now, why="the agent's own SVID has expired")
+        return replace(session, phase=Phase.UNJOINED, retry_at=now, failures=0, why="the agent's own SVID has expired")
     return session
 
 

@@ -121,6 +121,7 @@ class Synchronize:
 
     def _membership_changed(self) -> None:
         self._failures = 0
+        self._announced = False  # a new record on the server knows no version yet
         self._wake.set()
 
     async def _sync(self) -> EntryDiff:

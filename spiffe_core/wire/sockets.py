@@ -15,6 +15,7 @@ from pathlib import Path
 from spiffe_core.errors import ConfigError
 
 BACKLOG = 4096
+_PARENT_MODE = 0o755
 _SUN_PATH_BYTES = 107  # struct sockaddr_un, less the terminating NUL
 
 
@@ -158,26 +159,29 @@ def _empty(folder: Path) -> None:
 
 
 def _directory(folder: Path, mode: int) -> None:
+    """Make `folder` with `mode`, missing directories above it with 0755, and refuse one that others can replace."""
     try:
         missing = [part for part in (folder, *folder.parents) if not part.exists()]
         for part in reversed(missing):
             part.mkdir()
-            part.chmod(mode)
-        found = folder.stat()
+            part.chmod(mode if part == folder else _PARENT_MODE)
+        found = [(part, part.stat()) for part in (folder, *folder.resolve().parents)]
     except OSError as error:
         raise ConfigError(f"cannot use {folder} for a socket: {error.strerror}", field="socket_path") from error
-    if not stat.S_ISDIR(found.st_mode):
+    if not stat.S_ISDIR(found[0][1].st_mode):
         raise ConfigError(f"{folder} is not a directory; choose another socket_path", field="socket_path")
-    if found.st_uid not in {0, os.geteuid()}:
-        raise ConfigError(
-            f"{folder} belongs to uid {found.st_uid}, who could replace the socket; use a directory of your own",
-            field="socket_path",
-        )
-    if found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
-        raise ConfigError(
-            f"{folder} can be written by others, who could replace the socket; run: chmod go-w {folder}",
-            field="socket_path",
-        )
+    for part, facts in found:
+        if facts.st_uid not in {0, os.geteuid()}:
+            raise ConfigError(
+                f"{part} belongs to uid {facts.st_uid}, who could replace the socket; use a directory of your own",
+                field="socket_path",
+            )
+        others = 0o022 if part == folder else 0o002
+        if facts.st_mode & others and not facts.st_mode & stat.S_ISVTX:
+            raise ConfigError(
+                f"{part} can be written by others, who could replace the socket; run: chmod go-w {part}",
+                field="socket_path",
+            )
 
 
 def _lock(path: Path) -> int:

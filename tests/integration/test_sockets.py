@@ -27,6 +27,24 @@ def test_a_fresh_socket_has_the_asked_mode_in_a_directory_of_ours_whatever_the_u
     assert not listener.path.exists()
 
 
+def test_directories_above_a_private_one_stay_open_to_others(tmp_path):
+    """An admin socket's 0750 directory must not close /run/muniment to the users of the agent's socket."""
+    listener = listen_unix(tmp_path / "muniment" / "server" / "admin.sock", mode=0o770, dir_mode=0o750)
+    assert stat.S_IMODE((tmp_path / "muniment" / "server").stat().st_mode) == 0o750
+    assert stat.S_IMODE((tmp_path / "muniment").stat().st_mode) == 0o755
+    listener.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_directory_below_another_users_is_refused(tmp_path):
+    """Its owner could move the whole directory away and put his own in its place."""
+    theirs = tmp_path / "theirs"
+    (theirs / "ours").mkdir(parents=True, mode=0o755)
+    os.chown(theirs, 4242, 4242)
+    with pytest.raises(ConfigError, match="belongs to uid 4242"):
+        listen_unix(theirs / "ours" / "api.sock", mode=0o777, dir_mode=0o755)
+
+
 def test_a_symlink_at_the_socket_path_is_refused_and_its_target_untouched(tmp_path):
     """S71."""
     target = tmp_path / "precious"
