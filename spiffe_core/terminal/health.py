@@ -31,6 +31,7 @@ def check_health(target: str, daemon: Daemon, *, verbose: bool) -> int:
     if answer.status != SERVING:
         status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
         click.echo(f"{label} is unhealthy: it says {status}", err=True)
+        click.echo(f"  the last lines of the {daemon.name}'s log say why", err=True)
         return 1
     click.echo(f"{label} is healthy.")
     return 0
