@@ -532,7 +532,8 @@ class TestHealth:
     def test_unwell(self, server, capsys):
         server.status = health_pb2.HealthCheckResponse.NOT_SERVING
         assert command("healthcheck") == 1
-        assert capsys.readouterr().err == "Server is unhealthy: it says NOT_SERVING\n"
+        said = capsys.readouterr().err
+        assert said == "Server is unhealthy: it says NOT_SERVING\n  the last lines of the server's log say why\n"
 
     def test_verbose_says_where(self, server, capsys):
         assert command("healthcheck", "-verbose", "-socketPath", server.path) == 0

@@ -15,7 +15,6 @@ import pytest
 from spiffe_core.wire.sockets import PrivateDirectory
 from tests.doubles.floods import FLOODS
 
-
 SECONDS = 3.4
 
 
