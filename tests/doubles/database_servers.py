@@ -60,8 +60,26 @@ class DatabaseServer:
             self._give(folder)
         self.log.touch()
         self._give(self.log)
-        self.make()
-        self.start()
+        try:
+            self._make_with_patience()
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_with_patience(self) -> None:
+        """Make the data directory; once more if the distribution's own script stumbled over a busy machine."""
+        try:
+            self.make()
+        except subprocess.CalledProcessError:
+            shutil.rmtree(self.data)
+            self.data.mkdir(mode=0o755)
+            self._give(self.data)
+            try:
+                self.make()
+            except subprocess.CalledProcessError as error:
+                said = self.log.read_text(errors="replace")[-2000:]
+                raise AssertionError(f"{self.kind} cannot be made:\n{said}") from error
 
     def _give(self, path: Path) -> None:
         if self._owner is not None:
