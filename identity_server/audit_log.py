@@ -19,6 +19,7 @@ from pathlib import Path
 
 from identity_server.domain.audit import AuditEvent
 from spiffe_core.errors import ConfigError, Unavailable
+from spiffe_core.runtime.request_id import current_request_id
 
 MAX_QUEUE = 50_000
 CLOSE_SECONDS = 2.0
@@ -71,6 +72,11 @@ class AuditFile:
                     path=str(self._path),
                     error=str(error),
                 ) from None
+
+    @property
+    def lost(self) -> int:
+        """How many lines wait to be reported as lost."""
+        return self._lost
 
     def reopen(self) -> None:
         """Open the file anew, after it was renamed by a log rotator. Standard output stays."""
@@ -136,6 +142,8 @@ class AuditFile:
 
     def _line(self, document: dict[str, object]) -> bytes:
         stamped = {"time": self._now().isoformat(timespec="milliseconds"), **document}
+        if request := current_request_id():
+            stamped["request"] = request
         return json.dumps(stamped, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
 
 

@@ -25,6 +25,7 @@ from attestors.registry import NODE_VERIFIERS
 from identity_server.audit_log import AuditFile
 from identity_server.domain.rates import Rate
 from identity_server.keys import DiskKeys, MemoryKeys, set_aside
+from identity_server.monitoring import Parts, counted, metered, metrics_of, monitor, observers
 from identity_server.ports import KeyManager
 from identity_server.rpc.agent_api import AgentApi
 from identity_server.rpc.bundle_api import BundleApi
@@ -65,7 +66,10 @@ from spiffe_core.entry import RegistrationEntry
 from spiffe_core.errors import CorruptState
 from spiffe_core.runtime.durable import DirectoryLock, lock_directory, private_directory, read_private, write_durably
 from spiffe_core.runtime.logs import LogLevel
+from spiffe_core.runtime.monitor import Monitor
 from spiffe_core.runtime.offload import Offload
+from spiffe_core.runtime.request_id import current_request_id
+from spiffe_core.wire.calls import CallInterceptor
 from spiffe_core.wire.convert import entry_to_proto
 from spiffe_core.wire.front_door import FrontDoor, Limits, private_server
 from spiffe_core.wire.services import handlers
@@ -103,6 +107,7 @@ class Server:
     grpc: grpc.aio.Server
     drain: Drain
     throttle: Throttle
+    monitor: Monitor
     address: tuple[str, int] = ("", 0)
 
     @classmethod
@@ -133,7 +138,7 @@ class Server:
     @property
     def serving(self) -> bool:
         """Whether the server can do its work: an authority signs, the database is followed, and it is not going down."""
-        return _serving(self.authorities, self.store, self.drain)
+        return self.monitor.report().ready
 
     async def open_doors(self) -> None:
         """Let callers in: the admin socket, then the agents' port.
@@ -141,6 +146,7 @@ class Server:
         Raises:
             ConfigError: a socket or port is taken or may not be used.
         """
+        self.monitor.open()
         await self.grpc.start()
         self.door.listen_unix(self.settings.socket_path, mode=SOCKET_MODE, dir_mode=SOCKET_DIRECTORY_MODE)
         tls = ServerTls(lambda: self.own.identity, lambda: self.own.trusted, self.clock.now)
@@ -159,6 +165,7 @@ class Server:
         await self.door.close()
         await self.admissions.settled()
         await self.store.close()
+        self.monitor.close()
         self.audit.close()
         self.lock.close()
 
@@ -181,13 +188,15 @@ async def _compose(  # the one place where everything has a name
     clock: Clock,
     server_id: str,
     lock: DirectoryLock,
-    audit: AuditFile,
+    sink: AuditFile,
     keys: KeyManager,
-    store: SqlStore,
+    database: SqlStore,
     reset_keys: bool,
     undo: contextlib.AsyncExitStack,
 ) -> Server:
     trust_domain = settings.trust_domain
+    metrics = metrics_of(settings)
+    audit, store = counted(sink, metrics), metered(database, metrics, clock)
     authorities = Authorities(
         store, keys, clock, audit, _ca_settings(settings, server_id, reset_keys=reset_keys), os.urandom
     )
@@ -249,6 +258,8 @@ async def _compose(  # the one place where everything has a name
     )
     undo.push_async_callback(door.close)
     throttle = Throttle(_rates(settings.ratelimit), clock)
+    watch = monitor(Parts(settings, clock, database, authorities, own, sink, drain, door, throttle), metrics)
+    undo.callback(watch.close)
     services = (
         handlers(AGENT, AgentApi(attest, fleet)),
         handlers(ENTRY, EntryApi(registration, trust_domain=trust_domain, new_id=_new_id)),
@@ -265,13 +276,14 @@ async def _compose(  # the one place where everything has a name
         handlers(LOGGER, LoggerApi(ServerLog(LogLevel(settings.log_level), audit))),
         handlers(DEBUG, DebugApi(ServerInfo(store=store, chain=lambda: own.identity.chain, clock=clock))),
         handlers(LOCAL_AUTHORITY, LocalAuthorityApi(local)),
-        handlers(HEALTH, HealthApi(lambda: _serving(authorities, store, drain))),
+        handlers(HEALTH, HealthApi(lambda: watch.report().ready)),
     )
     rpc = private_server(
         door,
         services,
         [
-            ErrorInterceptor(),
+            CallInterceptor(observers(metrics), clock.monotonic),
+            ErrorInterceptor(current_request_id),
             AccessInterceptor(door.caller_of, admissions),
             ThrottleInterceptor(door.caller_of, throttle),
             DrainInterceptor(drain),
@@ -284,8 +296,8 @@ async def _compose(  # the one place where everything has a name
         clock=clock,
         server_id=server_id,
         lock=lock,
-        audit=audit,
-        store=store,
+        audit=sink,
+        store=database,
         authorities=authorities,
         lost_history=LostHistory(store=store, clock=clock, audit=audit, trust_domain=trust_domain, server_id=server_id),
         own=own,
@@ -297,6 +309,7 @@ async def _compose(  # the one place where everything has a name
         grpc=rpc,
         drain=drain,
         throttle=throttle,
+        monitor=watch,
     )
 
 

@@ -141,6 +141,7 @@ async def _until_stopped(server: Server, stop: asyncio.Event) -> None:
         tasks.start(keep_own_identity(server), "own identity")
         tasks.start(_every(PRUNE_SECONDS, lambda: prune(server), "pruning"), "pruning")
         tasks.start(guard_connections(server), "connections")
+        tasks.start(server.monitor.watch(), "health")
         await stop.wait()
         tasks.stop()
 

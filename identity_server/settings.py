@@ -17,8 +17,10 @@ from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 from spiffe_core.runtime.places import server_socket, state_directory
 from spiffe_core.runtime.settings import (
     FilePath,
+    HealthCheckSection,
     Lifespan,
     Section,
+    TelemetrySection,
     Texts,
     build_settings,
     format_duration,
@@ -198,6 +200,8 @@ class ServerSettings(Section):
     attestors: dict[str, dict[str, Any]] = Field(default_factory=dict, max_length=32)
     limits: LimitSection = LimitSection()
     ratelimit: RateLimitSection = RateLimitSection()
+    health_checks: HealthCheckSection = HealthCheckSection()
+    telemetry: TelemetrySection = TelemetrySection()
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:

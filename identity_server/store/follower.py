@@ -19,6 +19,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 from sqlalchemy import Connection, Engine
@@ -76,6 +77,9 @@ class Follower:
         self._thread = threading.Thread(target=self._serve, name="store-follower", daemon=True)
         self.trouble = ""
         """Why the last step failed; "" if it did not."""
+        self.on_reload: Callable[[float], None] | None = None
+        """Told on this thread how many seconds it took to follow what was new."""
+        self._agreed_at = time.monotonic()
         self.state = State(Position(0, 0, 0), trust_domain)
 
     def load(self) -> State:
@@ -86,6 +90,11 @@ class Follower:
     def start(self) -> None:
         """Follow in a thread of its own."""
         self._thread.start()
+
+    @property
+    def lag(self) -> float:
+        """How many seconds ago memory was last seen to agree with the database."""
+        return time.monotonic() - self._agreed_at
 
     def wake(self) -> None:
         """Something was committed."""
@@ -102,11 +111,14 @@ class Follower:
 
     def step(self) -> bool:
         """One poll; True if there was something new, which is then in `state` and published."""
-        before = self.state
+        before, began = self.state, time.monotonic()
         after = self._within_snapshot(self._next)
+        self._agreed_at = time.monotonic()
         if after is before:
             return False
         self.state = after
+        if self.on_reload is not None:
+            self.on_reload(self._agreed_at - began)
         found, self._found = self._found, None
         if found is not None:
             _log.error("%s (was at %s, now at %s)", found.reason, found.before, found.after)

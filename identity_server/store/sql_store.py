@@ -169,6 +169,15 @@ class SqlStore:
         """Why the state may be out of date, for health; "" if it is not."""
         return self._follower.trouble
 
+    @property
+    def lag(self) -> float:
+        """How many seconds ago memory was last seen to agree with the database."""
+        return self._follower.lag
+
+    def measure_reloads(self, observe: Callable[[float], None]) -> None:
+        """Have `observe` told how long it took to follow each change; on the follower's thread."""
+        self._follower.on_reload = observe
+
     async def execute(self, command: Callable[[UnitOfWork], T]) -> T:
         """Run `command` on the writer's thread; see `identity_server.ports.Store`."""
         return await self._execute(command)

@@ -5,8 +5,8 @@ nothing can change meanwhile) and puts it into a bounded queue; a writer thread 
 the queue is full or the disk refuses, lines are dropped and counted, and a line says how many once writing works
 again: logging never stops issuing.
 
-A line is JSON with `ts`, `level`, `logger`, `msg` and, when there is something to say, `facts` (from
-`extra={"facts": {...}}` and from the `facts` of an `IdentityError`) and `trace`. Every character outside printable
+A line is JSON with `ts`, `level`, `logger`, `msg` and, when there is something to say, `request` (the id of the request
+being served), `facts` (from `extra={"facts": {...}}` and from the `facts` of an `IdentityError`) and `trace`. Every character outside printable
 ASCII is escaped, so that no caller-controlled text can forge a line, colour a terminal or reorder what is shown. The
 "text" style is for people: `HH:MM:SS level message key=value`.
 
@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TextIO
 
 from spiffe_core.errors import ConfigError, CorruptState, IdentityError
+from spiffe_core.runtime.request_id import current_request_id
 
 MAX_VALUE_CHARS = 2_048
 MAX_TRACE_CHARS = 16_384
@@ -270,6 +271,8 @@ def _json_line(record: logging.LogRecord) -> str:
         "logger": record.name,
         "msg": _clean(record.getMessage(), MAX_VALUE_CHARS),
     }
+    if request := current_request_id():
+        event["request"] = request
     if facts := _facts(record):
         event["facts"] = facts
     if trace := _trace(record):
@@ -283,6 +286,8 @@ def _text_line(record: logging.LogRecord) -> str:
         f"{record.levelname.lower():<7}",
         _visible(_clean(record.getMessage(), MAX_VALUE_CHARS)),
     ]
+    if request := current_request_id():
+        parts.append(f"request={request}")
     for name, value in _facts(record).items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=True, default=str)
         text = _visible(text)

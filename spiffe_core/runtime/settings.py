@@ -13,9 +13,18 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Self, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from spiffe_core.errors import ConfigError, IdentityError
@@ -28,6 +37,7 @@ _PART = re.compile(r"(\d+)(ms|[dhms])")
 _HCL = re.compile(
     r'^\s*(?:server|agent|plugins|telemetry|health_checks)\s*(?:=\s*)?\{|^\s*\w+\s+"[^"]*"\s*\{', re.MULTILINE
 )
+_PAGE_PATH = re.compile(r"/[A-Za-z0-9._/-]{1,127}")
 _MAX_DURATION = timedelta(days=365 * 100)
 
 S = TypeVar("S", bound="Section")
@@ -123,6 +133,44 @@ def parsed_by(parse: Callable[[str], T]) -> BeforeValidator:
             raise ValueError(error.public) from None
 
     return BeforeValidator(validate)
+
+
+def _page_path(value: str) -> str:
+    if not _PAGE_PATH.fullmatch(value):
+        raise ValueError('must be a path of letters, digits and "-._/", for example "/live"')
+    return value
+
+
+PagePath = Annotated[str, AfterValidator(_page_path)]
+
+
+class HealthCheckSection(Section):
+    """[health_checks]: a plain HTTP listener for probes, off by default. Both daemons have it, with SPIRE's keys."""
+
+    listener_enabled: bool = False
+    bind_address: str = Field(default="127.0.0.1", min_length=1, max_length=253)
+    bind_port: int = Field(default=8080, ge=0, le=65535)
+    live_path: PagePath = "/live"
+    ready_path: PagePath = "/ready"
+
+    @model_validator(mode="after")
+    def _two_paths(self) -> Self:
+        if self.live_path == self.ready_path:
+            raise ValueError("live_path and ready_path must differ")
+        return self
+
+
+class PrometheusSection(Section):
+    """[telemetry.prometheus]: where Prometheus reads metrics over plain HTTP."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, max_length=253)
+    port: int = Field(ge=0, le=65535)
+
+
+class TelemetrySection(Section):
+    """[telemetry]: without a table for a collector nothing is measured."""
+
+    prometheus: PrometheusSection | None = None
 
 
 def load_settings(model: type[S], path: str | Path, overrides: Mapping[str, object] | None = None) -> S:

@@ -1,0 +1,105 @@
+"""How the server is: decided from facts (reliability R10, R16; SPIRE's subsystems in spire_features section 10).
+
+The server can serve as long as an authority signs and nobody told it to stop. A database that is away, an audit log
+with a gap or a rotation that failed are troubles: they are shown, and agents go on getting certificates from memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spiffe_core.health import Condition, Part, Report, loop_part
+
+LATE_ROTATION = 12
+"""The next authority takes over at a sixth of the life before the end; at a twelfth something is wrong."""
+EVENT_LAG_SECONDS = 10.0
+OWN_CERTIFICATE_LATE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known at one moment; durations in seconds.
+
+    `runway` is how long the active authority still signs, None without one. `own_late` is how long the renewal of the
+    server's own certificate is overdue, `event_lag` how long ago the database was last seen to agree with memory.
+    """
+
+    draining: bool = False
+    runway: float | None = None
+    ca_ttl: float = 86_400.0
+    authority_id: str = ""
+    next_authority_id: str = ""
+    rotation_error: str = ""
+    store_trouble: str = ""
+    event_lag: float = 0.0
+    revision: int = 0
+    audit_healthy: bool = True
+    audit_lost: int = 0
+    own_late: float = 0.0
+    loop_lag: float = 0.0
+    loop_blocked: bool = False
+
+
+def report_of(facts: Facts) -> Report:
+    """Every part, in a fixed order."""
+    return Report(
+        (
+            _server(facts),
+            _authority(facts),
+            _rotator(facts),
+            _datastore(facts),
+            _audit(facts),
+            loop_part(facts.loop_lag, blocked=facts.loop_blocked),
+        )
+    )
+
+
+def _server(facts: Facts) -> Part:
+    if facts.draining:
+        return Part("server", Condition.FAILED, "the server is stopping")
+    if facts.own_late > OWN_CERTIFICATE_LATE_SECONDS:
+        text = "the server's own certificate could not be renewed; see the log"
+        return Part("server", Condition.DEGRADED, text, {"overdue_seconds": round(facts.own_late)})
+    return Part("server")
+
+
+def _authority(facts: Facts) -> Part:
+    if facts.runway is None or facts.runway <= 0.0:
+        return Part("server.ca", Condition.FAILED, "no signing authority is active: nothing is issued", _runway(facts))
+    if facts.runway < facts.ca_ttl / LATE_ROTATION:
+        text = "the active authority nears its end and no other has taken over; see server.ca.rotator"
+        return Part("server.ca", Condition.DEGRADED, text, _runway(facts))
+    return Part("server.ca", detail=_runway(facts))
+
+
+def _runway(facts: Facts) -> dict[str, object]:
+    return {
+        "runway_seconds": max(0, round(facts.runway or 0.0)),
+        "authority_id": facts.authority_id,
+        "next_authority_id": facts.next_authority_id,
+    }
+
+
+def _rotator(facts: Facts) -> Part:
+    if facts.rotation_error:
+        return Part("server.ca.rotator", Condition.DEGRADED, facts.rotation_error)
+    return Part("server.ca.rotator")
+
+
+def _datastore(facts: Facts) -> Part:
+    detail: dict[str, object] = {"revision": facts.revision, "event_lag_seconds": round(facts.event_lag, 1)}
+    if facts.store_trouble:
+        text = f"{facts.store_trouble}; known agents are served from memory, changes are refused"
+        return Part("catalog.datastore", Condition.DEGRADED, text, detail)
+    if facts.event_lag > EVENT_LAG_SECONDS:
+        text = "the database does not answer; what is in memory may be old"
+        return Part("catalog.datastore", Condition.DEGRADED, text, detail)
+    return Part("catalog.datastore", detail=detail)
+
+
+def _audit(facts: Facts) -> Part:
+    detail: dict[str, object] = {"lost_lines": facts.audit_lost}
+    if facts.audit_healthy:
+        return Part("audit", detail=detail)
+    text = "the audit log cannot be written: administrative changes are refused, the gap is counted; make room for it"
+    return Part("audit", Condition.DEGRADED, text, detail)

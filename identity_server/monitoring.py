@@ -1,0 +1,181 @@
+"""What the server measures and how it tells how it is: the facts behind health, and SPIRE's metrics (issue 3, item 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from identity_server.audit_log import AuditFile
+from identity_server.domain import health
+from identity_server.domain.audit import AgentAttested, AuditEvent, AuthorityChanged, SvidIssued, TokenIssued
+from identity_server.domain.authority import Status
+from identity_server.ports import AuditLog, Store
+from identity_server.rpc.drain import Drain
+from identity_server.rpc.throttle import Throttle
+from identity_server.services.authorities import Authorities
+from identity_server.services.own_identity import OwnIdentity
+from identity_server.settings import ServerSettings
+from identity_server.store.metered import MeteredStore
+from identity_server.store.sql_store import SqlStore
+from spiffe_core.clock import Clock
+from spiffe_core.health import Report
+from spiffe_core.runtime.metrics import Metrics, Reading
+from spiffe_core.runtime.monitor import Monitor
+from spiffe_core.runtime.watchdog import Watchdog
+from spiffe_core.wire.calls import CallMetrics, Observer
+from spiffe_core.wire.front_door import FrontDoor
+
+_AUTHORITY_METRICS = {
+    ("x509", "prepare"): "ca_manager_x509_ca_prepare",
+    ("x509", "activate"): "ca_manager_x509_ca_activate",
+    ("jwt", "prepare"): "ca_manager_jwt_key_prepare",
+    ("jwt", "activate"): "manager_jwt_key_activate",
+    ("wit", "prepare"): "ca_manager_wit_key_prepare",
+    ("wit", "activate"): "manager_wit_key_activate",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What of the server is looked at."""
+
+    settings: ServerSettings
+    clock: Clock
+    store: SqlStore
+    authorities: Authorities
+    own: OwnIdentity
+    audit: AuditFile
+    drain: Drain
+    door: FrontDoor
+    throttle: Throttle
+
+    def facts(self, watchdog: Watchdog) -> health.Facts:
+        """How things stand now. Reads finished values only: it is called on several threads."""
+        now = self.clock.now()
+        active = self.authorities.active
+        state = self.store.state.value
+        following = [one.authority_id for one in state.authorities if _is_next(one.kind, one.status)]
+        error = self.authorities.last_error
+        due = self.own.renew_at
+        return health.Facts(
+            draining=self.drain.begun,
+            runway=active.not_after - now.timestamp() if active is not None else None,
+            ca_ttl=self.settings.ca.ttl.total_seconds(),
+            authority_id=active.authority_id if active is not None else "",
+            next_authority_id=following[0] if following else "",
+            rotation_error=error.public if error is not None else "",
+            store_trouble=self.store.trouble,
+            event_lag=self.store.lag,
+            revision=state.position.revision,
+            audit_healthy=self.audit.healthy,
+            audit_lost=self.audit.lost,
+            own_late=max(0.0, (now - due).total_seconds()) if due is not None else 0.0,
+            loop_lag=watchdog.lag,
+            loop_blocked=watchdog.blocked,
+        )
+
+    def report(self, watchdog: Watchdog) -> Report:
+        """The facts, judged."""
+        return health.report_of(self.facts(watchdog))
+
+
+class CountedAudit:
+    """The audit log; what is recorded is counted as well, under SPIRE's names."""
+
+    def __init__(self, log: AuditLog, metrics: Metrics) -> None:
+        self._log = log
+        self._metrics = metrics
+
+    def record(self, event: AuditEvent) -> None:
+        """Write, then count."""
+        self._log.record(event)
+        match event:
+            case SvidIssued():
+                self._metrics.add("server_ca_sign_x509_svid")
+                if event.profile == "server":
+                    self._metrics.add("svid_rotate")
+            case TokenIssued():
+                self._metrics.add("server_ca_sign_wit_svid" if "wit" in event.profile else "server_ca_sign_jwt_svid")
+            case AgentAttested(outcome="attested"):
+                self._metrics.add("server_ca_sign_x509_svid")
+            case AuthorityChanged():
+                name = _AUTHORITY_METRICS.get((_kind_of(event.slot), event.change))
+                if name is not None:
+                    self._metrics.add(name)
+
+
+def metrics_of(settings: ServerSettings) -> Metrics | None:
+    """Where numbers are kept; None if nobody collects them."""
+    return Metrics("spire_server") if settings.telemetry.prometheus is not None else None
+
+
+def counted(audit: AuditLog, metrics: Metrics | None) -> AuditLog:
+    """The audit log as the services use it."""
+    return audit if metrics is None else CountedAudit(audit, metrics)
+
+
+def metered(store: SqlStore, metrics: Metrics | None, clock: Clock) -> Store:
+    """The store as the services use it."""
+    if metrics is None:
+        return store
+    store.measure_reloads(lambda seconds: metrics.observe("entry_cache_reload", seconds, status="OK"))
+    return MeteredStore(store, metrics, clock.monotonic)
+
+
+def observers(metrics: Metrics | None) -> tuple[Observer, ...]:
+    """Who looks on at each call."""
+    return () if metrics is None else (CallMetrics(metrics),)
+
+
+def monitor(parts: Parts, metrics: Metrics | None) -> Monitor:
+    """The server's monitor, not yet open."""
+    made = Monitor(
+        parts.report,
+        parts.clock,
+        health_checks=parts.settings.health_checks,
+        telemetry=parts.settings.telemetry,
+        metrics=metrics,
+    )
+    if metrics is not None:
+        _gauges(parts, metrics, made)
+    return made
+
+
+def _gauges(parts: Parts, metrics: Metrics, made: Monitor) -> None:
+    trust_domain = (("trust_domain_id", str(parts.settings.trust_domain)),)
+    started = (*trust_domain, ("version", version("muniment")))
+
+    def facts() -> health.Facts:
+        return parts.facts(made.watchdog)
+
+    def end() -> float:
+        active = parts.authorities.active
+        return float(active.not_after) if active is not None else 0.0
+
+    readings: dict[str, Callable[[], Reading]] = {
+        "started": lambda: [(started, 1.0)],
+        "manager_x509_ca_rotate_expiration": lambda: [(trust_domain, end())],
+        "manager_x509_ca_rotate_ttl": lambda: [(trust_domain, facts().runway or 0.0)],
+        "entry_entries_by_entryid_cache_count": lambda: len(parts.store.state.value.entries),
+        "entry_nodealiases_by_selector_cache_count": lambda: len(parts.store.state.value.aliases),
+        "node_agents_by_id_cache_count": lambda: len(parts.store.state.value.agents),
+        "datastore_revision": lambda: parts.store.state.value.position.revision,
+        "datastore_event_lag_seconds": lambda: parts.store.lag,
+        "audit_lost_lines": lambda: parts.audit.lost,
+        "connections": lambda: parts.door.open_connections,
+        "connections_refused": lambda: [((("reason", why),), n) for why, n in dict(parts.door.refused).items()],
+        "rate_limit_waiting": lambda: parts.throttle.waiting,
+        "rate_limit_exceeded": lambda: [((("limit", name),), n) for name, n in dict(parts.throttle.refused).items()],
+    }
+    for name, read in readings.items():
+        metrics.gauge(name, read)
+
+
+def _is_next(kind: str, status: Status) -> bool:
+    return kind == "x509" and status is Status.PREPARED
+
+
+def _kind_of(slot: str) -> str:
+    """What kind of authority a slot is for, by its name in the key manager: `x509-CA-A` is for "x509"."""
+    return slot.partition("-")[0].lower()
