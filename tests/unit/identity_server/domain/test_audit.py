@@ -7,9 +7,12 @@ from identity_server.domain.audit import (
     AgentChanged,
     AuditEvent,
     AuthorityChanged,
+    BundleChanged,
     CallRefused,
     EntryChanged,
     JoinTokenCreated,
+    LogLevelChanged,
+    RelationshipChanged,
     SvidIssued,
     TokenIssued,
 )
@@ -17,6 +20,9 @@ from identity_server.domain.audit import (
 EVENTS = [
     AuthorityChanged("prepare", "aa"),
     EntryChanged("create", "id", "local"),
+    BundleChanged("set", "fed.test", "local"),
+    RelationshipChanged("create", "fed.test", "local"),
+    LogLevelChanged("debug", "local"),
     AgentChanged("ban", "spiffe://example.org/spire/agent/x", "local"),
     AgentAttested("join_token", "attested", "anyone"),
     JoinTokenCreated("00ff", 5, "local"),
