@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -98,6 +99,7 @@ def watch(*, socket_path: str | None, instance: str | None, output: str) -> None
 
     Each update is printed as it arrives, until Ctrl-C.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background jobs begin with it ignored
     target = endpoint(socket_path, instance, os.environ)
     updates, pause = 0, 1.0
     try:

@@ -32,7 +32,7 @@ _PRICES: Final = {
     5: 300,  # PUSH_PROMISE: a client may not send it
     6: 60,  # PING: some clients measure the path with one per answer
     7: 300,  # GOAWAY
-    8: 2,  # WINDOW_UPDATE
+    8: 6,  # WINDOW_UPDATE
     _CONTINUATION: 20,
 }
 _UNKNOWN_PRICE: Final = 50
