@@ -113,7 +113,8 @@ async def create_entries(stack: LocalStack, count: int, selector: str) -> list[s
 
 async def b2_async(seconds: float) -> list[Row]:
     rows = []
-    with LocalStack("bench.test", sync_interval="1h") as stack:
+    unlimited = "[ratelimit]\nattestation = false\nsigning = false\n"
+    with LocalStack("bench.test", sync_interval="1h", server=unlimited) as stack:
         stack.start()
         identity, bundle = saved_identity(stack)
         start = time.perf_counter()
