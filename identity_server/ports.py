@@ -18,7 +18,8 @@ from identity_server.domain.federation import FederationRelationship
 from identity_server.domain.join_tokens import JoinToken
 from identity_server.domain.listing import AgentFilter, EntryFilter, Page
 from identity_server.domain.state import State
-from spiffe_core.bundle import TrustBundle
+from identity_server.domain.upstream import UpstreamCa, UpstreamView
+from spiffe_core.bundle import JwtAuthority, TrustBundle
 from spiffe_core.crypto.keys import KeyKind, PrivateKey, PublicKey
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.runtime.watch import Watch
@@ -261,6 +262,47 @@ class KeyManager(Protocol):
 
     def list(self) -> tuple[str, ...]:
         """The slots that hold a key."""
+        ...
+
+
+class UpstreamAuthority(Protocol):
+    """Who signs this server's CA certificate (architecture A15). Belongs to the event loop."""
+
+    name: str
+    """The kind, for messages and metrics: disk, spire, vault."""
+
+    @property
+    def view(self) -> Watch[UpstreamView]:
+        """The authorities the upstream shows, empty until it was reached first; published on the loop."""
+        ...
+
+    async def start(self) -> None:
+        """Begin to follow the upstream.
+
+        Raises:
+            ConfigError: what the settings name cannot be used; waiting would not help.
+        """
+        ...
+
+    async def mint_x509_ca(self, csr: bytes, ttl: int) -> UpstreamCa:
+        """Have a CA certificate signed. `csr` is PKCS#10 in DER; `ttl` is the wish, in seconds.
+
+        Raises:
+            Unavailable: the upstream cannot be reached or refuses now; the message names it and the reason.
+        """
+        ...
+
+    async def publish_jwt_authority(self, authority: JwtAuthority) -> tuple[JwtAuthority, ...]:
+        """Hand our JWT key up, so that the whole trust domain verifies our tokens; all keys it has then.
+
+        Raises:
+            Unimplemented: this upstream publishes no JWT keys; ours stay local to this server's bundle.
+            Unavailable: the upstream cannot be reached or refuses now.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Stop following. Calling it twice does nothing."""
         ...
 
 
