@@ -18,11 +18,13 @@ from node_agent.ports import Credentials
 from node_agent.rpc.health import Health
 from node_agent.server_client import ServerClient
 from node_agent.services.attest_workload import AttestWorkload
+from node_agent.services.jwt_svids import JwtSvids
 from node_agent.services.membership import Membership
 from node_agent.services.node_record import NodeRecord
 from node_agent.services.renew_svids import RenewSvids
 from node_agent.services.steady_time import SteadyTime
 from node_agent.services.synchronize import Synchronize
+from node_agent.services.wit_svids import WitSvids
 from node_agent.services.workload_svids import WorkloadSvids
 from node_agent.settings import AgentSettings
 from node_agent.state_dir import StateDirectory
@@ -59,6 +61,7 @@ class Agent:
     synchronize: Synchronize
     renewals: RenewSvids
     workloads: WorkloadSvids
+    jwt: JwtSvids | None
     door: FrontDoor
     api: WorkloadApi
     server: grpc.aio.Server = field(init=False)
@@ -88,6 +91,8 @@ class Agent:
         tasks.start(self.membership.run(), "membership")
         tasks.start(self.synchronize.run(), "synchronize")
         tasks.start(self.renewals.run(), "renew SVIDs")
+        if self.jwt is not None:
+            tasks.start(self.jwt.run(), "refresh JWT-SVIDs")
 
     async def drain(self) -> None:
         """Let nobody new in, tell every stream, let calls under way end (architecture A7)."""
@@ -174,18 +179,43 @@ def _compose(
         version=VERSION,
     )
     limits = settings.limits
+    jwt = wit = None
+    if not settings.jwt.disabled:
+        jwt = JwtSvids(
+            server=client,
+            membership=membership,
+            workloads=workloads,
+            clock=clock,
+            steady=steady,
+            draw=draw,
+            most=limits.jwt_svids,
+        )
+        jwt.on_unknown_authority = synchronize.request
+    if settings.wit.enabled:
+        wit = WitSvids(server=client, membership=membership, workloads=workloads, clock=clock, steady=steady, draw=draw)
+    for tokens in (jwt, wit):
+        if tokens is not None:
+            workloads.on_bundle.append(tokens.follow_bundle)
+            workloads.on_ban.append(tokens.forget)
     door = FrontDoor(limits=Limits(connections=limits.connections, connections_per_uid=limits.connections_per_uid))
     api = WorkloadApi(
         workloads,
         door.caller_of,
         clock,
+        jwt=jwt,
+        wit=wit,
         settings=WorkloadApiSettings(
             allow_unauthenticated_verifiers=settings.allow_unauthenticated_verifiers,
-            limits=StreamLimits(per_uid=limits.streams_per_uid, total=limits.streams),
+            wait_for_identity=settings.wait_for_identity,
+            foreign_claims=frozenset(settings.jwt.allowed_foreign_claims),
+            jwt_key_use=settings.jwt.key_use,
+            limits=StreamLimits(
+                per_uid=limits.streams_per_uid, total=limits.streams, calls_per_uid=limits.calls_per_uid
+            ),
         ),
         cut=lambda peer: door.close_where(lambda other: other is peer),
     )
-    return Agent(settings, directory, client, membership, synchronize, renewals, workloads, door, api)
+    return Agent(settings, directory, client, membership, synchronize, renewals, workloads, jwt, door, api)
 
 
 def _workload_attestors(settings: AgentSettings) -> list[WorkloadAttestor]:

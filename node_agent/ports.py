@@ -11,7 +11,9 @@ from node_agent.domain.entry_cache import Listing, Stamp
 from node_agent.domain.node_state import NodeState
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.errors import IdentityError
+from spiffe_core.jwt_svid import JwtSvid
 from spiffe_core.spiffe_id import TrustDomain
+from spiffe_core.wit_svid import WitSvid
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,19 @@ SvidAnswer = tuple[bytes, ...] | IdentityError
 """The chain, leaf first, or why there is none."""
 
 
+@dataclass(frozen=True, slots=True)
+class WitRequest:
+    """One WIT-SVID wanted, for a public key as SubjectPublicKeyInfo in DER."""
+
+    entry_id: str
+    public_key: bytes
+    algorithm: str
+
+
+WitAnswer = WitSvid | IdentityError
+"""The token, or why there is none."""
+
+
 class IdentityServer(Protocol):
     """What a member asks its server. Errors are IdentityErrors; AgentRefused carries SPIRE's reason."""
 
@@ -67,6 +82,14 @@ class IdentityServer(Protocol):
         ...
 
     async def issue_svids(self, requests: Sequence[SvidRequest]) -> list[SvidAnswer]:
+        """One answer for each request (at most 500), in order. Raises when the call failed as a whole."""
+        ...
+
+    async def new_jwt_svid(self, entry_id: str, audience: Sequence[str]) -> JwtSvid:
+        """A token for one entry. What it says has not been verified yet."""
+        ...
+
+    async def issue_wits(self, requests: Sequence[WitRequest]) -> list[WitAnswer]:
         """One answer for each request (at most 500), in order. Raises when the call failed as a whole."""
         ...
 

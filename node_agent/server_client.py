@@ -19,7 +19,7 @@ import grpc.aio
 from attestors.api import NodeProver
 from node_agent.domain.entry_cache import Listing, Stamp, to_fetch
 from node_agent.domain.svid_plan import LARGEST_BATCH
-from node_agent.ports import Enrolled, SvidAnswer, SvidRequest
+from node_agent.ports import Enrolled, SvidAnswer, SvidRequest, WitAnswer, WitRequest
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.errors import (
@@ -31,6 +31,7 @@ from spiffe_core.errors import (
     Unavailable,
     Unimplemented,
 )
+from spiffe_core.jwt_svid import JwtSvid
 from spiffe_core.runtime.offload import Offload
 from spiffe_core.spiffe_id import TrustDomain
 from spiffe_core.wire import convert
@@ -41,6 +42,7 @@ from spiffe_core.wire._gen.spire.api.server.svid.v1 import svid_pb2
 from spiffe_core.wire._gen.spire.api.types import attestation_pb2, status_pb2, x509svid_pb2
 from spiffe_core.wire._gen.spire.api.types import bundle_pb2 as bundle_types_pb2
 from spiffe_core.wire._gen.spire.api.types import entry_pb2 as entry_types_pb2
+from spiffe_core.wire.convert_tokens import jwt_svid_from_proto, wit_svid_from_proto
 from spiffe_core.wire.dialer import Dialer
 from spiffe_core.wire.services import Stub
 from spiffe_core.wire.status import from_rpc_error, kind_of
@@ -59,7 +61,7 @@ _ENTRY = entry_pb2.DESCRIPTOR.services_by_name["Entry"]
 _SVID = svid_pb2.DESCRIPTOR.services_by_name["SVID"]
 
 _BUNDLE_MASK = bundle_types_pb2.BundleMask(
-    x509_authorities=True, jwt_authorities=True, refresh_hint=True, sequence_number=True
+    x509_authorities=True, jwt_authorities=True, wit_authorities=True, refresh_hint=True, sequence_number=True
 )
 _ENTRY_MASK = entry_types_pb2.EntryMask(
     spiffe_id=True,
@@ -188,6 +190,26 @@ class ServerClient:
             raise Unavailable(f"the server answered {len(response.results)} of {len(requests)} requests for SVIDs")
         return [_answer(result) for result in response.results]
 
+    async def new_jwt_svid(self, entry_id: str, audience: Sequence[str]) -> JwtSvid:
+        """A token for one entry, as the server sent it."""
+        request = svid_pb2.NewJWTSVIDRequest(entry_id=entry_id, audience=audience)
+        with _translated(self._member):
+            response = _read(await Stub(self._member.channel(), _SVID).NewJWTSVID(request, timeout=CALL_SECONDS))
+        return jwt_svid_from_proto(response.svid, tuple(audience))
+
+    async def issue_wits(self, requests: Sequence[WitRequest]) -> list[WitAnswer]:
+        """One answer for each request, in order."""
+        params = [
+            svid_pb2.NewWITSVIDParams(entry_id=one.entry_id, public_key=one.public_key, signing_algorithm=one.algorithm)
+            for one in requests
+        ]
+        request = svid_pb2.BatchNewWITSVIDRequest(params=params)
+        with _translated(self._member):
+            response = _read(await Stub(self._member.channel(), _SVID).BatchNewWITSVID(request, timeout=CALL_SECONDS))
+        if len(response.results) != len(requests):
+            raise Unavailable(f"the server answered {len(response.results)} of {len(requests)} requests for WIT-SVIDs")
+        return [_wit_answer(result) for result in response.results]
+
     async def sync_entries(self, known: Mapping[str, Stamp]) -> Listing:
         """The authorised entries (SyncAuthorizedEntries, spire_wire section 5.3).
 
@@ -305,6 +327,15 @@ def _answer(result: Any) -> SvidAnswer:
         except IdentityError as error:
             return error
     return _item_error(status)
+
+
+def _wit_answer(result: Any) -> WitAnswer:
+    if result.status.code != 0:
+        return _item_error(result.status)
+    try:
+        return wit_svid_from_proto(result.svid)
+    except IdentityError as error:
+        return error
 
 
 def _item_error(status: status_pb2.Status) -> IdentityError:

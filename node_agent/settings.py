@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, model_va
 
 from spiffe_core.crypto.keys import KeyKind
 from spiffe_core.runtime.places import agent_socket, state_directory
-from spiffe_core.runtime.settings import Duration, FilePath, Section, build_settings, load_settings, parsed_by
+from spiffe_core.runtime.settings import Duration, FilePath, Section, Texts, build_settings, load_settings, parsed_by
 from spiffe_core.spiffe_id import TrustDomain
 
 MAX_SOCKET_PATH_BYTES = 107
@@ -67,8 +67,24 @@ class LimitSection(Section):
     connections_per_uid: int = Field(default=1024, ge=4, le=1_000_000)
     streams: int = Field(default=8192, ge=16, le=1_000_000)
     streams_per_uid: int = Field(default=1024, ge=4, le=1_000_000)
+    calls_per_uid: int = Field(default=256, ge=1, le=1_000_000)
+    jwt_svids: int = Field(default=1000, ge=1, le=1_000_000)
     prefetched_svids: int = Field(default=1000, ge=0, le=1_000_000)
     attestation_seconds: float = Field(default=5.0, ge=0.1, le=60.0, strict=False)
+
+
+class JwtSection(Section):
+    """[jwt]: JWT-SVIDs for workloads, and their validation."""
+
+    disabled: bool = False
+    allowed_foreign_claims: Annotated[Texts, Field(max_length=64)] = ()
+    key_use: bool = False
+
+
+class WitSection(Section):
+    """[wit]: WIT-SVIDs, an incubating standard; their calls answer Unimplemented unless they are switched on."""
+
+    enabled: bool = False
 
 
 class AgentSettings(Section):
@@ -93,6 +109,9 @@ class AgentSettings(Section):
     peer_pidfd: Literal["auto", "require"] = "auto"
     workload_x509_svid_key_type: Literal["ec-p256", "ec-p384", "rsa-2048"] = "ec-p256"
     allow_unauthenticated_verifiers: bool = False
+    wait_for_identity: bool = False
+    jwt: JwtSection = JwtSection()
+    wit: WitSection = WitSection()
     attestors: dict[str, dict[str, Any]] = Field(default_factory=_unix_only, min_length=1, max_length=32)
     limits: LimitSection = LimitSection()
 

@@ -107,6 +107,15 @@ def load_bundle_map(data: bytes, *, own: TrustDomain | None = None) -> dict[Trus
     return loaded
 
 
+def dump_token_keys(authorities: Sequence[JwtAuthority] | Sequence[WitAuthority], *, use: str = "") -> bytes:
+    """A JWK Set of token keys (RFC 7517), as the Workload API serves it: `kid` and key members, and `use` if given.
+
+    The keys of one use only, so that nobody takes a WIT or X.509 key for one that verifies JWTs (WAPI-37, WAPI-39).
+    """
+    member = {"use": use} if use else {}
+    return _json({"keys": [{**member, "kid": one.key_id, **key_to_jwk(one.key)} for one in authorities]})
+
+
 def dump_bundle_pem(bundle: TrustBundle) -> bytes:
     """The X.509 authorities as PEM blocks."""
     return b"".join(authority.certificate.public_bytes(Encoding.PEM) for authority in bundle.x509_authorities)

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import grpc
 from cryptography import x509
@@ -33,8 +34,20 @@ from spiffe_core.errors import (
 from spiffe_core.wire._gen import workload_pb2
 from spiffe_core.wire.peer import UnixPeer
 from spiffe_core.wire.services import handlers
-from workload_api.backend import WorkloadBackend, WorkloadView, X509Identity
+from workload_api.backend import JwtBackend, WitBackend, WorkloadBackend, WorkloadView, X509Identity
 from workload_api.streams import StreamLimits, Streams
+from workload_api.token_answers import (
+    check_validation,
+    jwt_bundles_response,
+    jwt_svid_response,
+    validate_response,
+    wanted_audience,
+    wanted_id,
+    wit_bundles_response,
+    wit_svid_response,
+)
+
+Backend = TypeVar("Backend")
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +60,17 @@ _EXPIRIES = "expiries"
 class WorkloadApiSettings:
     """What the operator decides.
 
-    `allow_unauthenticated_verifiers`: callers without an identity may read the own trust domain's bundle (N-A-10).
+    `allow_unauthenticated_verifiers`: callers without an identity may read the own trust domain's bundle and have
+    tokens validated with it (N-A-10). `wait_for_identity`: a stream of SVIDs that matches nothing yet stays open, and
+    delivers when an entry appears; the standard's answer is PermissionDenied. `foreign_claims`: claims of other trust
+    domains' tokens that validation shows beside the SPIFFE ones. `jwt_key_use`: keys in JWT bundles bear `use`.
     `max_message_bytes`: what clients accept; gRPC's own default is 4 MiB.
     """
 
     allow_unauthenticated_verifiers: bool = False
+    wait_for_identity: bool = False
+    foreign_claims: frozenset[str] = frozenset()
+    jwt_key_use: bool = False
     max_message_bytes: int = 4 * 1024 * 1024
     limits: StreamLimits = field(default_factory=StreamLimits)
 
@@ -59,7 +78,8 @@ class WorkloadApiSettings:
 class WorkloadApi:
     """Serves workloads on one agent. Belongs to the event loop's thread.
 
-    `caller_of` is the front door's; `cut` closes the connection of a caller that is not who it was (see `Streams`).
+    `caller_of` is the front door's; `cut` closes the connection of a caller that is not who it was (see `Streams`). A
+    profile without its backend (`jwt`, `wit`) is off: its calls answer Unimplemented (WAPI-02, WAPI-47).
     """
 
     def __init__(
@@ -68,9 +88,12 @@ class WorkloadApi:
         caller_of: Callable[[Any], object],
         clock: Clock,
         *,
+        jwt: JwtBackend | None = None,
+        wit: WitBackend | None = None,
         settings: WorkloadApiSettings | None = None,
         cut: Callable[[UnixPeer], object] | None = None,
     ) -> None:
+        self._backend, self._jwt, self._wit = backend, jwt, wit
         self._caller_of = caller_of
         self._clock = clock
         self._settings = settings or WorkloadApiSettings()
@@ -95,46 +118,71 @@ class WorkloadApi:
         last = b""
         async with aclosing(self._streams.follow(self._caller(context))) as views:
             async for view in views:
+                if not view.x509_svids and not last and self._settings.wait_for_identity:
+                    continue
                 message = self._sendable(_x509_svid_response(view, self._clock.now()))
                 if message != last:
                     last = message
                     yield message
 
-    async def FetchX509Bundles(self, _request: Any, context: Any) -> AsyncIterator[bytes]:
+    def FetchX509Bundles(self, _request: Any, context: Any) -> AsyncGenerator[bytes, None]:
         """The own bundle and those of federated trust domains, again at each change of them."""
         _require_header(context)
+        return self._bundles(context, _x509_bundles_response)
+
+    async def FetchJWTSVID(self, request: Any, context: Any) -> bytes:
+        """A token for the audiences asked for, of each identity of the caller or of one."""
+        jwt = _offered(self._jwt, "JWT", context)
+        audience, requested = wanted_audience(request.audience), wanted_id(request.spiffe_id)
+        async with self._streams.call(self._caller(context)) as selectors:
+            svids = await jwt.jwt_svids(selectors, audience, requested)
+        return self._sendable(jwt_svid_response(svids))
+
+    def FetchJWTBundles(self, _request: Any, context: Any) -> AsyncGenerator[bytes, None]:
+        """The JWT keys of the own and of federated trust domains, again at each change of them."""
+        _offered(self._jwt, "JWT", context)
+        return self._bundles(context, partial(jwt_bundles_response, key_use=self._settings.jwt_key_use))
+
+    async def ValidateJWTSVID(self, request: Any, context: Any) -> bytes:
+        """Whether a token proves an identity to the caller; what it says if it does."""
+        _offered(self._jwt, "JWT", context)
+        check_validation(request.audience, request.svid)
+        async with self._streams.call(self._caller(context)) as selectors:
+            visible = self._backend.visible(selectors)
+        if not visible.entitled and not self._settings.allow_unauthenticated_verifiers:
+            raise NoIdentityIssued
+        claims = self._settings.foreign_claims
+        return validate_response(request.svid, request.audience, visible, self._clock.now(), foreign_claims=claims)
+
+    async def FetchWITSVID(self, request: Any, context: Any) -> AsyncIterator[bytes]:
+        """The caller's WIT-SVIDs, all or one, with their keys, again at each change."""
+        wit = _offered(self._wit, "WIT", context)
+        requested = wanted_id(request.spiffe_id)
+        last = b""
+        async with aclosing(self._streams.follow_from(self._caller(context), wit.subscribe_wit)) as views:
+            async for view in views:
+                if not view.wit_svids and not last and self._settings.wait_for_identity:
+                    continue
+                message = self._sendable(wit_svid_response(view, requested))
+                if message != last:
+                    last = message
+                    yield message
+
+    def FetchWITBundles(self, _request: Any, context: Any) -> AsyncGenerator[bytes, None]:
+        """The WIT keys of the own and of federated trust domains, again at each change of them."""
+        _offered(self._wit, "WIT", context)
+        return self._bundles(context, wit_bundles_response)
+
+    async def _bundles(self, context: Any, render: Callable[[WorkloadView], bytes]) -> AsyncGenerator[bytes, None]:
         last = b""
         async with aclosing(self._streams.follow(self._caller(context))) as views:
             async for view in views:
                 if not view.x509_svids and not self._settings.allow_unauthenticated_verifiers:
                     raise NoIdentityIssued
-                message = self._sendable(_x509_bundles_response(view))
+                message = self._sendable(render(view))
                 if message != last:
                     last = message
                     yield message
-
-    async def FetchJWTSVID(self, _request: Any, context: Any) -> bytes:
-        """Not offered by this build."""
-        raise _not_offered("JWT", context)
-
-    async def FetchJWTBundles(self, _request: Any, context: Any) -> AsyncIterator[bytes]:
-        """Not offered by this build."""
-        raise _not_offered("JWT", context)
-        yield b""  # makes this an async generator
-
-    async def ValidateJWTSVID(self, _request: Any, context: Any) -> bytes:
-        """Not offered by this build."""
-        raise _not_offered("JWT", context)
-
-    async def FetchWITSVID(self, _request: Any, context: Any) -> AsyncIterator[bytes]:
-        """Not offered by this build."""
-        raise _not_offered("WIT", context)
-        yield b""  # makes this an async generator
-
-    async def FetchWITBundles(self, _request: Any, context: Any) -> AsyncIterator[bytes]:
-        """Not offered by this build."""
-        raise _not_offered("WIT", context)
-        yield b""  # makes this an async generator
 
     def _caller(self, context: Any) -> UnixPeer:
         peer = self._caller_of(context)
@@ -161,10 +209,12 @@ def _require_header(context: Any) -> None:
         raise InvalidRequest("security header missing from request", field=key)
 
 
-def _not_offered(profile: str, context: Any) -> Unimplemented:
-    """The header comes first, also for what is not offered (conformance D18)."""
+def _offered(backend: Backend | None, profile: str, context: Any) -> Backend:
+    """The backend of a profile that is on. The header comes first, also for what is not offered (conformance D18)."""
     _require_header(context)
-    return Unimplemented(f"the {profile} profile is not offered here")
+    if backend is None:
+        raise Unimplemented(f"the {profile} profile is not offered here")
+    return backend
 
 
 def _x509_svid_response(view: WorkloadView, now: datetime) -> bytes:

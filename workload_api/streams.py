@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from spiffe_core.errors import Exhausted, Unauthenticated, Unavailable
 from spiffe_core.runtime.watch import Watch
 from spiffe_core.selectors import Selector
 from spiffe_core.wire.peer import UnixPeer
 from workload_api.backend import WorkloadBackend, WorkloadView
+
+View = TypeVar("View")
 
 RESTARTING = "restarting"
 _GRACE_SECONDS = 0.2  # between refusing a stale caller and cutting its connection, so that the refusal arrives
@@ -37,6 +40,8 @@ class StreamLimits:
     per_uid: int = 1024
     total: int = 8192
     first_message_seconds: float = 30.0
+    calls_per_uid: int = 256
+    """Calls with one answer that are under way at a time."""
 
 
 class Streams:
@@ -56,6 +61,7 @@ class Streams:
         self._limits = limits or StreamLimits()
         self._cut = cut
         self._per_uid: Counter[int] = Counter()
+        self._calls: Counter[int] = Counter()
         self._waiting: set[asyncio.Timeout] = set()
         self._draining = False
 
@@ -71,7 +77,29 @@ class Streams:
         for scope in self._waiting:
             scope.reschedule(now)
 
-    async def follow(self, peer: UnixPeer) -> AsyncGenerator[WorkloadView, None]:
+    @asynccontextmanager
+    async def call(self, peer: UnixPeer) -> AsyncIterator[frozenset[Selector]]:
+        """A call with one answer: the selectors of `peer`, and a place among the calls of its user meanwhile.
+
+        The process is asked about once more at the end: nobody gets an answer in place of the process that asked.
+
+        Raises:
+            Unauthenticated, Exhausted, Unavailable: as for `follow`.
+        """
+        self._refuse_when_draining()
+        uid = peer.uid
+        if uid != 0 and self._calls[uid] >= self._limits.calls_per_uid:
+            raise Exhausted("too many calls are under way; wait for some of them to end", uid=uid)
+        self._calls[uid] += 1
+        try:
+            yield await self._attest(peer)
+            peer.require_alive()
+        finally:
+            self._calls[uid] -= 1
+            if not self._calls[uid]:
+                del self._calls[uid]
+
+    def follow(self, peer: UnixPeer) -> AsyncGenerator[WorkloadView, None]:
         """Each state of what `peer` is entitled to, beginning with the present one; ends by raising.
 
         Raises:
@@ -79,11 +107,19 @@ class Streams:
             Exhausted: too many streams are open.
             Unavailable: attestation failed, nothing is known yet, or the agent is shutting down.
         """
+        return self.follow_from(peer, self._backend.subscribe)
+
+    async def follow_from(
+        self,
+        peer: UnixPeer,
+        subscribe: Callable[[frozenset[Selector]], AbstractContextManager[Watch[View | None]]],
+    ) -> AsyncGenerator[View, None]:
+        """`follow` for another kind of view; the same rules."""
         with self._place(peer), ExitStack() as subscription:
             selectors = await self._attest(peer)
-            watch = subscription.enter_context(self._backend.subscribe(selectors))
+            watch = subscription.enter_context(subscribe(selectors))
             freshly_read = True
-            seen: WorkloadView | None = None
+            seen: View | None = None
             patience: float | None = asyncio.get_running_loop().time() + self._limits.first_message_seconds
             while True:
                 version, view = watch.version, watch.value
@@ -96,7 +132,7 @@ class Streams:
                     if now != selectors:
                         selectors = now
                         subscription.close()
-                        watch = subscription.enter_context(self._backend.subscribe(selectors))
+                        watch = subscription.enter_context(subscribe(selectors))
                 else:
                     seen, patience, freshly_read = view, None, False
                     yield view
@@ -127,7 +163,7 @@ class Streams:
                 asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._cut, peer)
             raise
 
-    async def _changed(self, watch: Watch[WorkloadView | None], version: int, until: float | None) -> None:
+    async def _changed(self, watch: Watch[View | None], version: int, until: float | None) -> None:
         """Wait for the next state. `drain` ends the wait by moving its end to the present."""
         self._refuse_when_draining()
         scope = asyncio.timeout_at(until)

@@ -30,7 +30,7 @@ from spiffe_core.runtime.watch import Watch
 from spiffe_core.selectors import Selector
 from spiffe_core.spiffe_id import TrustDomain
 from spiffe_core.wire.peer import UnixPeer
-from workload_api.backend import WorkloadView, X509Identity
+from workload_api.backend import VisibleBundles, WorkloadView, X509Identity
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,10 @@ class WorkloadSvids:
         self.ready = False
         self.banned = False
         self.on_demand: Callable[[Iterable[str]], None] = lambda _: None
+        self.on_bundle: list[Callable[[TrustBundle], None]] = []
+        """Called with the own trust domain's bundle when it changed."""
+        self.on_ban: list[Callable[[], None]] = []
+        """Called when everything must be forgotten at once."""
 
     # What workloads ask (WorkloadBackend)
 
@@ -112,6 +116,15 @@ class WorkloadSvids:
                 del self._following[selectors]
                 self._audiences.discard(selectors)
                 self._dirty.pop(selectors, None)
+
+    def matching(self, selectors: frozenset[Selector]) -> list[RegistrationEntry]:
+        """The entries `selectors` are entitled to now, the default identity first, hints unique."""
+        return [] if self.banned else list(unique_hints(self._index.matching(selectors)))
+
+    def visible(self, selectors: frozenset[Selector]) -> VisibleBundles:
+        """The bundles `selectors` may see, whether or not SVIDs are at hand."""
+        matched = self.matching(selectors)
+        return VisibleBundles(bool(matched), self._bundles.own, self._federated_of(matched))
 
     # What synchronisation and renewal say
 
@@ -193,6 +206,8 @@ class WorkloadSvids:
         self._dirty.clear()
         for audience, following in list(self._following.items()):
             following.watch.publish(self._view(audience, None))
+        for listener in self.on_ban:
+            listener()
 
     async def publish(self) -> None:
         """Make what changed visible to those who follow it."""
@@ -231,11 +246,12 @@ class WorkloadSvids:
         identities = valid or ended
         if matched and (not identities or (awaited and present is None)):
             return None
+        return WorkloadView(tuple(identities), self._bundles.own, self._federated_of(matched))
+
+    def _federated_of(self, matched: Iterable[RegistrationEntry]) -> tuple[TrustBundle, ...]:
         names = {name for entry in matched for name in entry.federates_with}
         known = (self._bundles.federated.get(name) for name in sorted(names))
-        return WorkloadView(
-            tuple(identities), self._bundles.own, tuple(bundle for bundle in known if bundle is not None)
-        )
+        return tuple(bundle for bundle in known if bundle is not None)
 
     def _mark(self, entry: RegistrationEntry) -> None:
         for audience in self._audiences.matched_by(entry):
@@ -245,6 +261,9 @@ class WorkloadSvids:
         old, self._bundles = self._bundles, bundles
         if bundles.own != old.own or bundles.federated != old.federated:
             self._dirty.update(dict.fromkeys(self._following))
+        if bundles.own != old.own:
+            for listener in self.on_bundle:
+                listener(bundles.own)
 
 
 def _with_hint(svid: HeldSvid, hint: str) -> HeldSvid:

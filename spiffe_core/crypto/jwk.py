@@ -35,6 +35,12 @@ def key_to_jwk(key: PublicKey) -> dict[str, str]:
     return {"kty": "RSA", "n": _encoded(numbers.n), "e": _encoded(numbers.e)}
 
 
+def private_key_to_jwk(key: ec.EllipticCurvePrivateKey) -> dict[str, str]:
+    """A private EC key with its public members (RFC 7518 section 6.2.2). A secret: neither log nor keep it."""
+    secret = key.private_numbers().private_value
+    return {**key_to_jwk(key.public_key()), "d": _encoded(secret, (key.curve.key_size + 7) // 8)}
+
+
 def key_from_jwk(jwk: Mapping[str, object]) -> PublicKey:
     """Read the public key of a JWK.
 

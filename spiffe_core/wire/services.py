@@ -91,7 +91,7 @@ def _reading(method: MethodDescriptor, behaviour: Callable[..., Any]) -> Callabl
             async for response in responses:
                 yield response
 
-    return many if inspect.isasyncgenfunction(behaviour) else one
+    return one if not method.server_streaming or inspect.iscoroutinefunction(behaviour) else many
 
 
 def _absent(method: MethodDescriptor) -> Callable[..., Any]:

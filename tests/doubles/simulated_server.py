@@ -12,12 +12,13 @@ from spiffe_core.crypto.csr import parse_csr
 from spiffe_core.errors import AgentRefused, InvalidRequest, NotFound, PreconditionFailed, Refusal
 from spiffe_core.spiffe_id import TrustDomain
 from tests.authority import SpiffeTestCA, certify
+from tests.doubles.simulated_tokens import SimulatedTokens
 
 AGENT = "spiffe://example.org/spire/agent/join_token/t1"
 TOKEN_USED = "failed to attest: join token does not exist or has already been used"
 
 
-class SimulatedServer:
+class SimulatedServer(SimulatedTokens):
     """Implements `Enrolment` and `IdentityServer`.
 
     `troubles` are raised first, one per call; `troubles_of` holds more for a single method. `spoil_next` spoils the next
@@ -47,6 +48,7 @@ class SimulatedServer:
         self.gate = None
         self.issued = []
         self.status = None
+        self.init_tokens()
 
     # What a test does to it
 
@@ -80,7 +82,8 @@ class SimulatedServer:
 
     def bundle(self):
         roots = tuple(X509Authority(der, tainted=tainted) for der, tainted in self.authorities.items())
-        return TrustBundle(self.trust_domain, roots, sequence=self.sequence, refresh_hint=300)
+        jwt, wit = self.token_authorities()
+        return TrustBundle(self.trust_domain, roots, jwt, wit, sequence=self.sequence, refresh_hint=300)
 
     # Enrolment
 

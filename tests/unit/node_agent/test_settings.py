@@ -7,7 +7,7 @@ import pytest
 
 from node_agent.settings import AgentSettings, from_mapping, load
 from spiffe_core.errors import ConfigError
-from spiffe_core.runtime.settings import resolved
+from spiffe_core.runtime.settings import Section, resolved
 
 SMALL = {"trust_domain": "example.org", "insecure_bootstrap": True}
 
@@ -27,13 +27,18 @@ def test_the_example_names_every_key_and_is_valid(repository_root):
     assert settings.warnings() == ()
     text = path.read_text()
     for name, info in AgentSettings.model_fields.items():
-        if name in {"join_token", "attestors", "limits"}:
+        if name in {"join_token", "attestors"}:
+            continue
+        if isinstance(info.default, Section):
+            assert f"\n[{name}]" in text, name
+            for key in type(info.default).model_fields:
+                assert f"\n{key} =" in text, f"{name}.{key}"
+            assert getattr(settings, name) == info.default
             continue
         assert f"\n{name} =" in text, name
         example_only = {"trust_bundle_path", "join_token_file"}
         if not info.is_required() and info.default_factory is None and name not in example_only:
             assert getattr(settings, name) == info.default, name
-    assert settings.limits == type(settings.limits)()
 
 
 WRONG = {
