@@ -20,6 +20,7 @@ from pathlib import Path
 
 import click
 import pytest
+from google.protobuf.message_factory import GetMessageClass
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
@@ -324,9 +325,10 @@ async def offered_to_workloads(name):
     def nobody(_context):
         raise Unauthenticated("stop here")
 
-    api = WorkloadApi(None, nobody, None)
+    api = WorkloadApi(None, nobody, None, jwt=object(), wit=object())
+    request = GetMessageClass(WORKLOAD_API.methods_by_name[name].input_type)()
     try:
-        answer = getattr(api, name)(None, _Call())
+        answer = getattr(api, name)(request, _Call())
         await (anext(answer) if inspect.isasyncgen(answer) else answer)
     except Unimplemented:
         return False

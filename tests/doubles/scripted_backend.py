@@ -4,10 +4,11 @@ import asyncio
 from contextlib import contextmanager
 from datetime import timedelta
 
+from spiffe_core.errors import NoIdentityIssued
 from spiffe_core.runtime.watch import Watch
 from spiffe_core.selectors import Selector
 from tests.authority import SpiffeTestCA
-from workload_api.backend import WorkloadView, X509Identity
+from workload_api.backend import VisibleBundles, WorkloadView, X509Identity
 
 DEFAULT = frozenset({Selector("unix", "uid:1000")})
 
@@ -52,6 +53,10 @@ class ScriptedBackend:
             raise self.troubles.pop(0)
         return self.selectors
 
+    def visible(self, selectors):
+        view = self.watch(selectors).value
+        return VisibleBundles(bool(view.x509_svids), view.bundle, view.federated if view.x509_svids else ())
+
     @contextmanager
     def subscribe(self, selectors):
         self.subscribed += 1
@@ -59,3 +64,29 @@ class ScriptedBackend:
             yield self.watch(selectors)
         finally:
             self.subscribed -= 1
+
+
+class ScriptedTokens:
+    """Implements JwtBackend and WitBackend. `svids` are what every caller may have; `troubles` are raised first."""
+
+    def __init__(self, *svids, wits=None):
+        self.svids = svids
+        self.wits = Watch(wits)
+        self.asked = []
+        self.troubles = []
+        self.gate = None
+
+    async def jwt_svids(self, selectors, audience, requested):
+        self.asked.append((audience, requested))
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.troubles:
+            raise self.troubles.pop(0)
+        found = tuple(one for one in self.svids if requested in {None, one.spiffe_id})
+        if not found:
+            raise NoIdentityIssued
+        return found
+
+    @contextmanager
+    def subscribe_wit(self, selectors):
+        yield self.wits

@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from google.protobuf.message_factory import GetMessageClass
+
 from spiffe_core.clock import SystemClock
 from spiffe_core.wire._gen import workload_pb2
 from spiffe_core.wire.channels import unix_channel
@@ -35,13 +37,18 @@ class Endpoint:
     def x509_svids(self, metadata=HEADER, **options):
         return self.stub.FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=metadata, **options)
 
+    def call(self, name, metadata=HEADER, **fields):
+        """A call of any method."""
+        method = SERVICE.methods_by_name[name]
+        return getattr(self.stub, name)(GetMessageClass(method.input_type)(**fields), metadata=metadata)
+
     def x509_bundles(self, metadata=HEADER, **options):
         return self.stub.FetchX509Bundles(workload_pb2.X509BundlesRequest(), metadata=metadata, **options)
 
 
 @asynccontextmanager
-async def workload_endpoint(backend, *, clock=None, service=None, **settings):
-    """Serve `backend` (or another `service` with the same methods) until the block is left."""
+async def workload_endpoint(backend, *, clock=None, service=None, jwt=None, wit=None, **settings):
+    """Serve `backend`, with the profiles `jwt` and `wit` if given (or another `service` with the same methods) until the block is left."""
     folder = Path(tempfile.mkdtemp(prefix="mwa", dir="/tmp"))  # short enough for a socket path, whatever TMPDIR is
     folder.chmod(0o755)
     door = FrontDoor()
@@ -49,6 +56,8 @@ async def workload_endpoint(backend, *, clock=None, service=None, **settings):
         backend,
         door.caller_of,
         clock or SystemClock(),
+        jwt=jwt,
+        wit=wit,
         settings=WorkloadApiSettings(**settings),
         cut=lambda peer: door.close_where(lambda other: other is peer),
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 
 import pytest
 
@@ -27,6 +27,16 @@ def peer():
 
 def caller(uid):
     return UnixPeer(os.getpid(), uid, 1000, ProcessHandle(os.getpid(), 2))
+
+
+@contextmanager
+def living(uid):
+    """This process, seen as another user, through a pidfd of its own."""
+    handle = ProcessHandle(os.getpid(), os.pidfd_open(os.getpid()))
+    try:
+        yield UnixPeer(os.getpid(), uid, 1000, handle)
+    finally:
+        handle.close()
 
 
 async def settle():
@@ -236,3 +246,30 @@ async def test_cancelling_during_attestation_leaves_nothing(ca, peer):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (streams.open, backend.subscribed) == (0, 0)
+
+
+async def test_calls_under_way_are_bounded_for_each_user_but_root(ca):
+    """N-A-36: a user's calls beyond the bound are refused; ended ones make room; other users are not concerned."""
+    streams = Streams(ScriptedBackend(ca.view("/a")), StreamLimits(calls_per_uid=1))
+    with living(1000) as peer, living(2000) as other, living(0) as root:
+        async with streams.call(peer) as selectors:
+            assert selectors == ScriptedBackend().selectors
+            with pytest.raises(Exhausted):
+                async with streams.call(peer):
+                    pass
+            async with streams.call(other), streams.call(root), streams.call(root):
+                pass
+        async with streams.call(peer):
+            pass
+        streams.drain()
+        with pytest.raises(Unavailable, match="restarting"):
+            async with streams.call(peer):
+                pass
+
+
+async def test_no_answer_goes_out_in_place_of_a_process_that_has_ended(ca):
+    """N-A-32: the process is asked about again when the answer is ready."""
+    streams = Streams(ScriptedBackend(ca.view("/a")))
+    with living(1000) as peer, pytest.raises(Unauthenticated):
+        async with streams.call(peer):
+            peer.process.close()
