@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
-import time
 from collections.abc import Iterator
-from typing import Final
 
 import click
 import grpc
 
 from node_agent.cli import svid_text
 from node_agent.cli.endpoint import AGENT, endpoint, endpoint_flags
+from node_agent.cli.streams import SECURITY_HEADER, SERVICE, follow
 from spiffe_core.clock import SystemClock
 from spiffe_core.terminal.connection import connect
 from spiffe_core.terminal.failures import Failure
@@ -24,9 +22,7 @@ from spiffe_core.terminal.values import SECONDS
 from spiffe_core.wire._gen import workload_pb2
 from spiffe_core.wire.services import Stub
 
-SERVICE: Final = workload_pb2.DESCRIPTOR.services_by_name["SpiffeWorkloadAPI"]
-SECURITY_HEADER: Final = (("workload.spiffe.io", "true"),)
-_LONGEST_PAUSE: Final = 30.0
+_TOKENS = "node_agent.cli.api_tokens"
 
 
 @click.group("api", cls=Group)
@@ -34,9 +30,41 @@ def group() -> None:
     """The Workload API, as a workload sees it: what is granted depends on the process that asks."""
 
 
-@click.group("fetch", cls=Group, default="x509")
+@click.group(
+    "fetch",
+    cls=Group,
+    default="x509",
+    lazy={
+        "x509": (f"{__name__}:fetch_x509", "Fetch X.509-SVIDs"),
+        "jwt": (f"{_TOKENS}:fetch_jwt", "Fetch JWT-SVIDs"),
+        "wit": (f"{_TOKENS}:fetch_wit", "Fetch WIT-SVIDs"),
+    },
+)
 def fetch() -> None:
     """Fetch identities once. Without a kind, X.509-SVIDs are fetched."""
+
+
+@click.group(
+    "watch",
+    cls=Group,
+    default="x509",
+    lazy={
+        "x509": (f"{__name__}:watch_x509", "Follow X.509-SVIDs"),
+        "jwt": (f"{_TOKENS}:watch_jwt", "Follow the bundles that verify JWT-SVIDs"),
+        "wit": (f"{_TOKENS}:watch_wit", "Follow WIT-SVIDs"),
+    },
+)
+def watch() -> None:
+    """Follow what the Workload API says. Without a kind, X.509-SVIDs are followed."""
+
+
+@click.group(
+    "validate",
+    cls=Group,
+    lazy={"jwt": (f"{_TOKENS}:validate_jwt", "Have a JWT-SVID validated")},
+)
+def validate() -> None:
+    """Have SVIDs of others validated with the bundles this process may see."""
 
 
 def _responses(channel: grpc.Channel, timeout: float | None) -> Iterator[workload_pb2.X509SVIDResponse]:
@@ -91,32 +119,19 @@ def fetch_x509(
         click.echo(f"Wrote {path}")
 
 
-@command("watch", example="node-agent api watch")
+@command("x509", example="node-agent api watch x509\nnode-agent api watch", short_help="Follow X.509-SVIDs")
 @endpoint_flags
 @output_flag
-def watch(*, socket_path: str | None, instance: str | None, output: str) -> None:
+def watch_x509(*, socket_path: str | None, instance: str | None, output: str) -> None:
     """Follow the X.509-SVIDs of this process.
 
     Each update is printed as it arrives, until Ctrl-C.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background jobs begin with it ignored
-    target = endpoint(socket_path, instance, os.environ)
-    updates, pause = 0, 1.0
-    try:
-        while True:
-            try:
-                with connect(target, AGENT) as channel:
-                    for response in _responses(channel, None):
-                        updates, pause = updates + 1, 1.0
-                        _print_update(response, updates, output)
-            except Failure as failure:
-                if not updates or failure.final:
-                    raise
-                click.echo(f"{failure.what}; asking again in {pause:.0f}s", err=True)
-            time.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
-    except KeyboardInterrupt:
-        return
+    follow(
+        endpoint(socket_path, instance, os.environ),
+        lambda stub: stub.FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=SECURITY_HEADER),
+        lambda response, number: _print_update(response, number, output),
+    )
 
 
 def _print_update(response: workload_pb2.X509SVIDResponse, number: int, output: str) -> None:
@@ -129,6 +144,6 @@ def _print_update(response: workload_pb2.X509SVIDResponse, number: int, output: 
     svid_text.show(identities, now)
 
 
-fetch.add_command(fetch_x509)
 group.add_command(fetch)
 group.add_command(watch)
+group.add_command(validate)

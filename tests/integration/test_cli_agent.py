@@ -343,7 +343,12 @@ def test_the_commands_are_those_of_the_issue():
         "validate",
         "healthcheck",
         "api fetch x509",
-        "api watch",
+        "api fetch jwt",
+        "api fetch wit",
+        "api watch x509",
+        "api watch jwt",
+        "api watch wit",
+        "api validate jwt",
     }
 
 
