@@ -93,7 +93,8 @@ def _show_jwt(svids: Any, bundles: Any) -> None:
 def show_jwt_bundles(bundles: Any) -> None:
     """Each trust domain with its JWK Set."""
     for name, text in sorted(bundles.bundles.items()):
-        click.echo(f"bundle({clean(name)}):\n\t{clean(text.decode(errors='replace'))}")
+        lines = text.decode(errors="replace").split("\n")
+        click.echo(f"bundle({clean(name)}):\n\t" + "\n".join(clean(line) for line in lines))
 
 
 @command(

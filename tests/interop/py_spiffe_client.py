@@ -1,6 +1,7 @@
 """A workload that uses the `spiffe` package from PyPI; it runs in that package's environment, without ours.
 
 fetch             the SVIDs and the bundles, once
+jwt AUDIENCE      a JWT-SVID, verified here with the JWT bundles and validated by the agent
 watch COUNT       every SVID on the stream until COUNT rotations have been seen
 serve PEER        greet everyone who proves to be PEER, until killed
 dial PORT PEER    greet the server at PORT, which has to be PEER
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from spiffe import WorkloadApiClient, X509Source
+from spiffe import JwtSvid, WorkloadApiClient, X509Source
 from spiffe.workloadapi.errors import WorkloadApiError
 
 
@@ -49,6 +50,26 @@ def fetch() -> None:
             svids=[told(svid) for svid in svids],
             default=str(context.default_svid.spiffe_id),
             bundles={str(bundle.trust_domain): len(bundle.x509_authorities) for bundle in bundles.bundles},
+        )
+
+
+def fetch_jwt(audience: str) -> None:
+    with WorkloadApiClient() as client:
+        try:
+            svid = client.fetch_jwt_svid(audience={audience}, timeout=10)
+        except WorkloadApiError as error:
+            say("refused", text=str(error))
+            return
+        bundles = client.fetch_jwt_bundles(timeout=10)
+        own = bundles.get_bundle_for_trust_domain(svid.spiffe_id.trust_domain)
+        verified = JwtSvid.parse_and_validate(svid.token, own, {audience})
+        validated = client.validate_jwt_svid(svid.token, audience, timeout=10)
+        say(
+            "token",
+            spiffe_id=str(verified.spiffe_id),
+            audience=sorted(verified.audience),
+            validated=str(validated.spiffe_id),
+            keys=len(own.jwt_authorities),
         )
 
 
@@ -139,6 +160,8 @@ def main() -> None:
     mode, *words = sys.argv[1:]
     if mode == "fetch":
         fetch()
+    elif mode == "jwt":
+        fetch_jwt(words[0])
     elif mode == "watch":
         watch(int(words[0]))
     elif mode == "serve":

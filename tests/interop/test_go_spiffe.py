@@ -24,7 +24,17 @@ OURS = HERE / "our_workload.py"
 DOMAIN = "spiffe://interop.test"
 TTL = 6
 """Seconds an SVID lives here: it is renewed after about three."""
-WORKLOADS = ("go-fetch", "go-watch", "go-client", "go-other", "go-server", "our-server", "our-client", "our-other")
+WORKLOADS = (
+    "go-fetch",
+    "go-jwt",
+    "go-watch",
+    "go-client",
+    "go-other",
+    "go-server",
+    "our-server",
+    "our-client",
+    "our-other",
+)
 BUILD_SECONDS = 480.0
 
 
@@ -69,6 +79,16 @@ def start(built: Path, stack: LocalStack, folder: Path) -> Start:
         return Program([str(path), *words], env=env, log=path.with_suffix(".log"))
 
     return run
+
+
+def test_it_fetches_verifies_and_validates_tokens(start: Start) -> None:
+    """WAPI-32 to WAPI-44: go-spiffe's JWT source, its own verification, and validation by the agent; D14."""
+    with start("go-jwt", "jwt", "https://api.interop.test") as client:
+        found = client.hear("token")
+        assert found["spiffe_id"] == found["validated"] == f"{DOMAIN}/go-jwt"
+        assert found["audience"] == ["https://api.interop.test"]
+        assert found["other"] == "InvalidArgument"
+        assert client.wait() == 0
 
 
 def test_it_fetches_and_verifies_svids_and_bundles(start: Start) -> None:

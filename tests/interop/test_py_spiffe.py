@@ -17,7 +17,17 @@ OURS = HERE / "our_workload.py"
 DOMAIN = "spiffe://interop.test"
 TTL = 6
 """Seconds an SVID lives here: it is renewed after about three."""
-WORKLOADS = ("py-fetch", "py-watch", "py-client", "py-other", "py-server", "our-server", "our-client", "our-other")
+WORKLOADS = (
+    "py-fetch",
+    "py-jwt",
+    "py-watch",
+    "py-client",
+    "py-other",
+    "py-server",
+    "our-server",
+    "our-client",
+    "our-other",
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +60,16 @@ def test_it_fetches_svids_and_bundles(start: Start) -> None:
         assert [svid["spiffe_id"] for svid in found["svids"]] == [f"{DOMAIN}/py-fetch"]
         assert found["default"] == f"{DOMAIN}/py-fetch"
         assert found["bundles"] == {"interop.test": 1}
+        assert client.wait() == 0
+
+
+def test_it_fetches_verifies_and_validates_tokens(start: Start) -> None:
+    """WAPI-32 to WAPI-44: the package's own verification by the JWT bundle, and validation by the agent."""
+    with start("py-jwt", CLIENT, "jwt", "https://api.interop.test") as client:
+        found = client.hear("token")
+        assert found["spiffe_id"] == found["validated"] == f"{DOMAIN}/py-jwt"
+        assert found["audience"] == ["https://api.interop.test"]
+        assert found["keys"] == 1
         assert client.wait() == 0
 
 

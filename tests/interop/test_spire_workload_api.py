@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -109,3 +111,46 @@ def test_a_closed_door_is_told_by_exit_code_1(sides: tuple[Side, Side], folder: 
         with pytest.raises(Failed) as caught:
             lost("api", "fetch", "x509", "-timeout", "1s")
         assert caught.value.done.returncode == 1
+
+
+def test_both_agents_give_both_command_lines_the_same_tokens(sides: tuple[Side, Side]) -> None:
+    """FetchJWTSVID, FetchJWTBundles, ValidateJWTSVID: equal JSON on one agent; each agent believes the other's tokens."""
+    tokens = {}
+    for side in sides:
+        words = ("api", "fetch", "jwt", "-audience", "db,api")
+        stock, ours = side.stock.json(*words), side.ours.json(*words)
+        assert ours == stock, side.name
+        assert [svid["spiffe_id"] for svid in ours[0]["svids"]] == [
+            svid["spiffe_id"] for svid in side.ours.json("api", "fetch", "x509")["svids"]
+        ]
+        assert side.ours(*words) == side.stock(*words), side.name
+        tokens[side.name] = ours[0]["svids"][0]["svid"]
+    for side in sides:
+        for token in tokens.values():
+            words = ("api", "validate", "jwt", "-audience", "db", "-svid", token)
+            stock, ours = side.stock.json(*words), side.ours.json(*words)
+            assert ours == stock, side.name
+            assert side.ours(*words).splitlines()[:2] == side.stock(*words).splitlines()[:2]
+            for commands in (side.stock, side.ours):
+                with pytest.raises(Failed):
+                    commands("api", "validate", "jwt", "-audience", "other", "-svid", token)
+
+
+def test_both_agents_serve_the_same_jwt_bundles(sides: tuple[Side, Side]) -> None:
+    """WAPI-38, WAPI-39: the same trust domains with the same keys, member for member."""
+    bundles = []
+    for side in sides:
+        _, answer = side.ours.json("api", "fetch", "jwt", "-audience", "db")
+        bundles.append({name: json.loads(base64.b64decode(text)) for name, text in answer["bundles"].items()})
+    assert bundles[0] == bundles[1]
+
+
+def test_both_agents_refuse_the_same_requests_for_tokens(sides: tuple[Side, Side]) -> None:
+    """N-A-15: another identity; N-A-14: a malformed one. The status is the same."""
+    for words in (("-spiffeID", f"{DOMAIN}/none"), ("-spiffeID", "not an ID")):
+        said = []
+        for side in sides:
+            with pytest.raises(Failed) as failure:
+                side.stock("api", "fetch", "jwt", "-audience", "db", *words)
+            said.append("PermissionDenied" in str(failure.value) or "InvalidArgument" in str(failure.value))
+        assert said == [True, True], words

@@ -1,6 +1,7 @@
 // A workload that uses go-spiffe: one JSON line per event on standard output.
 //
 //	fetch             the SVIDs and the bundles, once
+//	jwt AUDIENCE      a JWT-SVID, verified here with the JWT bundles and validated by the agent
 //	watch COUNT       every SVID on the stream until COUNT rotations have been seen
 //	serve PEER        greet everyone who proves to be PEER, until killed
 //	dial PORT PEER    greet the server at PORT, which has to be PEER
@@ -23,6 +24,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc/status"
@@ -76,6 +78,28 @@ func fetch(ctx context.Context) {
 	_, _, err = x509svid.Verify(held.DefaultSVID().Certificates, bundles)
 	check(err)
 	say("fetched", facts{"svids": svids, "default": held.DefaultSVID().ID.String(), "bundles": roots})
+}
+
+func fetchJWT(ctx context.Context, audience string) {
+	source, err := workloadapi.NewJWTSource(ctx)
+	check(err)
+	defer source.Close()
+	svid, err := source.FetchJWTSVID(ctx, jwtsvid.Params{Audience: audience})
+	if err != nil {
+		say("refused", facts{"code": status.Code(err).String(), "text": err.Error()})
+		return
+	}
+	verified, err := jwtsvid.ParseAndValidate(svid.Marshal(), source, []string{audience})
+	check(err)
+	validated, err := workloadapi.ValidateJWTSVID(ctx, svid.Marshal(), audience)
+	check(err)
+	_, err = workloadapi.ValidateJWTSVID(ctx, svid.Marshal(), "somebody else")
+	say("token", facts{
+		"spiffe_id": verified.ID.String(),
+		"audience":  verified.Audience,
+		"validated": validated.ID.String(),
+		"other":     status.Code(err).String(),
+	})
 }
 
 type watcher struct {
@@ -192,6 +216,8 @@ func main() {
 	switch words[0] {
 	case "fetch":
 		fetch(ctx)
+	case "jwt":
+		fetchJWT(ctx, words[1])
 	case "watch":
 		watch(ctx, number(words[1]))
 	case "serve":
