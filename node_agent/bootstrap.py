@@ -38,6 +38,8 @@ from spiffe_core.wire.front_door import FrontDoor, Limits, private_server
 from spiffe_core.wire.peer import peer_pidfd_supported
 from spiffe_core.wire.status import ErrorInterceptor
 from spiffe_core.wire.tls import TlsIdentity
+from workload_api.sds import SecretDiscovery
+from workload_api.sds_secrets import SdsNames
 from workload_api.service import WorkloadApi, WorkloadApiSettings
 from workload_api.streams import StreamLimits
 
@@ -64,12 +66,16 @@ class Agent:
     jwt: JwtSvids | None
     door: FrontDoor
     api: WorkloadApi
+    sds: SecretDiscovery | None
     server: grpc.aio.Server = field(init=False)
     draining: bool = False
 
     def __post_init__(self) -> None:
         health = Health(lambda: self.healthy)
-        self.server = private_server(self.door, [self.api.handler(), health.handler()], [ErrorInterceptor()])
+        services = [self.api.handler(), health.handler()]
+        if self.sds is not None:
+            services.append(self.sds.handler())
+        self.server = private_server(self.door, services, [ErrorInterceptor()])
 
     @property
     def healthy(self) -> bool:
@@ -215,7 +221,27 @@ def _compose(
         ),
         cut=lambda peer: door.close_where(lambda other: other is peer),
     )
-    return Agent(settings, directory, client, membership, synchronize, renewals, workloads, jwt, door, api)
+    sds = None if settings.sds.disabled else _secret_discovery(settings, api, door, clock)
+    return Agent(settings, directory, client, membership, synchronize, renewals, workloads, jwt, door, api, sds)
+
+
+def _secret_discovery(settings: AgentSettings, api: WorkloadApi, door: FrontDoor, clock: Clock) -> SecretDiscovery:
+    wanted = settings.sds
+    names = SdsNames(
+        default_svid=wanted.default_svid_name,
+        default_bundle=wanted.default_bundle_name,
+        default_all_bundles=wanted.default_all_bundles_name,
+        disable_validator=wanted.disable_spiffe_cert_validation,
+    )
+    return SecretDiscovery(
+        api.streams,
+        door.caller_of,
+        clock,
+        lambda: secrets.token_hex(4),
+        names=names,
+        entitled_only=not settings.allow_unauthenticated_verifiers,
+        wait=settings.wait_for_identity,
+    )
 
 
 def _workload_attestors(settings: AgentSettings) -> list[WorkloadAttestor]:

@@ -87,6 +87,19 @@ class WitSection(Section):
     enabled: bool = False
 
 
+SecretName = Annotated[str, Field(min_length=1, max_length=255)]
+
+
+class SdsSection(Section):
+    """[sds]: Envoy's secret discovery service, and the names it answers to beside SPIFFE IDs and trust domains."""
+
+    disabled: bool = False
+    default_svid_name: SecretName = "default"
+    default_bundle_name: SecretName = "ROOTCA"
+    default_all_bundles_name: SecretName = "ALL"
+    disable_spiffe_cert_validation: bool = False
+
+
 class AgentSettings(Section):
     """Everything `node-agent run` needs to know."""
 
@@ -112,6 +125,7 @@ class AgentSettings(Section):
     wait_for_identity: bool = False
     jwt: JwtSection = JwtSection()
     wit: WitSection = WitSection()
+    sds: SdsSection = SdsSection()
     attestors: dict[str, dict[str, Any]] = Field(default_factory=_unix_only, min_length=1, max_length=32)
     limits: LimitSection = LimitSection()
 

@@ -10,7 +10,6 @@ view, and kept with the view.
 from __future__ import annotations
 
 import logging
-import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import grpc
-from cryptography import x509
 
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.clock import Clock
@@ -35,6 +33,7 @@ from spiffe_core.wire._gen import workload_pb2
 from spiffe_core.wire.peer import UnixPeer
 from spiffe_core.wire.services import handlers
 from workload_api.backend import JwtBackend, WitBackend, WorkloadBackend, WorkloadView, X509Identity
+from workload_api.expiry import expiries
 from workload_api.streams import StreamLimits, Streams
 from workload_api.token_answers import (
     check_validation,
@@ -53,7 +52,6 @@ log = logging.getLogger(__name__)
 
 HEADER = ("workload.spiffe.io", "true")
 SERVICE = workload_pb2.DESCRIPTOR.services_by_name["SpiffeWorkloadAPI"]
-_EXPIRIES = "expiries"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +95,8 @@ class WorkloadApi:
         self._caller_of = caller_of
         self._clock = clock
         self._settings = settings or WorkloadApiSettings()
-        self._streams = Streams(backend, self._settings.limits, cut)
+        self.streams = self._streams = Streams(backend, self._settings.limits, cut)
+        """What is open; shared with the other services on the socket."""
 
     @property
     def open_streams(self) -> int:
@@ -226,7 +225,7 @@ def _x509_svid_response(view: WorkloadView, now: datetime) -> bytes:
     """
     if not view.x509_svids:
         raise NoIdentityIssued
-    valid = [number for number, expiry in enumerate(_expiries(view)) if now.timestamp() < expiry]
+    valid = [number for number, expiry in enumerate(expiries(view)) if now.timestamp() < expiry]
     if not valid:
         raise Unavailable("the identity has expired and could not be renewed yet; the agent keeps trying")
     if not view.bundle.x509_roots:
@@ -237,19 +236,6 @@ def _x509_svid_response(view: WorkloadView, now: datetime) -> bytes:
     if message is None:
         message = view.rendered[name] = _render_svids([view.x509_svids[number] for number in valid], view)
     return message
-
-
-def _expiries(view: WorkloadView) -> tuple[int, ...]:
-    """When each SVID of `view` expires, in Unix seconds; read from the certificates once per view."""
-    packed = view.rendered.get(_EXPIRIES)
-    if packed is None:
-        packed = b"".join(struct.pack(">q", _expiry(svid)) for svid in view.x509_svids)
-        view.rendered[_EXPIRIES] = packed
-    return struct.unpack(f">{len(packed) // 8}q", packed)
-
-
-def _expiry(svid: X509Identity) -> int:
-    return int(x509.load_der_x509_certificate(svid.chain[0]).not_valid_after_utc.timestamp())
 
 
 def _render_svids(svids: Sequence[X509Identity], view: WorkloadView) -> bytes:

@@ -29,6 +29,7 @@ SCALARS = {
     FieldDescriptor.TYPE_INT32: "int32",
     FieldDescriptor.TYPE_INT64: "int64",
     FieldDescriptor.TYPE_STRING: "string",
+    FieldDescriptor.TYPE_UINT32: "uint32",
     FieldDescriptor.TYPE_UINT64: "uint64",
 }
 
@@ -259,8 +260,37 @@ DELEGATED = {
     "SubscribeToJWTBundlesResponse": "bundles=1:map<string,bytes>",
 }
 
+DISCOVERY = {
+    "SemanticVersion": "major_number=1:uint32 minor_number=2:uint32 patch=3:uint32",
+    "BuildVersion": "version=1:SemanticVersion",
+    "Node": "id=1:string cluster=2:string metadata=3:Struct user_agent_build_version=8:BuildVersion",
+    "ErrorDetail": "code=1:int32 message=2:string",
+    "DiscoveryRequest": "version_info=1:string node=2:Node resource_names=3:[string] type_url=4:string "
+    "response_nonce=5:string error_detail=6:ErrorDetail",
+    "DiscoveryResponse": "version_info=1:string resources=2:[Any] type_url=4:string nonce=5:string",
+    "DeltaDiscoveryRequest": "node=1:Node type_url=2:string resource_names_subscribe=3:[string] "
+    "resource_names_unsubscribe=4:[string] initial_resource_versions=5:map<string,string> response_nonce=6:string "
+    "error_detail=7:ErrorDetail",
+    "DeltaDiscoveryResponse": "system_version_info=1:string resources=2:[Resource] type_url=4:string nonce=5:string "
+    "removed_resources=6:[string]",
+    "Resource": "version=1:string resource=2:Any name=3:string",
+}
+"""Envoy's own names of packages differ for messages; only numbers and types are on the wire (spire_wire section 6.2)."""
+
+SECRET = {
+    "DataSource": "inline_bytes=2:bytes",
+    "Secret": "name=1:string tls_certificate=2:TlsCertificate validation_context=4:CertificateValidationContext",
+    "TlsCertificate": "certificate_chain=1:DataSource private_key=2:DataSource",
+    "TypedExtensionConfig": "name=1:string typed_config=2:Any",
+    "CertificateValidationContext": "trusted_ca=1:DataSource custom_validator_config=12:TypedExtensionConfig",
+    "SPIFFECertValidatorConfig": "trust_domains=1:[TrustDomain]",
+    "SPIFFECertValidatorConfig.TrustDomain": "name=1:string trust_bundle=2:DataSource",
+}
+
 PACKAGES = {
     "": WORKLOAD,
+    "envoy.service.secret.v3": DISCOVERY,
+    "envoy.extensions.transport_sockets.tls.v3": SECRET,
     "spire.api.types": TYPES,
     "spire.api.server.agent.v1": AGENT,
     "spire.api.server.bundle.v1": BUNDLE,
@@ -300,6 +330,8 @@ METHODS = {
     "FetchX509Bundles:X509BundlesRequest>*X509BundlesResponse FetchJWTSVID:JWTSVIDRequest>JWTSVIDResponse "
     "FetchJWTBundles:JWTBundlesRequest>*JWTBundlesResponse ValidateJWTSVID:> "
     "FetchWITSVID:WITSVIDRequest>*WITSVIDResponse FetchWITBundles:WITBundlesRequest>*WITBundlesResponse",
+    "envoy.service.secret.v3.SecretDiscoveryService": "DeltaSecrets:*DeltaDiscoveryRequest>*DeltaDiscoveryResponse "
+    "StreamSecrets:*DiscoveryRequest>*DiscoveryResponse FetchSecrets:DiscoveryRequest>DiscoveryResponse",
     "spire.api.server.agent.v1.Agent": "CountAgents:> ListAgents:> GetAgent:>Agent DeleteAgent:>Empty BanAgent:>Empty "
     "AttestAgent:*>* RenewAgent:> CreateJoinToken:>JoinToken PostStatus:>",
     "spire.api.server.bundle.v1.Bundle": "CountBundles:> GetBundle:>Bundle AppendBundle:>Bundle PublishJWTAuthority:> "

@@ -47,8 +47,8 @@ class Endpoint:
 
 
 @asynccontextmanager
-async def workload_endpoint(backend, *, clock=None, service=None, jwt=None, wit=None, **settings):
-    """Serve `backend`, with the profiles `jwt` and `wit` if given (or another `service` with the same methods) until the block is left."""
+async def workload_endpoint(backend, *, clock=None, service=None, jwt=None, wit=None, also=(), **settings):
+    """Serve `backend`, with the profiles `jwt` and `wit` if given and what `also` builds of (api, door) (or another `service` with the same methods) until the block is left."""
     folder = Path(tempfile.mkdtemp(prefix="mwa", dir="/tmp"))  # short enough for a socket path, whatever TMPDIR is
     folder.chmod(0o755)
     door = FrontDoor()
@@ -62,7 +62,7 @@ async def workload_endpoint(backend, *, clock=None, service=None, jwt=None, wit=
         cut=lambda peer: door.close_where(lambda other: other is peer),
     )
     handler = api.handler() if service is None else service
-    server = private_server(door, [handler], [ErrorInterceptor()])
+    server = private_server(door, [handler, *(build(api, door) for build in also)], [ErrorInterceptor()])
     await server.start()
     door.listen_unix(folder / "api.sock")
     channel = unix_channel(folder / "api.sock")
