@@ -208,10 +208,14 @@ async def _every(seconds: float, act: Callable[[], Awaitable[object]], name: str
 
 
 async def keep_own_identity(server: Server) -> None:
-    """Renew the server's own certificate at half-life or when its authority is gone."""
+    """Renew the server's own certificate at half-life, and at once when its authority is tainted or gone."""
+    watch = server.store.state
+    version = watch.version
     while True:
         pause = min(OWN_IDENTITY_SECONDS, max(_SHORTEST_PAUSE, server.own.seconds_until_due()))
-        await asyncio.sleep(pause)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                version = await watch.changed(version)
         try:
             if await server.own.tick():
                 log.info("the server's own certificate was renewed")

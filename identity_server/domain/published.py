@@ -24,6 +24,11 @@ def tainted_ids(bundle: TrustBundle | None, kind: AuthorityKind) -> frozenset[st
     return frozenset(one.key_id for one in _listed(bundle, kind) if one.tainted)
 
 
+def signing_ids(bundle: TrustBundle | None, kind: AuthorityKind) -> frozenset[str]:
+    """The ids of those that may sign: published, and not tainted."""
+    return frozenset(one.key_id for one in _listed(bundle, kind) if not one.tainted)
+
+
 def ends_at(bundle: TrustBundle | None, kind: AuthorityKind, authority_id: str) -> int:
     """When a published authority expires, in unix seconds; 0 if that is unknown."""
     return max((_end(one) for one in _listed(bundle, kind) if one.key_id == authority_id), default=0)

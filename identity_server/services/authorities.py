@@ -32,7 +32,7 @@ from identity_server.domain.authority import (
     key_slot,
     settled,
 )
-from identity_server.domain.published import expired_ids, published_ids
+from identity_server.domain.published import expired_ids, signing_ids
 from identity_server.domain.rotation import (
     Do,
     Step,
@@ -341,10 +341,10 @@ class Authorities:
                 log.info("authority signs from now on", extra={"facts": _facts(active)})
 
     def _view(self, line: Line) -> tuple[Slots, frozenset[str]]:
-        """The slots of a kind and the ids of that kind in the stored bundle, as of the latest state."""
+        """The slots of a kind, and the ids of that kind that stand untainted in the stored bundle, as of the latest state."""
         state = self._store.state.value
         own = state.bundles.own if state.bundles is not None else None
-        return Slots.of(state.authorities, line.kind), published_ids(own, line.kind)
+        return Slots.of(state.authorities, line.kind), signing_ids(own, line.kind)
 
     def _waited(self, kind: AuthorityKind, prepared: Authority | None) -> float:
         """How long a prepared authority has been published, by the monotonic clock."""

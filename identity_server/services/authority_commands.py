@@ -27,6 +27,7 @@ from identity_server.domain.authority import (
 from identity_server.domain.published import (
     expired_ids,
     published_ids,
+    signing_ids,
     tainted_ids,
     with_published,
     with_tainted,
@@ -49,7 +50,7 @@ def carry_out(
     slots = Slots.of(uow.authorities.of_server(server_id), kind)
     bundle = uow.bundles.get(trust_domain)
     if isinstance(command, Activate):
-        command = Activate(command.authority_id, published_ids(bundle, kind), command.waited)
+        command = Activate(command.authority_id, signing_ids(bundle, kind), command.waited)
     events = decide(slots, command, now)
     for event in events:
         if isinstance(event, Forgotten):

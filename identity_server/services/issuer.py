@@ -11,7 +11,7 @@ from identity_server.domain.authority import Authority
 from identity_server.domain.body import Bodies
 from identity_server.domain.issuance import parent_of, sign
 from identity_server.domain.profiles import Parent, Profile, plan_leaf
-from identity_server.domain.published import published_ids
+from identity_server.domain.published import published_ids, signing_ids
 from identity_server.domain.rotation import expiry_floor
 from identity_server.ports import Store
 from spiffe_core.bundle import TrustBundle
@@ -69,7 +69,7 @@ class Issuer:
         self.signer: Signer | None = None
         self._issued_at = 0
         self._bundle: TrustBundle | None = None
-        self._published: frozenset[str] = frozenset()
+        self._signing: frozenset[str] = frozenset()
         self._taken: frozenset[str] = frozenset()
 
     def issue(
@@ -91,7 +91,7 @@ class Issuer:
         kind = Profile(profile)
         signer = self.signer
         self._look_at_bundle()
-        if signer is None or signer.authority.authority_id not in self._published:
+        if signer is None or signer.authority.authority_id not in self._signing:
             raise Unavailable("no signing authority is active; one is being prepared, try again shortly")
         if ttl < 0:
             raise InvalidRequest("ttl: must not be negative; 0 means the default", field="ttl")
@@ -123,9 +123,9 @@ class Issuer:
         own = bundles.own if bundles is not None else None
         if own is self._bundle:
             return
-        self._bundle, self._published = own, published_ids(own, "x509")
+        self._bundle, self._signing = own, signing_ids(own, "x509")
         tokens = (*own.jwt_authorities, *own.wit_authorities) if own is not None else ()
-        self._taken = self._published | {subject_key_id(one.key).hex() for one in tokens}  # N-C-07
+        self._taken = published_ids(own, "x509") | {subject_key_id(one.key).hex() for one in tokens}  # N-C-07
 
 
 def draw_serial(entropy: Callable[[int], bytes]) -> int:

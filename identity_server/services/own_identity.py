@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from identity_server.domain.agents import SERVER_PATH
 from identity_server.domain.audit import SvidIssued
+from identity_server.domain.published import signing_ids
 from identity_server.ports import AuditLog, Store
 from identity_server.services.issuer import Issuer
 from spiffe_core.bundle import BundleSet, TrustBundle
@@ -49,6 +50,7 @@ class OwnIdentity:
         self._identity: TlsIdentity | None = None
         self._trusted = BundleSet(TrustBundle(trust_domain))
         self._authority_id = ""
+        self._judged: TrustBundle | None = None
         self.renew_at: datetime | None = None
 
     @property
@@ -89,6 +91,7 @@ class OwnIdentity:
         now = self._clock.now()
         self._identity = TlsIdentity(issued.chain, to_pkcs8(key))
         self._authority_id = signer.authority.authority_id if signer is not None else ""
+        self._judged = None
         self.renew_at = renew_at(now, datetime.fromtimestamp(issued.not_after, UTC), jitter=self._jitter())
         return True
 
@@ -102,9 +105,9 @@ class OwnIdentity:
         if self._identity is None or self.renew_at is None or self._clock.now() >= self.renew_at:
             return True
         bundles = self._store.state.value.bundles
-        if bundles is None:
+        if bundles is None or bundles.own is self._judged:
             return False
-        return not any(
-            authority.key_id == self._authority_id and not authority.tainted
-            for authority in bundles.own.x509_authorities
-        )
+        if self._authority_id not in signing_ids(bundles.own, "x509"):
+            return True
+        self._judged = bundles.own
+        return False

@@ -1,7 +1,7 @@
 """Signing tokens (JWT-SVIDs and WIT-SVIDs) with whatever key is active. Runs inline on the event loop: some 50 µs each.
 
-As with certificates, nothing is signed by a key whose public half is not in the stored bundle, checked for each token,
-and no token outlives its key (N-C-21).
+As with certificates, nothing is signed by a key whose public half is not in the stored bundle or is tainted there,
+checked for each token, and no token outlives its key (N-C-21).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from identity_server.domain.authority import Authority, AuthorityKind
-from identity_server.domain.published import published_ids
+from identity_server.domain.published import signing_ids
 from identity_server.ports import Store
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.clock import Clock
@@ -70,16 +70,16 @@ class _TokenIssuer:
         self._store, self._clock, self._default_ttl = store, clock, default_ttl
         self.signer: TokenSigner | None = None
         self._bundle: TrustBundle | None = None
-        self._published: frozenset[str] = frozenset()
+        self._signing: frozenset[str] = frozenset()
 
     def _active(self) -> TokenSigner:
-        """The signer, if its key stands in the stored bundle of this moment."""
+        """The signer, if its key stands untainted in the stored bundle of this moment."""
         bundles = self._store.state.value.bundles
         own = bundles.own if bundles is not None else None
         if own is not self._bundle:
-            self._bundle, self._published = own, published_ids(own, self.kind)
+            self._bundle, self._signing = own, signing_ids(own, self.kind)
         signer = self.signer
-        if signer is None or signer.authority.authority_id not in self._published:
+        if signer is None or signer.authority.authority_id not in self._signing:
             raise Unavailable(f"no {self.what} signing key is active; one is being prepared, try again shortly")
         return signer
 
