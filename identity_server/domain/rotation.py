@@ -6,8 +6,8 @@ that length are never cut short. The rules are the same for X.509 authorities an
 expired authority leaves the bundle a day after its end (`domain.published`).
 
 Two repairs come first. A clock that jumped over the active authority's life in either direction makes it unusable: the
-next one is prepared, published and activated without waiting (R17, R23). And an authority that somebody took out
-of the stored bundle was revoked: it signs no more and is not put back.
+next one is prepared, published and activated without waiting (R17, R23). And an authority that somebody tainted or took
+out of the stored bundle signs no more and is not put back.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ def longest_whole_ttl(lifetime: int) -> int:
 
 
 def next_step(slots: Slots, now: int, *, bundle: frozenset[str], waited: float = 0.0) -> Step:
-    """The next step at `now`. `bundle` are the authority ids in the stored bundle; `waited` as in `Activate`."""
+    """The next step at `now`. `bundle` are the ids that stand untainted in the stored bundle; `waited` as in `Activate`."""
     active, prepared = slots.active, slots.prepared
     for one in (prepared, active):
         if one is not None and one.authority_id not in bundle:
-            return Step(Do.RETIRE, "it is not in the stored bundle", one)
+            return Step(Do.RETIRE, "it is tainted or not in the stored bundle", one)
     if prepared is not None and not usable(prepared, now):
         return Step(Do.RETIRE, "it is not valid now", prepared)
     if active is None or not usable(active, now):

@@ -327,7 +327,7 @@ class Authorities:
         if active is None or active.authority_id not in bundle:
             if seated is not None:
                 log.error(
-                    "the active authority left the journal or the bundle; it signs no more",
+                    "the active authority left the journal or the bundle, or was tainted; it signs no more",
                     extra={"facts": _facts(seated)},
                 )
             line.vacate()
