@@ -3,7 +3,9 @@
 Administrative and authority events are written before `record` returns, so the line stands before the effect. Leaf
 events go through a bounded queue to a writer thread. If the sink fails, leaf issuance goes on: what was lost is
 counted, `healthy` turns false, and the gap is written down as soon as the sink works again. An administrative event
-that cannot be written is refused as Unavailable.
+that cannot be written is refused as Unavailable; with `strict` the same is true of leaves.
+
+Each line says when it was, in which request, and who called from where.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pathlib import Path
 
 from identity_server.domain.audit import AuditEvent
 from spiffe_core.errors import ConfigError, Unavailable
-from spiffe_core.runtime.request_id import current_request_id
+from spiffe_core.runtime.request_id import current_caller_facts, current_request_id
 
 MAX_QUEUE = 50_000
 CLOSE_SECONDS = 2.0
@@ -31,9 +33,10 @@ _STDOUT = 1
 class AuditFile:
     """Appends events to `path`, or to standard output if `path` is None. Any thread may record."""
 
-    def __init__(self, path: Path | None, now: Callable[[], datetime]) -> None:
+    def __init__(self, path: Path | None, now: Callable[[], datetime], *, strict: bool = False) -> None:
         self._path = path
         self._now = now
+        self._strict = strict
         self._descriptor = _STDOUT if path is None else _open(path)
         self._writing = threading.Lock()
         self._queue: deque[bytes] = deque()
@@ -53,7 +56,7 @@ class AuditFile:
             Unavailable: an event that must stand before its effect could not be written.
         """
         line = self._line(event.document())
-        if not event.flushed:
+        if not (event.precedes or (self._strict and event.issues)):
             if len(self._queue) >= MAX_QUEUE:
                 self._lose(1)
                 return
@@ -68,7 +71,7 @@ class AuditFile:
             except OSError as error:
                 self.healthy = False
                 raise Unavailable(
-                    "the audit log cannot be written, so nothing is changed; make room or fix its permissions",
+                    "the audit log cannot be written, so nothing is changed or issued; make room or fix its permissions",
                     path=str(self._path),
                     error=str(error),
                 ) from None
@@ -144,6 +147,8 @@ class AuditFile:
         stamped = {"time": self._now().isoformat(timespec="milliseconds"), **document}
         if request := current_request_id():
             stamped["request"] = request
+        if caller := current_caller_facts():
+            stamped["caller"] = caller
         return json.dumps(stamped, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
 
 

@@ -125,7 +125,9 @@ class Server:
             lock = lock_directory(settings.data_dir)
             undo.callback(lock.close)
             server_id = _server_id(settings.data_dir)
-            audit = AuditFile(Path(settings.audit.file) if settings.audit.file else None, time.now)
+            audit = AuditFile(
+                Path(settings.audit.file) if settings.audit.file else None, time.now, strict=settings.audit.strict
+            )
             undo.callback(audit.close)
             keys = _keys(settings, reset_keys=reset_keys)
             store = await _open_store(settings, server_id, time)
@@ -282,7 +284,7 @@ async def _compose(  # the one place where everything has a name
         door,
         services,
         [
-            CallInterceptor(observers(metrics), clock.monotonic),
+            CallInterceptor(observers(metrics, sink), clock.monotonic),
             ErrorInterceptor(current_request_id),
             AccessInterceptor(door.caller_of, admissions),
             ThrottleInterceptor(door.caller_of, throttle),
@@ -311,10 +313,6 @@ async def _compose(  # the one place where everything has a name
         throttle=throttle,
         monitor=watch,
     )
-
-
-def _serving(authorities: Authorities, store: SqlStore, drain: Drain) -> bool:
-    return authorities.active is not None and not store.trouble and not drain.begun
 
 
 async def _open_store(settings: ServerSettings, server_id: str, clock: Clock) -> SqlStore:

@@ -8,7 +8,18 @@ from importlib.metadata import version
 
 from identity_server.audit_log import AuditFile
 from identity_server.domain import health
-from identity_server.domain.audit import AgentAttested, AuditEvent, AuthorityChanged, SvidIssued, TokenIssued
+from identity_server.domain.audit import (
+    DONE,
+    FAILED,
+    MAX_REASON,
+    REFUSED,
+    AgentAttested,
+    AuditEvent,
+    AuthorityChanged,
+    CallEnded,
+    SvidIssued,
+    TokenIssued,
+)
 from identity_server.domain.authority import Status
 from identity_server.ports import AuditLog, Store
 from identity_server.rpc.drain import Drain
@@ -33,6 +44,11 @@ _AUTHORITY_METRICS = {
     ("jwt", "activate"): "manager_jwt_key_activate",
     ("wit", "prepare"): "ca_manager_wit_key_prepare",
     ("wit", "activate"): "manager_wit_key_activate",
+}
+_HEALTH = "/grpc.health.v1.Health/"
+_OUTCOMES = {
+    "OK": DONE,
+    **dict.fromkeys(("Unavailable", "Internal", "Unknown", "DeadlineExceeded", "Canceled"), FAILED),
 }
 
 
@@ -99,8 +115,8 @@ class CountedAudit:
                 self._metrics.add("server_ca_sign_wit_svid" if "wit" in event.profile else "server_ca_sign_jwt_svid")
             case AgentAttested(outcome="attested"):
                 self._metrics.add("server_ca_sign_x509_svid")
-            case AuthorityChanged():
-                name = _AUTHORITY_METRICS.get((_kind_of(event.slot), event.change))
+            case AuthorityChanged(outcome="done", change=change, slot=slot):
+                name = _AUTHORITY_METRICS.get((_kind_of(slot), change))
                 if name is not None:
                     self._metrics.add(name)
 
@@ -123,9 +139,31 @@ def metered(store: SqlStore, metrics: Metrics | None, clock: Clock) -> Store:
     return MeteredStore(store, metrics, clock.monotonic)
 
 
-def observers(metrics: Metrics | None) -> tuple[Observer, ...]:
+class CallAudit:
+    """Records the end of every call of the API; probes' questions after our health are left out."""
+
+    def __init__(self, log: AuditLog) -> None:
+        self._log = log
+
+    def begun(self, method: str) -> None:
+        """Nothing is known yet."""
+
+    def ended(self, method: str, status: str, seconds: float, reason: str) -> None:
+        """Queue the line."""
+        if not method.startswith(_HEALTH):
+            event = CallEnded(
+                method=method.removeprefix("/"),
+                status=status,
+                milliseconds=round(seconds * 1000),
+                outcome=_OUTCOMES.get(status, REFUSED),
+                reason=reason[:MAX_REASON],
+            )
+            self._log.record(event)
+
+
+def observers(metrics: Metrics | None, audit: AuditLog) -> tuple[Observer, ...]:
     """Who looks on at each call."""
-    return () if metrics is None else (CallMetrics(metrics),)
+    return (CallAudit(audit),) if metrics is None else (CallAudit(audit), CallMetrics(metrics))
 
 
 def monitor(parts: Parts, metrics: Metrics | None) -> Monitor:

@@ -154,6 +154,7 @@ class AuditSection(Section):
     """[audit]: one JSON line for each event; an empty `file` means standard output."""
 
     file: str = ""
+    strict: bool = False
 
 
 class LimitSection(Section):

@@ -1,31 +1,73 @@
 """What an audit record says (architecture A16): who did what, to what, from where, with what outcome.
 
-Events are values; the sink turns them into one JSON line each. Events with `flushed` set (administrative writes,
-attestation verdicts and everything about the authority) stand in the file before their effect happens; the others
-(leaf certificates) are queued before the signature leaves.
+Events are values; the sink turns them into one JSON line each, and adds when it was, in which request, and who called
+from where. What is about to happen (administrative writes, everything about the authority) has the outcome "begun" and
+stands in the file before its effect; what became of it follows as a second line. Leaf certificates and tokens are
+queued before the signature leaves, the end of each call is queued too.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar, Final, Self
+
+from spiffe_core.errors import IdentityError, Kind
+
+BEGUN: Final = "begun"
+"""About to happen; the outcome follows."""
+DONE: Final = "done"
+REFUSED: Final = "refused"
+"""It did not happen because of what was asked, or of who asked."""
+ATTESTED: Final = "attested"
+"""The verdict on a node that proved itself."""
+FAILED: Final = "failed"
+"""It did not happen, or nobody knows whether it did, because of us or of the database."""
+MAX_REASON = 512
+
+_OURS: Final = frozenset({Kind.UNAVAILABLE, Kind.INTERNAL})
 
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """Base of all events. Field values are text and numbers, never secrets."""
+    """Base of all events. Field values are text and numbers, never secrets.
+
+    `revision_number` is the registration entry's; None where there is none to tell.
+    """
 
     event: ClassVar[str] = "event"
     flushed: ClassVar[bool] = True
+    issues: ClassVar[bool] = False
+    """True for what was signed: with `audit.strict` it is written before it leaves."""
+    outcome: str = field(default="", kw_only=True)
+    reason: str = field(default="", kw_only=True)
+
+    @property
+    def precedes(self) -> bool:
+        """True if the line has to stand before the effect."""
+        return self.flushed and self.outcome in {"", BEGUN}
+
+    def ended(self, error: BaseException | None = None) -> Self:
+        """The same event with what became of it."""
+        outcome, reason = outcome_of(error)
+        return replace(self, outcome=outcome, reason=reason)
 
     def document(self) -> dict[str, object]:
         """The event as a JSON object, its name first, empty fields left out."""
         body: dict[str, object] = {"event": self.event}
         for item in fields(self):
             value = getattr(self, item.name)
-            if value not in ("", ()):
+            if value is not None and value not in ("", ()):
                 body[item.name] = value
         return body
+
+
+def outcome_of(error: BaseException | None) -> tuple[str, str]:
+    """The outcome and the reason to record for an action that ended so."""
+    if error is None:
+        return DONE, ""
+    if isinstance(error, IdentityError):
+        return FAILED if error.kind in _OURS else REFUSED, error.public[:MAX_REASON]
+    return FAILED, "it was interrupted; whether it took effect shows in what follows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +93,7 @@ class EntryChanged(AuditEvent):
     actor: str
     spiffe_id: str = ""
     parent_id: str = ""
+    revision_number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +142,18 @@ class AgentChanged(AuditEvent):
 
 @dataclass(frozen=True, slots=True)
 class AgentAttested(AuditEvent):
-    """The verdict on a node attestation. `outcome` is "attested" or the reason of the refusal."""
+    """The verdict on a node attestation; it is written before the answer leaves."""
 
     event: ClassVar[str] = "attestation"
     attestation_type: str
-    outcome: str
     actor: str
     spiffe_id: str = ""
     serial: str = ""
+
+    @property
+    def precedes(self) -> bool:
+        """Whatever the verdict is, it stands before the agent hears of it."""
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +173,14 @@ class SvidIssued(AuditEvent):
 
     event: ClassVar[str] = "x509_svid"
     flushed: ClassVar[bool] = False
+    issues: ClassVar[bool] = True
     profile: str
     spiffe_id: str
     serial: str
     not_after: int
     actor: str
     entry_id: str = ""
-    revision_number: int = 0
+    revision_number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +189,7 @@ class TokenIssued(AuditEvent):
 
     event: ClassVar[str] = "token"
     flushed: ClassVar[bool] = False
+    issues: ClassVar[bool] = True
     profile: str
     spiffe_id: str
     key_id: str
@@ -149,16 +198,27 @@ class TokenIssued(AuditEvent):
     audience: tuple[str, ...] = ()
     jti: str = ""
     entry_id: str = ""
-    revision_number: int = 0
+    revision_number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CallRefused(AuditEvent):
-    """A caller asked for something that is not its own."""
+    """A caller asked for one thing among others that it may not have, or in a way that cannot work."""
 
     event: ClassVar[str] = "refused"
     flushed: ClassVar[bool] = False
     method: str
     actor: str
-    reason: str
     entry_id: str = ""
+    spiffe_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnded(AuditEvent):
+    """A call of the server's API ended, whatever it was about; `status` is gRPC's word for it."""
+
+    event: ClassVar[str] = "call"
+    flushed: ClassVar[bool] = False
+    method: str
+    status: str
+    milliseconds: int = 0

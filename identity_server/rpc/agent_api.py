@@ -13,7 +13,7 @@ from identity_server.rpc.caller import Context, current_caller
 from identity_server.services.attest_agent import AttestAgents, Attestation
 from identity_server.services.fleet import Fleet
 from identity_server.services.issuer import IssuedX509
-from spiffe_core.errors import InvalidRequest
+from spiffe_core.errors import IdentityError, InvalidRequest
 from spiffe_core.wire import convert
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
 from spiffe_core.wire._gen.spire.api.types import agent_pb2 as agent_types
@@ -37,12 +37,17 @@ class AgentApi:
         """Evidence in, challenges out, answers in, an SVID out."""
         caller = current_caller()
         messages = aiter(requests)
-        attestation = self._begin(await _next(messages))
-        with closing(attestation):
-            challenge = await attestation.step()
-            while challenge is not None:
-                yield agent_pb2.AttestAgentResponse(challenge=challenge.data)
-                challenge = await attestation.step(_answer(await _next(messages)))
+        first = await _next(messages)
+        try:
+            attestation = self._begin(first)
+            with closing(attestation):
+                challenge = await attestation.step()
+                while challenge is not None:
+                    yield agent_pb2.AttestAgentResponse(challenge=challenge.data)
+                    challenge = await attestation.step(_answer(await _next(messages)))
+        except IdentityError as error:
+            self._attest.refused(caller, first.params.data.type, error)
+            raise
         joined = await self._attest.join(caller, attestation)
         result = agent_pb2.AttestAgentResponse.Result(svid=svid_to_proto(joined.svid), reattestable=joined.reattestable)
         yield agent_pb2.AttestAgentResponse(result=result)

@@ -12,14 +12,20 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-async def read_each(messages: Iterable[Any], read: Callable[[Any], T]) -> list[T | IdentityError]:
-    """Read every item, giving way to other calls in between; one that cannot be read stands as its own refusal."""
+async def read_each(
+    messages: Iterable[Any], read: Callable[[Any], T], refused: Callable[[str, IdentityError], None]
+) -> list[T | IdentityError]:
+    """Read every item, giving way to other calls in between; one that cannot be read stands as its own refusal.
+
+    Items are trust domains' names or messages about one; `refused` is told the name of each that cannot be read.
+    """
     found: list[T | IdentityError] = []
     for message in messages:
         try:
             found.append(read(message))
         except InvalidRequest as error:
             found.append(error)
+            refused(message if isinstance(message, str) else message.trust_domain, error)
         await asyncio.sleep(0)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -13,7 +14,7 @@ from identity_server.rpc.caller import Context, current_caller
 from identity_server.services.federated_bundles import BundleEdit, FederatedBundles, Outcome
 from identity_server.services.trust_bundles import TrustBundles
 from spiffe_core.bundle import TrustBundle
-from spiffe_core.errors import InvalidRequest, Unimplemented
+from spiffe_core.errors import IdentityError, InvalidRequest, Unimplemented
 from spiffe_core.spiffe_id import TrustDomain
 from spiffe_core.wire import convert
 from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
@@ -98,7 +99,7 @@ class BundleApi:
         self, request: bundle_pb2.BatchCreateFederatedBundleRequest, _context: Context
     ) -> bundle_pb2.BatchCreateFederatedBundleResponse:
         """One result per bundle; a trust domain that has one answers AlreadyExists."""
-        read = await read_each(request.bundle, partial(self._bundle, "creating a"))
+        read = await read_each(request.bundle, partial(self._bundle, "creating a"), self._refused("create"))
         outcomes = await completed(read, partial(self._federated.create, current_caller()))
         mask = _output(request)
         response = bundle_pb2.BatchCreateFederatedBundleResponse()
@@ -110,7 +111,7 @@ class BundleApi:
         self, request: bundle_pb2.BatchSetFederatedBundleRequest, _context: Context
     ) -> bundle_pb2.BatchSetFederatedBundleResponse:
         """One result per bundle, stored whether or not there was one."""
-        read = await read_each(request.bundle, partial(self._bundle, "setting a"))
+        read = await read_each(request.bundle, partial(self._bundle, "setting a"), self._refused("set"))
         outcomes = await completed(read, partial(self._federated.put, current_caller()))
         mask = _output(request)
         response = bundle_pb2.BatchSetFederatedBundleResponse()
@@ -123,7 +124,7 @@ class BundleApi:
     ) -> bundle_pb2.BatchUpdateFederatedBundleResponse:
         """One result per bundle; the input mask says which fields are written, none says all."""
         written = convert.mask_of(request, "input_mask", bundle_types.BundleMask)
-        read = await read_each(request.bundle, partial(self._edit, written))
+        read = await read_each(request.bundle, partial(self._edit, written), self._refused("update"))
         outcomes = await completed(read, partial(self._federated.update, current_caller()))
         mask = _output(request)
         response = bundle_pb2.BatchUpdateFederatedBundleResponse()
@@ -141,12 +142,15 @@ class BundleApi:
             raise InvalidRequest(
                 f"failed to parse deletion mode: unhandled delete mode {request.mode}; use 0 to 2", field="mode"
             ) from None
-        read = await read_each(request.trust_domains, self._deletable)
+        read = await read_each(request.trust_domains, self._deletable, self._refused("delete"))
         outcomes = await completed(read, lambda names: self._federated.delete(current_caller(), names, mode))
         response = bundle_pb2.BatchDeleteFederatedBundleResponse()
         for name, outcome in zip(request.trust_domains, outcomes, strict=True):
             response.results.add(status=item_status(outcome), trust_domain=name)
         return response
+
+    def _refused(self, change: str) -> Callable[[str, IdentityError], None]:
+        return partial(self._federated.refused, current_caller(), change)
 
     def _bundle(self, action: str, message: bundle_types.Bundle) -> TrustBundle:
         self._foreign(message.trust_domain, f"{action} federated bundle for the server's own trust domain")

@@ -16,6 +16,7 @@ import grpc.aio
 
 from identity_server.domain.access import Caller
 from identity_server.services.admission import Admissions, Presented
+from spiffe_core.runtime.request_id import note_caller
 from spiffe_core.wire.peer import Peer, TlsPeer
 from spiffe_core.wire.services import CALL_KINDS, HANDLER_FACTORIES
 
@@ -89,4 +90,18 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         return guarded
 
     async def _admitted(self, method: str, context: Context) -> Caller:
-        return await self._admissions.admit(method, presented_by(self._peer_of(context)))
+        peer = self._peer_of(context)
+        facts = caller_facts(peer)
+        note_caller(facts)
+        caller = await self._admissions.admit(method, presented_by(peer))
+        note_caller({"as": caller.kind.value, **facts})
+        return caller
+
+
+def caller_facts(peer: Peer) -> dict[str, object]:
+    """Who called from where, for the audit log: the local process with its user and program, or ID and address."""
+    if isinstance(peer, TlsPeer):
+        known = {"spiffe_id": str(peer.spiffe_id or ""), "serial": peer.serial}
+        return {"address": peer.address, **{name: text for name, text in known.items() if text}}
+    program = peer.program
+    return {"pid": peer.pid, "uid": peer.uid, "gid": peer.gid, **({"path": program} if program else {})}

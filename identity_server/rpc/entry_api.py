@@ -61,7 +61,10 @@ class EntryApi:
         mask = convert.mask_of(request, "output_mask", entry_types.EntryMask)
         read: list[Outcome] = []
         for number, message in enumerate(request.entries, 1):
-            read.append(self._read(message))
+            item = self._read(message)
+            read.append(item)
+            if isinstance(item, IdentityError):
+                self._registration.refused(current_caller(), "create", message.id, item)
             if not number % own.SLICE:
                 await asyncio.sleep(0)
         good = [entry for entry in read if isinstance(entry, RegistrationEntry)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from identity_server.rpc.batches import completed, read_each, worded
 from identity_server.rpc.caller import Context, current_caller
 from identity_server.services.federation import Federated, Federation, Outcome, RelationshipEdit
 from spiffe_core.bundle import TrustBundle
-from spiffe_core.errors import InvalidRequest
+from spiffe_core.errors import IdentityError, InvalidRequest
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.wire import convert
 from spiffe_core.wire._gen.spire.api.server.trustdomain.v1 import trustdomain_pb2
@@ -56,7 +57,7 @@ class TrustDomainApi:
         self, request: trustdomain_pb2.BatchCreateFederationRelationshipRequest, _context: Context
     ) -> trustdomain_pb2.BatchCreateFederationRelationshipResponse:
         """One result per relationship; a bundle that comes with one is stored too."""
-        read = await read_each(request.federation_relationships, self._new)
+        read = await read_each(request.federation_relationships, self._new, self._refused("create"))
         outcomes = await completed(read, partial(self._federation.create, current_caller()))
         mask = _mask(request, "output_mask")
         response = trustdomain_pb2.BatchCreateFederationRelationshipResponse()
@@ -68,7 +69,9 @@ class TrustDomainApi:
         self, request: trustdomain_pb2.BatchUpdateFederationRelationshipRequest, _context: Context
     ) -> trustdomain_pb2.BatchUpdateFederationRelationshipResponse:
         """One result per relationship; the input mask says which fields are written, none says all."""
-        read = await read_each(request.federation_relationships, partial(_edit, _mask(request, "input_mask")))
+        read = await read_each(
+            request.federation_relationships, partial(_edit, _mask(request, "input_mask")), self._refused("update")
+        )
         outcomes = await completed(read, partial(self._federation.update, current_caller()))
         mask = _mask(request, "output_mask")
         response = trustdomain_pb2.BatchUpdateFederationRelationshipResponse()
@@ -80,7 +83,7 @@ class TrustDomainApi:
         self, request: trustdomain_pb2.BatchDeleteFederationRelationshipRequest, _context: Context
     ) -> trustdomain_pb2.BatchDeleteFederationRelationshipResponse:
         """One result per trust domain. The bundles stay."""
-        read = await read_each(request.trust_domains, _deletable)
+        read = await read_each(request.trust_domains, _deletable, self._refused("delete"))
         outcomes = await completed(read, partial(self._federation.delete, current_caller()))
         response = trustdomain_pb2.BatchDeleteFederationRelationshipResponse()
         for given, name, outcome in zip(request.trust_domains, read, outcomes, strict=True):
@@ -92,6 +95,9 @@ class TrustDomainApi:
         """Fetch the bundle of a relationship now."""
         await self._federation.refresh(_trust_domain(request.trust_domain))
         return Empty()
+
+    def _refused(self, change: str) -> Callable[[str, IdentityError], None]:
+        return partial(self._federation.refused, current_caller(), change)
 
     def _new(self, message: Message) -> Federated:
         wanted = worded(_CONVERTING, lambda: _read(message))

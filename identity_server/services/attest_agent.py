@@ -15,7 +15,7 @@ from attestors.api import Attested, Challenge, Dialogue, NodeVerifier, advance
 from identity_server.domain import agents, join_tokens
 from identity_server.domain.access import Caller
 from identity_server.domain.agents import AttestedAgent
-from identity_server.domain.audit import AgentAttested, SvidIssued
+from identity_server.domain.audit import ATTESTED, DONE, AgentAttested, SvidIssued
 from identity_server.ports import AuditLog, Store, UnitOfWork
 from identity_server.services.issuer import IssuedX509, Issuer
 from spiffe_core.clock import Clock
@@ -139,18 +139,28 @@ class AttestAgents:
         try:
             joined = await self._join(attestation, verdict)
         except IdentityError as error:
-            self._audit.record(AgentAttested(attestation_type=kind, outcome=error.public, actor=caller.actor))
+            # the ID of a node that came with a token holds the token, which may still be good
+            path = "" if attestation.token_digest else verdict.agent_path
+            self.refused(caller, kind, error, path)
             raise
-        self._audit.record(
-            AgentAttested(
-                attestation_type=kind,
-                outcome="attested",
-                actor=caller.actor,
-                spiffe_id=str(joined.svid.spiffe_id),
-                serial=joined.svid.serial,
-            )
+        event = AgentAttested(
+            attestation_type=kind,
+            actor=caller.actor,
+            spiffe_id=str(joined.svid.spiffe_id),
+            serial=joined.svid.serial,
+            outcome=ATTESTED,
         )
+        self._audit.record(event)
         return joined
+
+    def refused(self, caller: Caller, attestation_type: str, error: IdentityError, agent_path: str = "") -> None:
+        """Record that a node's attempt came to nothing. Every field may be a stranger's."""
+        event = AgentAttested(
+            attestation_type=attestation_type[:MAX_TYPE_BYTES],
+            actor=caller.actor,
+            spiffe_id=f"spiffe://{self._trust_domain}{agent_path}" if agent_path else "",
+        )
+        self._audit.record(event.ended(error))
 
     async def _join(self, attestation: Attestation, verdict: Attested) -> Joined:
         agent_id = self._agent_id(verdict)
@@ -205,6 +215,7 @@ class AttestAgents:
                 serial=svid.serial,
                 not_after=svid.not_after,
                 actor=caller.actor,
+                outcome=DONE,
             )
         )
         return svid

@@ -17,7 +17,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from identity_server.domain.audit import AuthorityChanged
 from identity_server.domain.authority import (
     PROPAGATION_SECONDS,
     Activate,
@@ -42,6 +41,7 @@ from identity_server.domain.rotation import (
     next_step,
 )
 from identity_server.ports import AuditLog, KeyManager, Store
+from identity_server.services.audited import audited, changed
 from identity_server.services.authority_commands import KINDS, WORDS, carry_out, in_force, prune
 from identity_server.services.authority_lines import CaSettings, Line, TokenSettings, belongs, lines_of
 from identity_server.services.issuer import IssuedX509, Issuer
@@ -293,11 +293,11 @@ class Authorities:
 
     async def _change(self, line: Line, command: Command, about: Authority, actor: str = "") -> None:
         """Audit, then decide and write in one transaction, then let the signer follow."""
-        self._record(type(command).__name__.lower(), about, actor)
         now, settings = self._now(), self._settings
-        await self._store.execute(
-            lambda uow: carry_out(uow, settings.server_id, settings.trust_domain, line.kind, command, now)
-        )
+        with audited(self._audit, changed(type(command).__name__.lower(), about, actor)):
+            await self._store.execute(
+                lambda uow: carry_out(uow, settings.server_id, settings.trust_domain, line.kind, command, now)
+            )
         self._follow(line, *self._view(line))
 
     async def _prune(self) -> None:
@@ -311,11 +311,10 @@ class Authorities:
         stale = any(expired_ids(own, kind, now, keep=in_force(state.authorities, kind, kinds)) for kind in KINDS)
         if not gone and not stale:
             return
-        for one in gone:
-            self._record("forget", one)
-        removed = await self._store.execute(
-            lambda uow: prune(uow, settings.server_id, settings.trust_domain, kinds, now)
-        )
+        with audited(self._audit, *(changed("forget", one) for one in gone)):
+            removed = await self._store.execute(
+                lambda uow: prune(uow, settings.server_id, settings.trust_domain, kinds, now)
+            )
         log.info("expired authorities left the bundle", extra={"facts": {"authority_ids": removed}})
         for one in gone:
             if belongs(one, self._keys.signer(one.key_slot)):
@@ -375,17 +374,6 @@ class Authorities:
                 "SVIDs may end sooner than their TTL: ca.ttl is less than six times as long",
                 extra={"facts": {"longest_whole_ttl": whole}},
             )
-
-    def _record(self, change: str, about: Authority, actor: str = "") -> None:
-        event = AuthorityChanged(
-            change=change,
-            authority_id=about.authority_id,
-            not_after=about.not_after,
-            slot=about.key_slot,
-            server_id=about.server_id,
-            actor=actor,
-        )
-        self._audit.record(event)
 
     def _now(self) -> int:
         return int(self._clock.now().timestamp())

@@ -14,6 +14,7 @@ from identity_server.domain.state import EntryRecord, State
 from identity_server.ports import AuditLog, Store, UnitOfWork
 from spiffe_core.errors import IdentityError, NotFound, Unavailable
 
+MAX_SHOWN = 255
 NOT_YOURS = "entry not found or not authorized"
 """One answer for both, so that nobody learns which entries exist (N-C-15)."""
 
@@ -50,10 +51,19 @@ class Entitlements:
                 refusals[entry_id] = Unavailable("this entry is about to be known here, try again")
                 continue
             refusals[entry_id] = NotFound(NOT_YOURS)
-            self._audit.record(
-                CallRefused(method=method, actor=caller.actor, reason=NOT_YOURS, entry_id=entry_id[:255])
-            )
+            self.refused(caller, entry_id, method, refusals[entry_id])
         return refusals
+
+    def refused(self, caller: Caller, entry_id: str, method: str, error: IdentityError) -> None:
+        """Record that nothing was issued for an entry that was asked for."""
+        record = self._store.state.value.entries.get(entry_id)
+        event = CallRefused(
+            method=method,
+            actor=caller.actor,
+            entry_id=entry_id[:MAX_SHOWN],
+            spiffe_id=f"spiffe://{self._store.state.value.trust_domain}{record.path}" if record is not None else "",
+        )
+        self._audit.record(event.ended(error))
 
 
 def agent_path(caller: Caller) -> str:

@@ -16,6 +16,7 @@ from identity_server.domain.audit import BundleChanged
 from identity_server.domain.federation import DeleteMode
 from identity_server.domain.listing import EntryFilter, Match
 from identity_server.ports import AuditLog, Store, UnitOfWork
+from identity_server.services.audited import audited_batch
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.errors import Conflict, IdentityError, NotFound, PreconditionFailed
 from spiffe_core.spiffe_id import TrustDomain
@@ -24,6 +25,7 @@ SLICE = 50
 """So many bundles go into one command; a longer batch takes several, so that other writers get their turn."""
 ENTRY_SLICE = 500
 """So many entries are changed in one step when a bundle goes."""
+MAX_SHOWN = 255
 
 Outcome = TrustBundle | IdentityError
 T = TypeVar("T")
@@ -49,8 +51,9 @@ class FederatedBundles:
         outcomes: list[Outcome] = []
         for start in range(0, len(bundles), SLICE):
             part = bundles[start : start + SLICE]
-            self._note(caller, "create", [one.trust_domain for one in part])
-            outcomes += await self._store.execute(partial(_each, _create, part))
+            events = [_change(caller, "create", one.trust_domain) for one in part]
+            act = partial(self._store.execute, partial(_each, _create, part))
+            outcomes += await audited_batch(self._audit, events, act)
         return outcomes
 
     async def put(self, caller: Caller, bundles: Sequence[TrustBundle]) -> list[Outcome]:
@@ -58,8 +61,9 @@ class FederatedBundles:
         outcomes: list[Outcome] = []
         for start in range(0, len(bundles), SLICE):
             part = bundles[start : start + SLICE]
-            self._note(caller, "set", [one.trust_domain for one in part])
-            outcomes += await self._store.execute(partial(_each, _put, part))
+            events = [_change(caller, "set", one.trust_domain) for one in part]
+            act = partial(self._store.execute, partial(_each, _put, part))
+            outcomes += await audited_batch(self._audit, events, act)
         return outcomes
 
     async def update(self, caller: Caller, edits: Sequence[BundleEdit]) -> list[Outcome]:
@@ -67,8 +71,9 @@ class FederatedBundles:
         outcomes: list[Outcome] = []
         for start in range(0, len(edits), SLICE):
             part = edits[start : start + SLICE]
-            self._note(caller, "update", [one.trust_domain for one in part])
-            outcomes += await self._store.execute(partial(_each, _update, part))
+            events = [_change(caller, "update", one.trust_domain) for one in part]
+            act = partial(self._store.execute, partial(_each, _update, part))
+            outcomes += await audited_batch(self._audit, events, act)
         return outcomes
 
     async def delete(
@@ -77,15 +82,21 @@ class FederatedBundles:
         """Delete bundles; None for each that is gone. `mode` says what becomes of entries that federate with them."""
         outcomes: list[IdentityError | None] = []
         for trust_domain in trust_domains:
-            self._note(caller, "delete", [trust_domain], mode.name.lower())
-            outcomes.append(await self._store.execute(partial(_delete, trust_domain=trust_domain, mode=mode)))
+            event = _change(caller, "delete", trust_domain, mode.name.lower())
+            outcomes += await audited_batch(self._audit, [event], partial(self._delete, trust_domain, mode))
         return outcomes
 
-    def _note(self, caller: Caller, change: str, trust_domains: Sequence[TrustDomain], mode: str = "") -> None:
-        for trust_domain in trust_domains:
-            self._audit.record(
-                BundleChanged(change=change, trust_domain=str(trust_domain), actor=caller.actor, mode=mode)
-            )
+    def refused(self, caller: Caller, change: str, name: str, error: IdentityError) -> None:
+        """Note a change that was refused before it became one, because it could not be read."""
+        event = BundleChanged(change=change, trust_domain=name[:MAX_SHOWN], actor=caller.actor)
+        self._audit.record(event.ended(error))
+
+    async def _delete(self, trust_domain: TrustDomain, mode: DeleteMode) -> list[IdentityError | None]:
+        return [await self._store.execute(partial(_delete, trust_domain=trust_domain, mode=mode))]
+
+
+def _change(caller: Caller, change: str, trust_domain: TrustDomain, mode: str = "") -> BundleChanged:
+    return BundleChanged(change=change, trust_domain=str(trust_domain), actor=caller.actor, mode=mode)
 
 
 def _each(act: Callable[[UnitOfWork, T], Outcome], items: Sequence[T], uow: UnitOfWork) -> list[Outcome]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from identity_server.domain.access import Caller
@@ -16,6 +16,7 @@ from identity_server.domain.audit import RelationshipChanged
 from identity_server.domain.federation import EndpointProfile, FederationRelationship
 from identity_server.domain.listing import Page
 from identity_server.ports import AuditLog, Store, UnitOfWork
+from identity_server.services.audited import audited_batch
 from identity_server.services.registration import page_limit
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.errors import IdentityError, Internal, NotFound, Unavailable
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 SLICE = 50
 """So many relationships go into one command; a longer batch takes several, so that other writers get their turn."""
+MAX_SHOWN = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +78,9 @@ class Federation:
         outcomes: list[Outcome] = []
         for start in range(0, len(wanted), SLICE):
             part = wanted[start : start + SLICE]
-            for one in part:
-                self._note(caller, "create", one.relationship.trust_domain, one.relationship)
-            outcomes += await self._store.execute(partial(_create_all, part))
+            events = [_change(caller, "create", one.relationship.trust_domain, one.relationship) for one in part]
+            act = partial(self._store.execute, partial(_create_all, part))
+            outcomes += await audited_batch(self._audit, events, act, _described)
         self._warn(outcomes)
         return outcomes
 
@@ -87,17 +89,24 @@ class Federation:
         outcomes: list[Outcome] = []
         for start in range(0, len(edits), SLICE):
             part = edits[start : start + SLICE]
-            for one in part:
-                self._note(caller, "update", one.trust_domain)
-            outcomes += await self._store.execute(partial(_update_all, part))
+            events = [_change(caller, "update", one.trust_domain) for one in part]
+            act = partial(self._store.execute, partial(_update_all, part))
+            outcomes += await audited_batch(self._audit, events, act, _described)
         self._warn(outcomes)
         return outcomes
 
     async def delete(self, caller: Caller, trust_domains: Sequence[TrustDomain]) -> list[IdentityError | None]:
         """Delete relationships; None for each that is gone. Their bundles stay."""
-        for trust_domain in trust_domains:
-            self._note(caller, "delete", trust_domain)
-        return await self._store.execute(partial(_delete_all, trust_domains)) if trust_domains else []
+        if not trust_domains:
+            return []
+        events = [_change(caller, "delete", trust_domain) for trust_domain in trust_domains]
+        act = partial(self._store.execute, partial(_delete_all, trust_domains))
+        return await audited_batch(self._audit, events, act)
+
+    def refused(self, caller: Caller, change: str, name: str, error: IdentityError) -> None:
+        """Note a change that was refused before it became one, because it could not be read."""
+        event = RelationshipChanged(change=change, trust_domain=name[:MAX_SHOWN], actor=caller.actor)
+        self._audit.record(event.ended(error))
 
     async def refresh(self, trust_domain: TrustDomain) -> None:
         """Fetch the bundle of a relationship's trust domain now.
@@ -110,19 +119,6 @@ class Federation:
             raise NotFound(f'no relationship with trust domain "{trust_domain}"')
         raise Unavailable(
             "this release does not fetch bundles from their endpoints yet: set the bundle with `bundle set`"
-        )
-
-    def _note(
-        self, caller: Caller, change: str, trust_domain: TrustDomain, given: FederationRelationship | None = None
-    ) -> None:
-        self._audit.record(
-            RelationshipChanged(
-                change=change,
-                trust_domain=str(trust_domain),
-                actor=caller.actor,
-                endpoint_url=given.endpoint_url if given is not None else "",
-                endpoint_spiffe_id=str(given.endpoint_spiffe_id or "") if given is not None else "",
-            )
         )
 
     def _warn(self, outcomes: Sequence[Outcome]) -> None:
@@ -141,6 +137,26 @@ class Federation:
                     who,
                     who.trust_domain,
                 )
+
+
+def _change(
+    caller: Caller, change: str, trust_domain: TrustDomain, given: FederationRelationship | None = None
+) -> RelationshipChanged:
+    return RelationshipChanged(
+        change=change,
+        trust_domain=str(trust_domain),
+        actor=caller.actor,
+        endpoint_url=given.endpoint_url if given is not None else "",
+        endpoint_spiffe_id=str(given.endpoint_spiffe_id or "") if given is not None else "",
+    )
+
+
+def _described(event: RelationshipChanged, outcome: Outcome) -> RelationshipChanged:
+    """The event with the relationship as it was stored."""
+    if isinstance(outcome, IdentityError):
+        return event
+    stored = outcome.relationship
+    return replace(event, endpoint_url=stored.endpoint_url, endpoint_spiffe_id=str(stored.endpoint_spiffe_id or ""))
 
 
 def _known(uow: UnitOfWork, relationship: FederationRelationship | None) -> Federated | None:

@@ -12,6 +12,7 @@ from identity_server.domain.audit import AgentChanged, JoinTokenCreated
 from identity_server.domain.join_tokens import JoinToken
 from identity_server.domain.listing import AgentFilter, Page
 from identity_server.ports import AuditLog, Store, UnitOfWork
+from identity_server.services.audited import audited
 from identity_server.services.registration import page_limit
 from spiffe_core.clock import Clock
 from spiffe_core.errors import Conflict, Internal, InvalidRequest, NotFound
@@ -57,24 +58,24 @@ class Fleet:
 
     async def ban(self, caller: Caller, spiffe_id: SpiffeId) -> None:
         """Let the agent in no more, with any certificate, and refuse to attest it again."""
-        path = self._path(spiffe_id)
-        self._audit.record(AgentChanged(change="ban", spiffe_id=str(spiffe_id), actor=caller.actor))
+        with audited(self._audit, AgentChanged(change="ban", spiffe_id=str(spiffe_id), actor=caller.actor)):
+            path = self._path(spiffe_id)
 
-        def command(uow: UnitOfWork) -> None:
-            uow.agents.put(agents.banned(_found(uow.agents.get(path))))
+            def command(uow: UnitOfWork) -> None:
+                uow.agents.put(agents.banned(_found(uow.agents.get(path))))
 
-        await self._store.execute(command)
+            await self._store.execute(command)
 
     async def delete(self, caller: Caller, spiffe_id: SpiffeId) -> None:
         """Forget the agent (evict it): it may attest again if its credential allows that."""
-        path = self._path(spiffe_id)
-        self._audit.record(AgentChanged(change="delete", spiffe_id=str(spiffe_id), actor=caller.actor))
+        with audited(self._audit, AgentChanged(change="delete", spiffe_id=str(spiffe_id), actor=caller.actor)):
+            path = self._path(spiffe_id)
 
-        def command(uow: UnitOfWork) -> None:
-            _found(uow.agents.get(path))
-            uow.agents.remove(path)
+            def command(uow: UnitOfWork) -> None:
+                _found(uow.agents.get(path))
+                uow.agents.remove(path)
 
-        await self._store.execute(command)
+            await self._store.execute(command)
 
     async def note_version(self, caller: Caller, version: str) -> None:
         """Remember what version the calling agent runs; an empty one says nothing."""
@@ -104,20 +105,19 @@ class Fleet:
             alias_path=alias.path if alias is not None else "",
             expires_at=int(self._clock.now().timestamp()) + lifetime,
         )
-        self._audit.record(
-            JoinTokenCreated(
-                digest_prefix=record.digest[:8].hex(),
-                expires_at=record.expires_at,
-                actor=caller.actor,
-                alias=str(alias or ""),
-            )
+        event = JoinTokenCreated(
+            digest_prefix=record.digest[:8].hex(),
+            expires_at=record.expires_at,
+            actor=caller.actor,
+            alias=str(alias or ""),
         )
-        try:
-            await self._store.execute(lambda uow: uow.join_tokens.add(record))
-        except Conflict:
-            raise Internal(
-                "failed to create token: this token exists already; choose another or leave it empty"
-            ) from None
+        with audited(self._audit, event):
+            try:
+                await self._store.execute(lambda uow: uow.join_tokens.add(record))
+            except Conflict:
+                raise Internal(
+                    "failed to create token: this token exists already; choose another or leave it empty"
+                ) from None
         return NewToken(value, record.expires_at)
 
     async def prune_tokens(self) -> int:

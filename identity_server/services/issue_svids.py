@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from identity_server.domain.access import Caller
-from identity_server.domain.audit import SvidIssued
+from identity_server.domain.audit import DONE, SvidIssued
 from identity_server.domain.minting import check_mint
 from identity_server.domain.state import EntryRecord
 from identity_server.ports import AuditLog
@@ -120,6 +120,7 @@ class IssueSvids:
                 return None
             return self._sign(caller, record, csr)
         except IdentityError as error:
+            self._entitlements.refused(caller, item.entry_id, "BatchNewX509SVID", error)
             return error
 
     def _sign(self, caller: Caller, record: EntryRecord, csr: Csr) -> IssuedX509:
@@ -149,7 +150,8 @@ class IssueSvids:
                 not_after=issued.not_after,
                 actor=caller.actor,
                 entry_id=record.id if record is not None else "",
-                revision_number=record.revision_number if record is not None else 0,
+                revision_number=record.revision_number if record is not None else None,
+                outcome=DONE,
             )
         )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from identity_server.domain.access import Caller
-from identity_server.domain.audit import TokenIssued
+from identity_server.domain.audit import DONE, TokenIssued
 from identity_server.domain.minting import check_subject
 from identity_server.domain.state import EntryRecord
 from identity_server.ports import AuditLog
@@ -140,9 +140,10 @@ class IssueTokens:
             if record is None:
                 return None
             svid, issued = issuer.issue(self._id_of(record), key)
+            self._record("wit_svid", caller, svid, issued, record=record)
         except IdentityError as error:
+            self._entitlements.refused(caller, item.entry_id, "BatchNewWITSVID", error)
             return error
-        self._record("wit_svid", caller, svid, issued, record=record)
         return svid
 
     def _id_of(self, record: EntryRecord) -> SpiffeId:
@@ -168,7 +169,8 @@ class IssueTokens:
                 audience=audience,
                 jti=issued.jti,
                 entry_id=record.id if record is not None else "",
-                revision_number=record.revision_number if record is not None else 0,
+                revision_number=record.revision_number if record is not None else None,
+                outcome=DONE,
             )
         )
 

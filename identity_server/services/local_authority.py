@@ -17,6 +17,7 @@ from identity_server.domain.audit import AuthorityChanged
 from identity_server.domain.authority import Authority, AuthorityKind, Status
 from identity_server.domain.published import ends_at
 from identity_server.ports import AuditLog, Store
+from identity_server.services.audited import audited
 from identity_server.services.authorities import Authorities
 from identity_server.services.authority_commands import WORDS, revoke, taint
 from spiffe_core.clock import Clock
@@ -80,9 +81,10 @@ class LocalAuthorities:
         self._authorities.slots(kind)
         _require_id(authority_id)
         self._refuse_below_upstream(kind, "tainted")
-        view = self._record(caller, "taint", kind, authority_id)
+        view, event = self._about(caller, "taint", kind, authority_id)
         now = int(self._clock.now().timestamp())
-        row = await self._store.execute(lambda uow: taint(uow, self._trust_domain, kind, authority_id, now))
+        with audited(self._audit, event):
+            row = await self._store.execute(lambda uow: taint(uow, self._trust_domain, kind, authority_id, now))
         return view if row is None else view_of(row)
 
     async def revoke(self, caller: Caller, kind: AuthorityKind, authority_id: str) -> AuthorityView:
@@ -90,9 +92,10 @@ class LocalAuthorities:
         self._authorities.slots(kind)
         _require_id(authority_id, "invalid authority ID: ")
         self._refuse_below_upstream(kind, "revoked")
-        view = self._record(caller, "revoke", kind, authority_id)
+        view, event = self._about(caller, "revoke", kind, authority_id)
         now = int(self._clock.now().timestamp())
-        row = await self._store.execute(lambda uow: revoke(uow, self._trust_domain, kind, authority_id, now))
+        with audited(self._audit, event):
+            row = await self._store.execute(lambda uow: revoke(uow, self._trust_domain, kind, authority_id, now))
         if row is None:
             return view
         await self._authorities.discard_key(row)
@@ -106,20 +109,20 @@ class LocalAuthorities:
         """
         raise PreconditionFailed("upstream authority is not configured")
 
-    def _record(self, caller: Caller, verb: str, kind: AuthorityKind, authority_id: str) -> AuthorityView:
-        """Write the audit line, flushed before the effect (architecture A16); what is known of the authority."""
+    def _about(
+        self, caller: Caller, verb: str, kind: AuthorityKind, authority_id: str
+    ) -> tuple[AuthorityView, AuthorityChanged]:
+        """What is known of the authority, and the audit event of what shall become of it (architecture A16)."""
         bundles = self._store.state.value.bundles
         expires_at = ends_at(bundles.own if bundles is not None else None, kind, authority_id)
-        self._audit.record(
-            AuthorityChanged(
-                change=verb,
-                authority_id=authority_id[:MAX_SHOWN],
-                not_after=expires_at,
-                slot=WORDS[kind],
-                actor=caller.actor,
-            )
+        event = AuthorityChanged(
+            change=verb,
+            authority_id=authority_id[:MAX_SHOWN],
+            not_after=expires_at,
+            slot=WORDS[kind],
+            actor=caller.actor,
         )
-        return AuthorityView(authority_id, expires_at)
+        return AuthorityView(authority_id, expires_at), event
 
     def _refuse_below_upstream(self, kind: AuthorityKind, word: str) -> None:
         active = self._authorities.slots(kind).active

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from identity_server.domain.audit import AuthorityChanged
 from identity_server.domain.authority import Authority
 from identity_server.domain.published import published_ids, with_published, with_tainted
 from identity_server.domain.state import HistoryChange
 from identity_server.ports import AuditLog, Store, UnitOfWork
+from identity_server.services.audited import audited, changed
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.clock import Clock
 from spiffe_core.spiffe_id import TrustDomain
@@ -39,17 +39,8 @@ class LostHistory:
         """
         now = int(self._clock.now().timestamp())
         known = tuple(one for one in change.authorities if one.not_after > now)
-        for one in known:
-            self._audit.record(
-                AuthorityChanged(
-                    change="publish-again",
-                    authority_id=one.authority_id,
-                    not_after=one.not_after,
-                    slot=one.key_slot,
-                    server_id=one.server_id,
-                )
-            )
-        return await self._store.execute(lambda uow: self._store_again(uow, known, change.bundle))
+        with audited(self._audit, *(changed("publish-again", one) for one in known)):
+            return await self._store.execute(lambda uow: self._store_again(uow, known, change.bundle))
 
     def _store_again(self, uow: UnitOfWork, known: Iterable[Authority], before: TrustBundle | None) -> tuple[str, ...]:
         known = tuple(known)

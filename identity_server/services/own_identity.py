@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from identity_server.domain.agents import SERVER_PATH
-from identity_server.domain.audit import SvidIssued
+from identity_server.domain.audit import DONE, SvidIssued
 from identity_server.domain.published import signing_ids
 from identity_server.ports import AuditLog, Store
 from identity_server.services.issuer import Issuer
@@ -86,6 +86,7 @@ class OwnIdentity:
                 serial=issued.serial,
                 not_after=issued.not_after,
                 actor="server",
+                outcome=DONE,
             )
         )
         now = self._clock.now()

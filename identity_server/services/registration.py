@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from identity_server.domain.access import Caller
@@ -15,6 +16,7 @@ from identity_server.domain.audit import EntryChanged
 from identity_server.domain.listing import EntryFilter, Page
 from identity_server.domain.state import EntryRecord
 from identity_server.ports import AuditLog, Store, UnitOfWork
+from identity_server.services.audited import audited, audited_batch
 from spiffe_core.clock import Clock
 from spiffe_core.entry import RegistrationEntry, similarity
 from spiffe_core.errors import Conflict, IdentityError, InvalidRequest, NotFound
@@ -52,31 +54,32 @@ class Registration:
         stamped = [replace(entry, revision_number=0, created_at=now) for entry in entries]
         outcomes: list[Outcome] = []
         for part in _slices(stamped):
-            for entry in part:
-                self._note(caller, "create", entry.id, entry)
-            outcomes += await self._store.execute(lambda uow, part=part: _create(uow, part))  # type: ignore[misc]  # bound now
-        self._note_refusals(caller, "create refused", [entry.id for entry in stamped], outcomes)
+            events = [_described(_change(caller, "create", entry.id), entry) for entry in part]
+            act = partial(self._store.execute, partial(_create, entries=part))
+            outcomes += await audited_batch(self._audit, events, act, _described)
         return outcomes
 
     async def update(self, caller: Caller, changes: Sequence[Change]) -> list[Outcome]:
         """Edit existing entries; each gets revision_number + 1 and keeps its id and time of creation."""
         outcomes: list[Outcome] = []
         for part in _without_repeats(changes):
-            for change in part:
-                self._note(caller, "update", change.entry_id)
-            outcomes += await self._store.execute(lambda uow, part=part: _update(uow, part))  # type: ignore[misc]  # bound now
-        self._note_refusals(caller, "update refused", [change.entry_id for change in changes], outcomes)
+            events = [self._known(_change(caller, "update", change.entry_id)) for change in part]
+            act = partial(self._store.execute, partial(_update, changes=part))
+            outcomes += await audited_batch(self._audit, events, act, _described)
         return outcomes
 
     async def delete(self, caller: Caller, ids: Sequence[str]) -> list[IdentityError | None]:
         """Delete entries; None for each that is gone, NotFound for each that never was."""
         outcomes: list[IdentityError | None] = []
         for part in _slices(ids):
-            for entry_id in part:
-                if entry_id:
-                    self._note(caller, "delete", entry_id)
-            outcomes += await self._store.execute(lambda uow, part=part: _delete(uow, part))  # type: ignore[misc]  # bound now
+            events = [self._known(_change(caller, "delete", entry_id)) for entry_id in part]
+            act = partial(self._store.execute, partial(_delete, ids=part))
+            outcomes += await audited_batch(self._audit, events, act)
         return outcomes
+
+    def refused(self, caller: Caller, change: str, entry_id: str, error: IdentityError) -> None:
+        """Note a change that was refused before it became one, because it could not be read."""
+        self._audit.record(_change(caller, change, entry_id).ended(error))
 
     async def get(self, entry_id: str) -> RegistrationEntry:
         """One entry by id."""
@@ -105,35 +108,46 @@ class Registration:
         """Delete entries past their `expires_at`; how many were deleted (spire_features section 15.1)."""
         now = int(self._clock.now().timestamp())
         expired = await self._store.read(lambda uow: uow.entries.expired(now, limit))
-        for entry in expired:
-            self._audit.record(
-                EntryChanged(change="expire", entry_id=entry.id, actor="server", spiffe_id=str(entry.spiffe_id))
-            )
         if not expired:
             return 0
+        events = [_described(EntryChanged(change="expire", entry_id=one.id, actor="server"), one) for one in expired]
 
         def remove(uow: UnitOfWork) -> int:
             gone = [entry.id for entry in uow.entries.expired(now, limit)]
             uow.entries.remove(gone)
             return len(gone)
 
-        return await self._store.execute(remove)
+        with audited(self._audit, *events):
+            return await self._store.execute(remove)
 
-    def _note(self, caller: Caller, change: str, entry_id: str, entry: RegistrationEntry | None = None) -> None:
-        self._audit.record(
-            EntryChanged(
-                change=change,
-                entry_id=entry_id[:MAX_ID_BYTES],
-                actor=caller.actor,
-                spiffe_id=str(entry.spiffe_id) if entry is not None else "",
-                parent_id=str(entry.parent_id) if entry is not None else "",
-            )
+    def _known(self, event: EntryChanged) -> EntryChanged:
+        """The event with what memory knows of the entry as it is before the change."""
+        state = self._store.state.value
+        record = state.entries.get(event.entry_id)
+        if record is None:
+            return event
+        return replace(
+            event,
+            spiffe_id=f"spiffe://{state.trust_domain}{record.path}",
+            parent_id=f"spiffe://{state.trust_domain}{record.parent}",
+            revision_number=record.revision_number,
         )
 
-    def _note_refusals(self, caller: Caller, change: str, ids: Sequence[str], outcomes: Sequence[Outcome]) -> None:
-        for entry_id, outcome in zip(ids, outcomes, strict=True):
-            if isinstance(outcome, IdentityError):
-                self._note(caller, change, entry_id)
+
+def _change(caller: Caller, change: str, entry_id: str) -> EntryChanged:
+    return EntryChanged(change=change, entry_id=entry_id[:MAX_ID_BYTES], actor=caller.actor)
+
+
+def _described(event: EntryChanged, outcome: Outcome) -> EntryChanged:
+    """The event with the entry as it was stored."""
+    if isinstance(outcome, IdentityError):
+        return event
+    return replace(
+        event,
+        spiffe_id=str(outcome.spiffe_id),
+        parent_id=str(outcome.parent_id),
+        revision_number=outcome.revision_number,
+    )
 
 
 def page_limit(size: int) -> int:

@@ -7,6 +7,7 @@ import logging
 from identity_server.domain.access import Caller
 from identity_server.domain.audit import LogLevelChanged
 from identity_server.ports import AuditLog, LogLevel
+from identity_server.services.audited import audited
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,9 @@ class ServerLog:
 
     def turn(self, caller: Caller, name: str) -> None:
         """Log what is at least as grave as `name`, until it is turned again or the server is started anew."""
-        self._audit.record(LogLevelChanged(level=name, actor=caller.actor))
-        log.warning("the log level is turned from %s to %s", self._level.current, name)
-        self._level.turn(name)
+        with audited(self._audit, LogLevelChanged(level=name, actor=caller.actor)):
+            log.warning("the log level is turned from %s to %s", self._level.current, name)
+            self._level.turn(name)
 
     def reset(self, caller: Caller) -> None:
         """Back to the level the server was started with."""

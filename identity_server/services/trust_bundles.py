@@ -10,6 +10,7 @@ from identity_server.domain.audit import BundleChanged
 from identity_server.domain.federation import untainted, with_published_key
 from identity_server.domain.listing import Page
 from identity_server.ports import AuditLog, Store, UnitOfWork
+from identity_server.services.audited import audited
 from identity_server.services.registration import page_limit
 from spiffe_core.bundle import JwtAuthority, TrustBundle, X509Authority
 from spiffe_core.errors import InvalidRequest, NotFound
@@ -70,21 +71,19 @@ class TrustBundles:
         if not x509_authorities and not jwt_authorities:
             raise InvalidRequest("no authorities to append", field="x509_authorities")
         given = untainted(TrustBundle(self._trust_domain, tuple(x509_authorities), tuple(jwt_authorities)))
-        self._note(caller, "append", given)
-        return await self._store.execute(lambda uow: _append(uow, given))
+        with audited(self._audit, self._change(caller, "append", given)):
+            return await self._store.execute(lambda uow: _append(uow, given))
 
     async def publish_jwt_authority(self, caller: Caller, key: JwtAuthority) -> tuple[JwtAuthority, ...]:
         """Add the key with which a downstream server signs JWT-SVIDs; all JWT keys of the trust domain."""
         given = untainted(TrustBundle(self._trust_domain, jwt_authorities=(key,)))
-        self._note(caller, "publish", given)
-        return (await self._store.execute(lambda uow: _append(uow, given))).jwt_authorities
+        with audited(self._audit, self._change(caller, "publish", given)):
+            return (await self._store.execute(lambda uow: _append(uow, given))).jwt_authorities
 
-    def _note(self, caller: Caller, change: str, given: TrustBundle) -> None:
+    def _change(self, caller: Caller, change: str, given: TrustBundle) -> BundleChanged:
         ids = [one.key_id for one in given.x509_authorities] + [one.key_id for one in given.jwt_authorities]
-        self._audit.record(
-            BundleChanged(
-                change=change, trust_domain=str(self._trust_domain), actor=caller.actor, authority_ids=" ".join(ids)
-            )
+        return BundleChanged(
+            change=change, trust_domain=str(self._trust_domain), actor=caller.actor, authority_ids=" ".join(ids)
         )
 
 

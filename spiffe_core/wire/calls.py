@@ -1,4 +1,4 @@
-"""Around every call: a request id, and observers that are told when it begins and how it ends.
+"""Around every call: a request id, given back in the trailing metadata, and observers that are told of it.
 
 Observers only look on. They learn the method (which exists here: unknown ones never reach an interceptor's handler),
 the status in gRPC's words and how long it took.
@@ -18,7 +18,7 @@ import grpc
 import grpc.aio
 
 from spiffe_core.runtime.metrics import Metrics
-from spiffe_core.runtime.request_id import begin_request
+from spiffe_core.runtime.request_id import TRAILER, begin_request
 from spiffe_core.wire.services import CALL_KINDS, HANDLER_FACTORIES
 
 _WORDS: Final = {
@@ -48,8 +48,8 @@ class Observer(Protocol):
         """A call of `/package.Service/Method` begins."""
         ...
 
-    def ended(self, method: str, status: str, seconds: float) -> None:
-        """It ended."""
+    def ended(self, method: str, status: str, seconds: float, reason: str) -> None:
+        """It ended; `reason` is the text beside the status."""
         ...
 
 
@@ -103,7 +103,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _begin(
         self, method: str, context: grpc.aio.ServicerContext[Any, Any]
     ) -> Callable[[BaseException | None], None]:
-        begin_request()
+        context.set_trailing_metadata(((TRAILER, begin_request()),))
         started = self._monotonic()
         for observer in self._observers:
             observer.begun(method)
@@ -111,8 +111,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         def end(error: BaseException | None) -> None:
             status = _status(error, context)
             seconds = self._monotonic() - started
+            reason = str(context.details() or "") if status != "OK" else ""
             for observer in self._observers:
-                observer.ended(method, status, seconds)
+                observer.ended(method, status, seconds, reason)
 
         return end
 
@@ -127,7 +128,7 @@ class CallMetrics:
     def begun(self, method: str) -> None:
         """Nothing is counted yet."""
 
-    def ended(self, method: str, status: str, seconds: float) -> None:
+    def ended(self, method: str, status: str, seconds: float, reason: str) -> None:  # noqa: ARG002  # the port's
         """Count."""
         name = self._names.get(method)
         if name is None:

@@ -65,6 +65,15 @@ class UnixPeer:
         if not self.process.alive():
             raise Unauthenticated("the calling process has ended", pid=self.pid)
 
+    @property
+    def program(self) -> str:
+        """The path of the program the process runs now; "" if the kernel does not tell us or it has ended."""
+        try:
+            path = str((_PROC / str(self.pid) / "exe").readlink())
+        except OSError:
+            return ""
+        return path if self.process.alive() else ""
+
 
 @dataclass(frozen=True, slots=True)
 class TlsPeer:

@@ -252,8 +252,13 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             raise error
         if isinstance(error, IdentityError):
             _LOG.debug("%s refused: %s", method, error.public, extra={"kind": error.kind.value, "facts": error.facts})
-            await context.abort(STATUS[error.kind][0], _text(error), trailers(error))
+            await context.abort(STATUS[error.kind][0], _text(error), _with(context, error))
         reference = self._reference()
         _LOG.error("%s failed, reference %s", method, reference, exc_info=error)
         internal = Internal(f"internal error, reference {reference}")
-        await context.abort(grpc.StatusCode.INTERNAL, internal.public, trailers(internal))
+        await context.abort(grpc.StatusCode.INTERNAL, internal.public, _with(context, internal))
+
+
+def _with(context: grpc.aio.ServicerContext[Any, Any], error: IdentityError) -> tuple[tuple[str, str | bytes], ...]:
+    """The error's trailers after those that were set before it: `abort` alone would drop them."""
+    return (*(context.trailing_metadata() or ()), *trailers(error))

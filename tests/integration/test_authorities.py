@@ -51,7 +51,9 @@ class Audit:
         self.events.append(event)
 
     def changes(self) -> list[str]:
-        return [event.change for event in self.events if isinstance(event, AuthorityChanged)]
+        return [
+            event.change for event in self.events if isinstance(event, AuthorityChanged) and event.outcome == "begun"
+        ]
 
 
 class GuardedKey:

@@ -509,6 +509,7 @@ async def test_attestations_and_bans_are_in_the_audit_log(live):
     await live.agent.BanAgent(agent_pb2.BanAgentRequest(id=spiffe_id(agent.path)))
     text = (live.server.settings.data_dir.parent / "audit.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
+    lines = [line for line in lines if line["event"] != "call" and line["outcome"] in {"begun", "attested"}]
     kinds = [line["event"] for line in lines]
     assert kinds[-3:] == ["join_token", "attestation", "agent"]
     assert lines[-2]["outcome"] == "attested"

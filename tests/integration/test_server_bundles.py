@@ -77,7 +77,7 @@ async def entries(live):
 def audited(live):
     path = live.server.settings.audit.file
     with open(path) as file:
-        return [line for line in map(json.loads, file) if line["event"] == "bundle"]
+        return [line for line in map(json.loads, file) if line["event"] == "bundle" and line["outcome"] == "begun"]
 
 
 # --- other trust domains ----------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ async def stored_bundle(live, name="fed.test"):
 
 def audited(live, event):
     with open(live.server.settings.audit.file) as file:
-        return [line for line in map(json.loads, file) if line["event"] == event]
+        return [line for line in map(json.loads, file) if line["event"] == event and line["outcome"] == "begun"]
 
 
 # --- relationships ----------------------------------------------------------------------------------------------------

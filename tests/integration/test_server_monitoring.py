@@ -174,7 +174,7 @@ async def test_an_audit_gap_is_degraded_health_and_leaves_the_server_serving(liv
         _, ready, document, word = await health(live)
         assert (ready, word) == (200, "SERVING")
         assert document["audit"]["state"] == "degraded"
-        assert document["audit"]["lost_lines"] == 1
+        assert document["audit"]["lost_lines"] >= 1  # the certificate's, and perhaps the call's
     finally:
         os.dup2(good, sink._descriptor)
         os.close(good)
@@ -268,7 +268,7 @@ async def test_log_lines_and_audit_lines_of_one_call_share_a_request_id(live):
     await live.entries(entry())
     await live.entries(entry(path="/other"))
     lines = [json.loads(line) for line in live.server.audit._path.read_text().splitlines()]
-    first, second = (line["request"] for line in lines if line["event"] == "entry")
+    first, second = (line["request"] for line in lines if line["event"] == "entry" and line["outcome"] == "begun")
     assert len(first) == 16
     assert first != second
     assert all("request" not in line for line in lines if line["event"] == "authority")

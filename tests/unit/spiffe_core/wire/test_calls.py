@@ -24,7 +24,7 @@ def test_every_method_is_counted_under_spires_name(row):
 def test_probes_and_nonsense_are_not_counted(method):
     assert metric_name(method) == ""
     metrics = Metrics("p")
-    CallMetrics(metrics).ended(method, "OK", 1.0)
+    CallMetrics(metrics).ended(method, "OK", 1.0, "")
     assert not metrics._counters
 
 
