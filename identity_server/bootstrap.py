@@ -28,6 +28,7 @@ from identity_server.keys import DiskKeys, MemoryKeys, set_aside
 from identity_server.monitoring import Parts, counted, metered, metrics_of, monitor, observers
 from identity_server.ports import KeyManager
 from identity_server.rpc.agent_api import AgentApi
+from identity_server.rpc.authority_orders_api import AuthorityOrdersApi
 from identity_server.rpc.bundle_api import BundleApi
 from identity_server.rpc.caller import AccessInterceptor, presented_by
 from identity_server.rpc.debug_api import DebugApi
@@ -37,14 +38,26 @@ from identity_server.rpc.health_api import SERVICE as HEALTH
 from identity_server.rpc.health_api import HealthApi
 from identity_server.rpc.local_authority_api import LocalAuthorityApi
 from identity_server.rpc.logger_api import LoggerApi
-from identity_server.rpc.services import AGENT, BUNDLE, DEBUG, ENTRY, LOCAL_AUTHORITY, LOGGER, SVID, TRUST_DOMAIN
+from identity_server.rpc.services import (
+    AGENT,
+    AUTHORITY_ORDERS,
+    BUNDLE,
+    DEBUG,
+    ENTRY,
+    LOCAL_AUTHORITY,
+    LOGGER,
+    SVID,
+    TRUST_DOMAIN,
+)
 from identity_server.rpc.svid_api import SvidApi, terms_of, token_terms_of
 from identity_server.rpc.throttle import Throttle, ThrottleInterceptor, ThrottleSettings
 from identity_server.rpc.trust_domain_api import TrustDomainApi
 from identity_server.services.admission import Admissions
 from identity_server.services.attest_agent import AttestAgents
 from identity_server.services.authorities import Authorities, CaSettings, TokenSettings
+from identity_server.services.authority_orders import AuthorityOrders
 from identity_server.services.entitlements import Entitlements
+from identity_server.services.errands import Errands
 from identity_server.services.federated_bundles import FederatedBundles
 from identity_server.services.federation import Federation
 from identity_server.services.fleet import Fleet
@@ -97,6 +110,7 @@ class Server:
     audit: AuditFile
     store: SqlStore
     authorities: Authorities
+    errands: Errands
     lost_history: LostHistory
     own: OwnIdentity
     admissions: Admissions
@@ -240,7 +254,18 @@ async def _compose(  # the one place where everything has a name
         audit=audit,
         trust_domain=trust_domain,
     )
-    local = LocalAuthorities(authorities=authorities, store=store, clock=clock, audit=audit, trust_domain=trust_domain)
+    local = LocalAuthorities(
+        authorities=authorities,
+        store=store,
+        clock=clock,
+        audit=audit,
+        trust_domain=trust_domain,
+        server_id=server_id,
+        new_id=_new_id,
+    )
+    orders = AuthorityOrders(
+        authorities=authorities, store=store, clock=clock, audit=audit, server_id=server_id, new_id=_new_id
+    )
     issue = IssueSvids(
         entitlements=entitlements,
         issuer=issuer,
@@ -278,6 +303,7 @@ async def _compose(  # the one place where everything has a name
         handlers(LOGGER, LoggerApi(ServerLog(LogLevel(settings.log_level), audit))),
         handlers(DEBUG, DebugApi(ServerInfo(store=store, chain=lambda: own.identity.chain, clock=clock))),
         handlers(LOCAL_AUTHORITY, LocalAuthorityApi(local)),
+        handlers(AUTHORITY_ORDERS, AuthorityOrdersApi(orders)),
         handlers(HEALTH, HealthApi(lambda: watch.report().ready)),
     )
     rpc = private_server(
@@ -301,6 +327,7 @@ async def _compose(  # the one place where everything has a name
         audit=sink,
         store=database,
         authorities=authorities,
+        errands=Errands(authorities=authorities, local=local, store=store, clock=clock, server_id=server_id),
         lost_history=LostHistory(store=store, clock=clock, audit=audit, trust_domain=trust_domain, server_id=server_id),
         own=own,
         admissions=admissions,

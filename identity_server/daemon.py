@@ -139,6 +139,7 @@ async def _until_stopped(server: Server, stop: asyncio.Event) -> None:
     async with Supervisor() as tasks:
         tasks.start(keep_authorities(server), "rotation")
         tasks.start(keep_own_identity(server), "own identity")
+        tasks.start(keep_errands(server), "orders")
         tasks.start(_every(PRUNE_SECONDS, lambda: prune(server), "pruning"), "pruning")
         tasks.start(guard_connections(server), "connections")
         tasks.start(server.monitor.watch(), "health")
@@ -222,6 +223,23 @@ async def keep_own_identity(server: Server) -> None:
         except IdentityError as error:
             log.warning("the server's own certificate could not be renewed yet: %s", error.public)
             await asyncio.sleep(RETRY_SECONDS)
+
+
+async def keep_errands(server: Server) -> None:
+    """Carry out what all servers were told to do with their authorities, as soon as memory knows of it."""
+    watch = server.store.state
+    while True:
+        version = watch.version
+        try:
+            if not server.authorities.held:
+                await server.errands.run_waiting()
+        except IdentityError as error:
+            log.warning("an order to all servers could not be carried out yet: %s", error.public)
+            await asyncio.sleep(RETRY_SECONDS)
+            continue
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RETRY_SECONDS):
+                await watch.changed(version)
 
 
 async def prune(server: Server) -> None:

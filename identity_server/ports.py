@@ -13,10 +13,11 @@ from typing import Protocol, TypeVar
 
 from identity_server.domain.agents import AttestedAgent
 from identity_server.domain.audit import AuditEvent
-from identity_server.domain.authority import Authority
+from identity_server.domain.authority import Authority, AuthorityKind
 from identity_server.domain.federation import FederationRelationship
 from identity_server.domain.join_tokens import JoinToken
 from identity_server.domain.listing import AgentFilter, EntryFilter, Page
+from identity_server.domain.orders import Errand, Order, Progress
 from identity_server.domain.state import State
 from identity_server.domain.upstream import UpstreamCa, UpstreamView
 from spiffe_core.bundle import JwtAuthority, TrustBundle
@@ -177,12 +178,40 @@ class AuthorityRepository(Protocol):
         """The authority of whichever server, or None."""
         ...
 
+    def of_kind(self, kind: AuthorityKind) -> tuple[Authority, ...]:
+        """The authorities of one kind, of every server."""
+        ...
+
     def put(self, authority: Authority) -> None:
         """Store or overwrite."""
         ...
 
     def remove(self, authority_id: str) -> None:
         """Delete; an unknown id is passed over."""
+        ...
+
+
+class OrderRepository(Protocol):
+    """Orders to all servers and what each has done about them (architecture A15)."""
+
+    def add(self, order: Order, servers: Sequence[str]) -> None:
+        """Store an order with an errand for each of these servers; the oldest finished ones beyond the bound go."""
+        ...
+
+    def waiting_for(self, server_id: str) -> tuple[Order, ...]:
+        """The orders this server has not carried out, in the order in which they were given."""
+        ...
+
+    def get(self, order_id: str) -> Progress | None:
+        """An order with its errands, or None."""
+        ...
+
+    def all(self) -> tuple[Progress, ...]:
+        """Every order that is kept, newest first."""
+        ...
+
+    def report(self, order_id: str, errand: Errand) -> None:
+        """Store what a server has done; an unknown order and one that concerns the server no more are passed over."""
         ...
 
 
@@ -217,6 +246,11 @@ class UnitOfWork(Protocol):
     @property
     def authorities(self) -> AuthorityRepository:
         """Signing authorities."""
+        ...
+
+    @property
+    def orders(self) -> OrderRepository:
+        """Orders to all servers."""
         ...
 
 

@@ -1,7 +1,7 @@
 """`identity-server localauthority`: this server's signing authorities, and how to rotate them by hand.
 
 Forced rotation is prepare, activate, taint, revoke. After `taint` wait until every SVID of the old authority has been
-replaced, then `revoke`.
+replaced, then `revoke`. With `--all-servers` each step is one for every server that shares the database.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from typing import Any, Final
 
 import click
 
+from identity_server.cli.authority_orders import DEFAULT_WAIT, give_up, order_everywhere, orders, servers
 from identity_server.cli.server import Service, server_channel, server_flags
-from spiffe_core.terminal.flags import Command, command, flag
+from spiffe_core.terminal.failures import Failure
+from spiffe_core.terminal.flags import Command, F, command, flag
 from spiffe_core.terminal.groups import Group
 from spiffe_core.terminal.printing import clean, output_flag, print_json, timestamp
+from spiffe_core.terminal.values import SECONDS
 from spiffe_core.wire._gen.spire.api.server.localauthority.v1 import localauthority_pb2 as pb
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["LocalAuthority"]
@@ -36,6 +39,22 @@ _SIGNS: Final = {"x509": "X.509-SVIDs", "jwt": "JWT-SVIDs", "wit": "WIT-SVIDs"}
 @click.group("localauthority", cls=Group)
 def group() -> None:
     """Signing authorities: show, prepare, activate, taint, revoke."""
+
+
+def _everywhere_flags(function: F) -> F:
+    """The flags that make a step one for all servers."""
+    waiting = flag(
+        "--wait",
+        type=SECONDS,
+        default=DEFAULT_WAIT,
+        help="With --all-servers: how long to wait for all of them.  [default: 30s]",
+    )(function)
+    return flag(
+        "--all-servers",
+        "allServers",
+        switch=True,
+        help="Have every server that shares the database do this with its own authority.",
+    )(waiting)
 
 
 def _show(kind: Kind) -> Command:
@@ -61,13 +80,19 @@ def _show(kind: Kind) -> Command:
 
 def _prepare(kind: Kind) -> Command:
     @command("prepare", example=f"identity-server localauthority {kind.name} prepare")
+    @_everywhere_flags
     @server_flags
     @output_flag
-    def prepare(*, socket_path: str | None, instance: str | None, output: str) -> None:
+    def prepare(
+        *, socket_path: str | None, instance: str | None, output: str, all_servers: bool | None, wait: float
+    ) -> None:
         """Make the next authority and publish it.
 
         It signs nothing yet. One that is prepared already is replaced.
         """
+        if all_servers:
+            order_everywhere(kind.name, "prepare", wait=wait, socket_path=socket_path, instance=instance, output=output)
+            return
         answer = _call(f"Prepare{kind.method}Authority", {}, socket_path, instance)
         _print_answer(answer, answer.prepared_authority, kind, f"Prepared {kind.words} authority:", output)
 
@@ -77,10 +102,29 @@ def _prepare(kind: Kind) -> Command:
 def _named(kind: Kind, verb: str, done: str, text: str, help_text: str) -> Command:
     """A command about one authority, which `-authorityID` names."""
 
-    @flag("--authority-id", "authorityID", required=True, help=help_text)
+    @flag("--authority-id", "authorityID", help=help_text)
+    @_everywhere_flags
     @server_flags
     @output_flag
-    def act(*, socket_path: str | None, instance: str | None, output: str, authority_id: str) -> None:
+    def act(  # a flag each
+        *,
+        socket_path: str | None,
+        instance: str | None,
+        output: str,
+        authority_id: str | None,
+        all_servers: bool | None,
+        wait: float,
+    ) -> None:
+        if all_servers:
+            if authority_id:
+                raise Failure(
+                    "--authority-id and --all-servers exclude each other",
+                    f"to {verb} one authority, leave out --all-servers",
+                )
+            order_everywhere(kind.name, verb, wait=wait, socket_path=socket_path, instance=instance, output=output)
+            return
+        if not authority_id:
+            raise Failure("an authority ID is required", _where_ids_are(kind))
         fields = {"authority_id": authority_id}
         answer = _call(f"{verb.capitalize()}{kind.method}Authority", fields, socket_path, instance)
         state = getattr(answer, f"{done}_authority")
@@ -89,6 +133,13 @@ def _named(kind: Kind, verb: str, done: str, text: str, help_text: str) -> Comma
     act.__doc__ = text
     example = f"identity-server localauthority {kind.name} {verb} --authority-id {_EXAMPLE_ID[kind.name]}"
     return command(verb, example=example)(act)
+
+
+def _where_ids_are(kind: Kind) -> str:
+    return (
+        f"name it with --authority-id; `identity-server localauthority {kind.name} show` has those of this server, "
+        "`localauthority servers` those of all"
+    )
 
 
 _EXAMPLE_ID: Final = {
@@ -156,3 +207,5 @@ def _group_of(kind: Kind) -> Group:
 
 for _kind in KINDS:
     group.add_command(_group_of(_kind))
+for _command in (servers, orders, give_up):
+    group.add_command(_command)

@@ -121,6 +121,13 @@ _SERVICES: dict[str, dict[str, frozenset[CallerKind]]] = {
         "TaintWITAuthority": _OPERATOR,
         "RevokeWITAuthority": _OPERATOR,
     },
+    "muniment.server.authorityorders.v1.AuthorityOrders": {
+        "PlaceOrder": _OPERATOR,
+        "GetOrder": _OPERATOR,
+        "ListOrders": _OPERATOR,
+        "ListAuthorities": _OPERATOR,
+        "GiveUpServer": _OPERATOR,
+    },
     "spire.api.server.logger.v1.Logger": {
         "GetLogger": _LOCAL,
         "SetLogLevel": _LOCAL,

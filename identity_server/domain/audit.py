@@ -84,6 +84,18 @@ class AuthorityChanged(AuditEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class AuthorityOrdered(AuditEvent):
+    """All servers were told to take a step with their authorities, or one of them was given up for good."""
+
+    event: ClassVar[str] = "authority_order"
+    change: str
+    actor: str
+    kind: str = ""
+    order_id: str = ""
+    server_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class EntryChanged(AuditEvent):
     """A registration entry was created, updated or deleted."""
 

@@ -23,6 +23,7 @@ from immutables import Map
 
 from identity_server.domain.agents import SERVER_PATH, AttestedAgent
 from identity_server.domain.authority import Authority
+from identity_server.domain.orders import Order
 from spiffe_core.bundle import BundleSet, TrustBundle
 from spiffe_core.entitlement import applicable, reachable_parents
 from spiffe_core.entry import RegistrationEntry
@@ -155,13 +156,14 @@ _node_selectors_of = attrgetter("node_selectors")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What the next state differs in. None as a value means deleted; None for `authorities` means untouched."""
+    """What the next state differs in. None as a value means deleted; None for `authorities` or `orders`, untouched."""
 
     position: Position
     entries: Mapping[str, EntryRecord | None] = field(default_factory=dict)
     agents: Mapping[str, AttestedAgent | None] = field(default_factory=dict)
     bundles: Mapping[TrustDomain, TrustBundle | None] = field(default_factory=dict)
     authorities: tuple[Authority, ...] | None = None
+    orders: tuple[Order, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,8 @@ class State:
     """Own and federated bundles; None until the first bundle of our own trust domain is stored."""
     authorities: tuple[Authority, ...] = ()
     """The signing authorities of this server."""
+    orders: tuple[Order, ...] = ()
+    """The orders to all servers that this server has not carried out yet, oldest first."""
     entries_at: Position = Position(0, 0, 0)
     """Where entries last changed."""
     _memo: dict[str, _Answer] = field(default_factory=dict, repr=False, compare=False)
@@ -222,6 +226,7 @@ class State:
             trust_bundles=trust_bundles,
             bundles=_bundle_set(self.trust_domain, trust_bundles) if change.bundles else self.bundles,
             authorities=self.authorities if change.authorities is None else change.authorities,
+            orders=self.orders if change.orders is None else change.orders,
             entries_at=change.position if change.entries else self.entries_at,
             _memo=self._memo,
         )

@@ -1,5 +1,6 @@
 """The descriptors of the services this server offers."""
 
+from spiffe_core.wire._gen.muniment.server.authorityorders.v1 import authorityorders_pb2
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
 from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
 from spiffe_core.wire._gen.spire.api.server.debug.v1 import debug_pb2
@@ -10,6 +11,7 @@ from spiffe_core.wire._gen.spire.api.server.svid.v1 import svid_pb2
 from spiffe_core.wire._gen.spire.api.server.trustdomain.v1 import trustdomain_pb2
 
 AGENT = agent_pb2.DESCRIPTOR.services_by_name["Agent"]
+AUTHORITY_ORDERS = authorityorders_pb2.DESCRIPTOR.services_by_name["AuthorityOrders"]
 BUNDLE = bundle_pb2.DESCRIPTOR.services_by_name["Bundle"]
 DEBUG = debug_pb2.DESCRIPTOR.services_by_name["Debug"]
 ENTRY = entry_pb2.DESCRIPTOR.services_by_name["Entry"]

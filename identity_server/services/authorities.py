@@ -31,6 +31,7 @@ from identity_server.domain.authority import (
     key_slot,
     settled,
 )
+from identity_server.domain.orders import key_digest
 from identity_server.domain.published import expired_ids, signing_ids
 from identity_server.domain.rotation import (
     Do,
@@ -46,7 +47,16 @@ from identity_server.services.authority_commands import KINDS, WORDS, carry_out,
 from identity_server.services.authority_lines import CaSettings, Line, TokenSettings, belongs, lines_of
 from identity_server.services.issuer import IssuedX509, Issuer
 from spiffe_core.clock import Clock
-from spiffe_core.errors import CorruptState, IdentityError, Internal, InvalidRequest, Unavailable, Unimplemented
+from spiffe_core.crypto.keys import spki_der
+from spiffe_core.errors import (
+    CorruptState,
+    IdentityError,
+    Internal,
+    InvalidRequest,
+    PreconditionFailed,
+    Unavailable,
+    Unimplemented,
+)
 from spiffe_core.runtime.offload import Offload
 
 __all__ = ["Authorities", "CaSettings", "IssuedX509", "Issuer", "TokenSettings"]
@@ -194,12 +204,22 @@ class Authorities:
                 raise Unavailable("the state in memory does not follow the database's authorities; try again")
             return active
 
-    async def discard_key(self, authority: Authority) -> None:
-        """Delete the key of an authority of this server that is in no slot any more."""
+    async def destroy_key(self, digest: bytes) -> str:
+        """Delete the private key that an order names, once no authority in the journal has it; its slot, "" if none.
+
+        Raises:
+            PreconditionFailed: an authority of this server still has it.
+        """
         async with self._busy:
-            held = Slots.of(self._store.state.value.authorities, authority.kind).find(authority.authority_id)
-            if held is None and belongs(authority, self._keys.signer(authority.key_slot)):
-                await self._offload(self._keys.delete, authority.key_slot)
+            for slot in self._keys.list():
+                key = self._keys.signer(slot)
+                if key is None or key_digest(spki_der(key.public_key())) != digest:
+                    continue
+                if any(belongs(one, key) for one in self._store.state.value.authorities):
+                    raise PreconditionFailed("the key belongs to an authority of the journal; revoke that first")
+                await self._offload(self._keys.delete, slot)
+                return slot
+        return ""
 
     def _line(self, kind: AuthorityKind) -> Line:
         line = self._lines.get(kind)

@@ -7,7 +7,7 @@ whose server is gone (architecture A15): the bundle says whether it exists, the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import get_args
 
 from identity_server.domain.authority import (
@@ -24,6 +24,7 @@ from identity_server.domain.authority import (
     Taint,
     decide,
 )
+from identity_server.domain.orders import Order
 from identity_server.domain.published import (
     expired_ids,
     published_ids,
@@ -117,9 +118,16 @@ def taint(
 
 
 def revoke(
-    uow: UnitOfWork, trust_domain: TrustDomain, kind: AuthorityKind, authority_id: str, now: int
+    uow: UnitOfWork,
+    trust_domain: TrustDomain,
+    kind: AuthorityKind,
+    authority_id: str,
+    now: int,
+    destroy: Callable[[Authority], Order],
 ) -> Authority | None:
     """Take a tainted authority out of the bundle and empty its slot; its journal row.
+
+    Its server gets the order to destroy the key in the same commit: a crash in between loses neither (architecture A15).
 
     Raises:
         InvalidRequest: there is none with this id, or it signs, or it is about to.
@@ -134,8 +142,10 @@ def revoke(
     if authority_id not in tainted_ids(bundle, kind):
         raise Internal(f"failed to revoke {WORDS[kind]} authority: it is not tainted; taint it first")
     if row is not None:
+        order = destroy(row)
         for event in decide(_slots_of(uow, row), Forget(authority_id), now):
             uow.authorities.remove(event.authority.authority_id)
+        uow.orders.add(order, (row.server_id,))
     uow.bundles.put(without_published(bundle, kind, authority_id))
     return row
 

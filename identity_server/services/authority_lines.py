@@ -215,10 +215,18 @@ def belongs(authority: Authority, key: PrivateKey | None) -> bool:
     if key is None:
         return False
     try:
-        own = parent_of(authority.certificate).spki if authority.kind == "x509" else authority.certificate
+        return spki_der(key.public_key()) == spki_of(authority)
     except CorruptState:
         return False
-    return spki_der(key.public_key()) == own
+
+
+def spki_of(authority: Authority) -> bytes:
+    """The SubjectPublicKeyInfo of an authority of any kind.
+
+    Raises:
+        CorruptState: its certificate cannot be read.
+    """
+    return parent_of(authority.certificate).spki if authority.kind == "x509" else authority.certificate
 
 
 def draw_key_id(entropy: Entropy) -> str:

@@ -8,18 +8,22 @@ whose certificates it anchored are cut by the guard of the front door.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from cryptography import x509
 
 from identity_server.domain.access import Caller
 from identity_server.domain.audit import AuthorityChanged
 from identity_server.domain.authority import Authority, AuthorityKind, Status
+from identity_server.domain.orders import Errand, ErrandStatus, Order, key_digest
 from identity_server.domain.published import ends_at
 from identity_server.ports import AuditLog, Store
 from identity_server.services.audited import audited
 from identity_server.services.authorities import Authorities
 from identity_server.services.authority_commands import WORDS, revoke, taint
+from identity_server.services.authority_lines import spki_of
 from spiffe_core.clock import Clock
 from spiffe_core.errors import InvalidRequest, PreconditionFailed
 from spiffe_core.spiffe_id import TrustDomain
@@ -49,9 +53,18 @@ class LocalAuthorities:
     """What an operator may do with authorities. Belongs to the event loop."""
 
     def __init__(
-        self, *, authorities: Authorities, store: Store, clock: Clock, audit: AuditLog, trust_domain: TrustDomain
+        self,
+        *,
+        authorities: Authorities,
+        store: Store,
+        clock: Clock,
+        audit: AuditLog,
+        trust_domain: TrustDomain,
+        server_id: str,
+        new_id: Callable[[], str],
     ) -> None:
         self._authorities = authorities
+        self._server_id, self._new_id = server_id, new_id
         self._store, self._clock, self._audit = store, clock, audit
         self._trust_domain = trust_domain
 
@@ -88,17 +101,29 @@ class LocalAuthorities:
         return view if row is None else view_of(row)
 
     async def revoke(self, caller: Caller, kind: AuthorityKind, authority_id: str) -> AuthorityView:
-        """Take a tainted authority out of the bundle, and destroy its key if it is this server's."""
+        """Take a tainted authority out of the bundle, and have its server destroy the key: at once if it is this one."""
         self._authorities.slots(kind)
         _require_id(authority_id, "invalid authority ID: ")
         self._refuse_below_upstream(kind, "revoked")
         view, event = self._about(caller, "revoke", kind, authority_id)
         now = int(self._clock.now().timestamp())
+        order_id = self._new_id()
+
+        def destroy(row: Authority) -> Order:
+            return Order(order_id, kind, "destroy", caller.actor, now, authority_id, key_digest(spki_of(row)))
+
+        command = partial(
+            revoke, trust_domain=self._trust_domain, kind=kind, authority_id=authority_id, now=now, destroy=destroy
+        )
         with audited(self._audit, event):
-            row = await self._store.execute(lambda uow: revoke(uow, self._trust_domain, kind, authority_id, now))
+            row = await self._store.execute(command)
         if row is None:
             return view
-        await self._authorities.discard_key(row)
+        if row.server_id == self._server_id:
+            slot = await self._authorities.destroy_key(key_digest(spki_of(row)))
+            detail = f"destroyed the key in slot {slot}" if slot else "no such key here any more"
+            errand = Errand(self._server_id, ErrandStatus.DONE, detail, now)
+            await self._store.execute(lambda uow: uow.orders.report(order_id, errand))
         return view_of(row)
 
     def refuse_upstream(self) -> None:

@@ -34,6 +34,7 @@ class EventKind(enum.IntEnum):
     AUTHORITY = 5
     JOIN_TOKEN = 6
     RELATIONSHIP = 7
+    ORDER = 8
 
 
 @dataclass(frozen=True, slots=True)

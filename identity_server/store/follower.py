@@ -222,6 +222,7 @@ class Follower:
             agents=agents,
             bundles={**dict.fromkeys(map(TrustDomain, names)), **uow.bundles.many(names)},
             authorities=uow.authorities.of_server(self._server_id) if EventKind.AUTHORITY in subjects else None,
+            orders=uow.orders.waiting_for(self._server_id) if EventKind.ORDER in subjects else None,
         )
 
     def _snapshot(self, connection: Connection) -> State:
@@ -237,6 +238,7 @@ class Follower:
                     agents={agent.spiffe_id.path: agent for agent in uow.agents.all()},
                     bundles={bundle.trust_domain: bundle for bundle in uow.bundles.all()},
                     authorities=uow.authorities.of_server(self._server_id),
+                    orders=uow.orders.waiting_for(self._server_id),
                 )
             )
         finally:

@@ -71,7 +71,7 @@ def entry_values(entry: RegistrationEntry) -> Values:
 
 def entry_of(row: Row[Any]) -> RegistrationEntry:
     """The entry in a row of `entry`."""
-    return _value("entry", row.id, lambda: _entry(row))
+    return stored_value("entry", row.id, lambda: _entry(row))
 
 
 def _entry(row: Row[Any]) -> RegistrationEntry:
@@ -116,7 +116,7 @@ def agent_values(agent: AttestedAgent) -> Values:
 
 def agent_of(row: Row[Any]) -> AttestedAgent:
     """The agent in a row of `agent`."""
-    return _value(
+    return stored_value(
         "agent",
         row.spiffe_id,
         lambda: AttestedAgent(
@@ -183,7 +183,7 @@ def bundle_of(row: Row[Any]) -> TrustBundle:
             refresh_hint=document["refresh_hint"],
         )
 
-    return _value("bundle", row.trust_domain, read)
+    return stored_value("bundle", row.trust_domain, read)
 
 
 def relationship_values(relationship: FederationRelationship) -> Values:
@@ -198,7 +198,7 @@ def relationship_values(relationship: FederationRelationship) -> Values:
 
 def relationship_of(row: Row[Any]) -> FederationRelationship:
     """The federation relationship in a row of `federation_relationship`."""
-    return _value(
+    return stored_value(
         "federation_relationship",
         row.trust_domain,
         lambda: FederationRelationship(
@@ -231,7 +231,7 @@ def authority_values(authority: Authority) -> Values:
 
 def authority_of(row: Row[Any]) -> Authority:
     """The authority in a row of `authority`."""
-    return _value(
+    return stored_value(
         "authority",
         row.authority_id,
         lambda: Authority(
@@ -250,7 +250,7 @@ def authority_of(row: Row[Any]) -> Authority:
     )
 
 
-def _value(table: str, key: bytes, read: Callable[[], T]) -> T:
+def stored_value(table: str, key: bytes, read: Callable[[], T]) -> T:
     """Run `read`; anything a broken row makes it raise becomes CorruptState with the table and the key."""
     try:
         return read()

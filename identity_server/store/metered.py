@@ -16,6 +16,7 @@ from identity_server.ports import (
     BundleRepository,
     EntryRepository,
     JoinTokenRepository,
+    OrderRepository,
     RelationshipRepository,
     Store,
     UnitOfWork,
@@ -68,6 +69,7 @@ NAMES: Final[Mapping[str, Mapping[str, str]]] = {
     "authorities": {
         "of_server": "ca_journal_fetch",
         "get": "ca_journal_fetch",
+        "of_kind": "ca_journal_fetch",
         "put": "ca_journal_set",
         "remove": "ca_journal_prune",
     },
@@ -131,6 +133,10 @@ class _TimedUnitOfWork:
     @property
     def authorities(self) -> AuthorityRepository:
         return cast("AuthorityRepository", self._timed("authorities", self._uow.authorities))
+
+    @property
+    def orders(self) -> OrderRepository:
+        return self._uow.orders
 
     def _timed(self, name: str, repository: object) -> _Timed:
         return _Timed(repository, NAMES[name], self._metrics, self._monotonic)

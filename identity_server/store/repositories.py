@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from sqlalchemy import Connection, bindparam, case, delete, func, insert, select, update
 
-from identity_server.domain.authority import Authority
+from identity_server.domain.authority import Authority, AuthorityKind
 from identity_server.domain.federation import FederationRelationship
 from identity_server.domain.join_tokens import JoinToken
 from identity_server.domain.listing import Page
@@ -60,6 +60,7 @@ _BUNDLE_PAGES = "bundle:"
 _RELATIONSHIP = select(federation_relationship).where(federation_relationship.c.trust_domain == bindparam("of"))
 _AUTHORITIES = select(authority).where(authority.c.server_id == bindparam("of")).order_by(authority.c.row_key)
 _AUTHORITY = select(authority).where(authority.c.authority_id == bindparam("of"))
+_OF_KIND = select(authority).where(authority.c.kind == bindparam("of")).order_by(authority.c.row_key)
 
 
 class SqlJoinTokens:
@@ -239,6 +240,10 @@ class SqlAuthorities:
         """The authority of whichever server, or None."""
         row = self._connection.execute(_AUTHORITY, {"of": authority_id.encode()}).one_or_none()
         return None if row is None else authority_of(row)
+
+    def of_kind(self, kind: AuthorityKind) -> tuple[Authority, ...]:
+        """The authorities of one kind, of every server, oldest first."""
+        return tuple(map(authority_of, self._connection.execute(_OF_KIND, {"of": kind.encode()})))
 
     def put(self, new: Authority) -> None:
         """Store or overwrite; an identical record is left alone."""

@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeEngine
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0003"
 """The Alembic revision that this code is written for: the newest under `migrations/versions`."""
 
 Big = BigInteger().with_variant(Integer, "sqlite")
@@ -191,4 +191,30 @@ authority = Table(
     Column("not_after", Big, nullable=False),
     Column("published_at", Big, nullable=False),
     Column("tainted", Boolean, nullable=False),
+)
+
+authority_order = Table(  # what all servers are to do with their authorities
+    "authority_order",
+    metadata,
+    Column("row_key", Big, primary_key=True, autoincrement=False),
+    Column("order_id", octets(64), nullable=False, unique=True),
+    Column("kind", octets(16), nullable=False),
+    Column("verb", octets(16), nullable=False),
+    Column("authority_id", octets(128), nullable=False),
+    Column("key_digest", octets(32), nullable=False),  # empty unless a key is to be destroyed
+    Column("actor", octets(4096), nullable=False),
+    Column("created_at", Big, nullable=False),
+)
+
+authority_errand = Table(  # one server's part in an order
+    "authority_errand",
+    metadata,
+    Column(
+        "row_key", Big, ForeignKey("authority_order.row_key", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    ),
+    Column("server_id", octets(255), primary_key=True),
+    Column("status", octets(16), nullable=False),
+    Column("detail", octets(4096), nullable=False),
+    Column("finished_at", Big, nullable=False),
+    Index("ix_authority_errand_server_id", "server_id", "status"),
 )

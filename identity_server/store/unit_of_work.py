@@ -7,6 +7,7 @@ from sqlalchemy import Connection
 from identity_server.store.agent_repository import SqlAgents
 from identity_server.store.entry_repository import NewEntries, SqlEntries
 from identity_server.store.event_log import LogUpkeep, Recorder
+from identity_server.store.order_repository import SqlOrders
 from identity_server.store.repositories import SqlAuthorities, SqlBundles, SqlJoinTokens, SqlRelationships
 from spiffe_core.spiffe_id import TrustDomain
 
@@ -14,7 +15,7 @@ from spiffe_core.spiffe_id import TrustDomain
 class SqlUnitOfWork:
     """What a command or query works with. It neither commits nor rolls back: the writer or the reader does."""
 
-    __slots__ = ("agents", "authorities", "bundles", "entries", "join_tokens", "log", "relationships")
+    __slots__ = ("agents", "authorities", "bundles", "entries", "join_tokens", "log", "orders", "relationships")
 
     def __init__(
         self,
@@ -29,4 +30,5 @@ class SqlUnitOfWork:
         self.bundles = SqlBundles(connection, recorder)
         self.relationships = SqlRelationships(connection, recorder)
         self.authorities = SqlAuthorities(connection, recorder)
+        self.orders = SqlOrders(connection, recorder)
         self.log = LogUpkeep(connection, recorder)

@@ -5,6 +5,7 @@ import pkgutil
 
 import pytest
 
+import spiffe_core.wire._gen.muniment.server as own_protos
 import spiffe_core.wire._gen.spire.api.server as server_protos
 from identity_server.domain.access import ACCESS, CallerKind
 from identity_server.rpc.health_api import SERVICE as HEALTH
@@ -35,17 +36,18 @@ EXCEPTIONS = {  # spire_features section 8.1: everything else is for local calle
 
 
 def every_method():
-    """The full name of each method of each SPIRE server service, by walking the generated descriptors."""
+    """The full name of each method of each server service, SPIRE's and ours, by walking the generated descriptors."""
     names = {full_method(method) for method in HEALTH.methods}
-    for module in pkgutil.walk_packages(server_protos.__path__, f"{server_protos.__name__}."):
-        if module.name.endswith("_pb2"):
-            services = importlib.import_module(module.name).DESCRIPTOR.services_by_name.values()
-            names |= {full_method(method) for service in services for method in service.methods}
+    for package in (server_protos, own_protos):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if module.name.endswith("_pb2"):
+                services = importlib.import_module(module.name).DESCRIPTOR.services_by_name.values()
+                names |= {full_method(method) for service in services for method in service.methods}
     return names
 
 
-def test_the_walk_finds_all_eight_services():
-    assert len({name.split("/")[1] for name in every_method()}) == 9
+def test_the_walk_finds_spires_eight_services_health_and_our_own():
+    assert len({name.split("/")[1] for name in every_method()}) == 10
 
 
 def test_every_method_has_a_rule_and_every_rule_a_method():
@@ -62,6 +64,11 @@ def test_the_rule_is_spires(method):
     """S1: the matrix of spire_features section 8.1, method by method."""
     short = method.removeprefix("/spire.api.server.")
     assert ACCESS[method] == EXCEPTIONS.get(short, OPERATOR)
+
+
+def test_orders_to_all_servers_are_for_operators():
+    """A15: as every other step of a forced rotation."""
+    assert {ACCESS[name] for name in ACCESS if name.startswith("/muniment.")} == {OPERATOR}
 
 
 def test_health_is_for_local_callers():

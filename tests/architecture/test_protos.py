@@ -287,7 +287,26 @@ SECRET = {
     "SPIFFECertValidatorConfig.TrustDomain": "name=1:string trust_bundle=2:DataSource",
 }
 
+ORDERS = {  # ours: architecture A15
+    "Order": "order_id=1:string kind=2:Kind verb=3:Verb authority_id=4:string actor=5:string created_at=6:int64 "
+    "reports=7:[Report]",
+    "Report": "server_id=1:string status=2:Status detail=3:string finished_at=4:int64 this_server=5:bool",
+    "Authority": "server_id=1:string kind=2:Kind authority_id=3:string status=4:string tainted=5:bool "
+    "expires_at=6:int64 this_server=7:bool",
+    "PlaceOrderRequest": "kind=1:Kind verb=2:Verb",
+    "PlaceOrderResponse": "order=1:Order",
+    "GetOrderRequest": "order_id=1:string",
+    "GetOrderResponse": "order=1:Order",
+    "ListOrdersRequest": "",
+    "ListOrdersResponse": "orders=1:[Order]",
+    "ListAuthoritiesRequest": "",
+    "ListAuthoritiesResponse": "authorities=1:[Authority]",
+    "GiveUpServerRequest": "server_id=1:string",
+    "GiveUpServerResponse": "retired=1:[Authority]",
+}
+
 PACKAGES = {
+    "muniment.server.authorityorders.v1": ORDERS,
     "": WORKLOAD,
     "envoy.service.secret.v3": DISCOVERY,
     "envoy.extensions.transport_sockets.tls.v3": SECRET,
@@ -316,6 +335,11 @@ PACKAGES = {
 }
 
 ENUMS = {
+    "muniment.server.authorityorders.v1.Kind": "KIND_UNSPECIFIED=0 KIND_X509=1 KIND_JWT=2 KIND_WIT=3",
+    "muniment.server.authorityorders.v1.Verb": "VERB_UNSPECIFIED=0 VERB_PREPARE=1 VERB_ACTIVATE=2 VERB_TAINT=3 "
+    "VERB_REVOKE=4 VERB_DESTROY=5",
+    "muniment.server.authorityorders.v1.Report.Status": "STATUS_UNSPECIFIED=0 STATUS_WAITING=1 STATUS_DONE=2 "
+    "STATUS_FAILED=3 STATUS_GIVEN_UP=4",
     "spire.api.types.FederatesWithMatch.MatchBehavior": MATCH,
     "spire.api.types.SelectorMatch.MatchBehavior": MATCH,
     "spire.api.types.LogLevel": "UNSPECIFIED=0 PANIC=1 FATAL=2 ERROR=3 WARN=4 INFO=5 DEBUG=6 TRACE=7",
@@ -326,6 +350,8 @@ ENUMS = {
 
 LOGGER_METHODS = "GetLogger:>Logger SetLogLevel:>Logger ResetLogLevel:>Logger"
 METHODS = {
+    "muniment.server.authorityorders.v1.AuthorityOrders": "PlaceOrder:> GetOrder:> ListOrders:> ListAuthorities:> "
+    "GiveUpServer:>",
     "SpiffeWorkloadAPI": "FetchX509SVID:X509SVIDRequest>*X509SVIDResponse "
     "FetchX509Bundles:X509BundlesRequest>*X509BundlesResponse FetchJWTSVID:JWTSVIDRequest>JWTSVIDResponse "
     "FetchJWTBundles:JWTBundlesRequest>*JWTBundlesResponse ValidateJWTSVID:> "

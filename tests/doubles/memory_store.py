@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from identity_server.domain.authority import Authority
+from identity_server.domain.orders import Errand, ErrandStatus, Order, Progress
 from identity_server.domain.state import Change, Position, State
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.runtime.watch import Watch
@@ -21,7 +22,11 @@ class Database:
 
     authorities: dict[str, Authority] = field(default_factory=dict)
     bundles: dict[TrustDomain, TrustBundle] = field(default_factory=dict)
+    orders: dict[str, Progress] = field(default_factory=dict)
     revision: int = 0
+
+    def copy(self) -> Database:
+        return Database(dict(self.authorities), dict(self.bundles), dict(self.orders), self.revision)
 
 
 class _Authorities:
@@ -33,6 +38,9 @@ class _Authorities:
 
     def get(self, authority_id: str) -> Authority | None:
         return self._rows.get(authority_id)
+
+    def of_kind(self, kind: str) -> tuple[Authority, ...]:
+        return tuple(one for one in self._rows.values() if one.kind == kind)
 
     def put(self, authority: Authority) -> None:
         self._rows[authority.authority_id] = authority
@@ -58,10 +66,42 @@ class _Bundles:
         return len(self._rows)
 
 
+class _Orders:
+    def __init__(self, rows: dict[str, Progress]) -> None:
+        self._rows = rows
+
+    def add(self, order: Order, servers: Sequence[str]) -> None:
+        self._rows[order.order_id] = Progress(order, tuple(Errand(one) for one in sorted(set(servers))))
+
+    def waiting_for(self, server_id: str) -> tuple[Order, ...]:
+        waiting = ErrandStatus.WAITING
+        return tuple(
+            one.order
+            for one in self._rows.values()
+            if any(errand.server_id == server_id and errand.status is waiting for errand in one.errands)
+        )
+
+    def get(self, order_id: str) -> Progress | None:
+        return self._rows.get(order_id)
+
+    def all(self) -> tuple[Progress, ...]:
+        return tuple(reversed(self._rows.values()))
+
+    def report(self, order_id: str, errand: Errand) -> None:
+        progress = self._rows.get(order_id)
+        if progress is not None:
+            errands = tuple(
+                errand if one.server_id == errand.server_id and one.status is ErrandStatus.WAITING else one
+                for one in progress.errands
+            )
+            self._rows[order_id] = Progress(progress.order, errands)
+
+
 class _UnitOfWork:
     def __init__(self, database: Database) -> None:
         self.authorities = _Authorities(database.authorities)
         self.bundles = _Bundles(database.bundles)
+        self.orders = _Orders(database.orders)
 
 
 class MemoryStore:
@@ -82,25 +122,28 @@ class MemoryStore:
     def reload(self) -> None:
         """Make `state` show what the database holds, as a follower does after another server's commit."""
         rows = tuple(one for one in self.database.authorities.values() if one.server_id == self._server_id)
-        self.state.publish(
-            self.state.value.apply(
-                Change(Position(1, self.database.revision, 7), bundles=dict(self.database.bundles), authorities=rows)
-            )
+        change = Change(
+            Position(1, self.database.revision, 7),
+            bundles=dict(self.database.bundles),
+            authorities=rows,
+            orders=_Orders(self.database.orders).waiting_for(self._server_id),
         )
+        self.state.publish(self.state.value.apply(change))
 
     async def execute(self, command: Callable[[Any], T]) -> T:
         self.commands += 1
         _raise_next(self.before)
-        draft = Database(dict(self.database.authorities), dict(self.database.bundles))
+        draft = self.database.copy()
         result = command(_UnitOfWork(draft))
         self.database.authorities, self.database.bundles = draft.authorities, draft.bundles
+        self.database.orders = draft.orders
         self.database.revision += 1
         _raise_next(self.after)
         self.reload()
         return result
 
     async def read(self, query: Callable[[Any], T]) -> T:
-        return query(_UnitOfWork(Database(dict(self.database.authorities), dict(self.database.bundles))))
+        return query(_UnitOfWork(self.database.copy()))
 
 
 def _raise_next(troubles: list[BaseException | None]) -> None:

@@ -674,6 +674,7 @@ def test_the_commands_are_those_of_the_issue():
             for kind in ("x509", "jwt", "wit")
             for verb in ("show", "prepare", "activate", "taint", "revoke")
         ),
+        *(f"localauthority {verb}" for verb in ("servers", "orders", "give-up-server")),
     }
 
 

@@ -14,6 +14,7 @@ from identity_server.domain.audit import (
     AgentChanged,
     AuditEvent,
     AuthorityChanged,
+    AuthorityOrdered,
     BundleChanged,
     CallEnded,
     CallRefused,
@@ -28,6 +29,7 @@ from spiffe_core.errors import Internal, NotFound, Unavailable
 
 EVENTS = [
     AuthorityChanged("prepare", "aa"),
+    AuthorityOrdered("taint", "local", "x509"),
     EntryChanged("create", "id", "local"),
     BundleChanged("set", "fed.test", "local"),
     RelationshipChanged("create", "fed.test", "local"),
