@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 READERS = 6
 """Read connections: four for queries, one for the follower, one to spare."""
@@ -23,8 +23,12 @@ LOCK_SECONDS = 5
 FROZEN_SECONDS = 5
 """A client that holds the head and does nothing for so long is cut off by the database, so others can go on."""
 STATEMENT_SECONDS = 30
+SILENT_SECONDS = STATEMENT_SECONDS + CONNECT_SECONDS
+"""A connection on which a database server says nothing for so long is given up: it would have ended the statement."""
 ALONE_SECONDS = 120
 """How long a starting server waits for another one that migrates the schema."""
+MIGRATION_SECONDS = 6 * 3600.0
+"""A step of a migration may take so long before its connection is given up."""
 LOCK_NAME = "muniment-schema"
 
 TlsMode = Literal["auto", "verify", "insecure-off"]
@@ -64,8 +68,6 @@ class Database:
     place: str
     announce: str = ""
     """A statement that tells other servers of the transaction it stands in; "" if they find out themselves."""
-    unhurried: tuple[str, ...] = ()
-    """Statements that lift the time limits from a connection that is about to migrate."""
     behind_is_proof_after: int = 1
     """In so many polls a head behind ours must be seen before it is a lost history and not the lag of a replica."""
 
@@ -76,6 +78,9 @@ class Database:
 
     def before_migration(self, revision: str) -> None:
         """Make what an operator goes back to when the migration from `revision` was a mistake."""
+
+    def unhurried(self, connection: Connection) -> None:
+        """Lift the time limits from a connection that is about to migrate, on both of its ends."""
 
     def weaknesses(self) -> tuple[str, ...]:
         """Settings of the database by which a crash may lose what was acknowledged, each with its remedy."""

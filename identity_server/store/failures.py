@@ -11,15 +11,28 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, Operation
 
 from spiffe_core.errors import Conflict, CorruptState, IdentityError, Internal, Unavailable
 
+AWAY = "the database cannot be used at the moment; try again later"
 _SQLITE_BUSY, _SQLITE_LOCKED, _SQLITE_READONLY, _SQLITE_IOERR = 5, 6, 8, 10
 _SQLITE_CORRUPT, _SQLITE_FULL, _SQLITE_CANTOPEN, _SQLITE_NOTADB = 11, 13, 14, 26
 _TRANSIENT_SQLITE = {_SQLITE_BUSY, _SQLITE_LOCKED}
 _STARVED_SQLITE = {_SQLITE_READONLY, _SQLITE_IOERR, _SQLITE_FULL, _SQLITE_CANTOPEN}
 _BROKEN_SQLITE = {_SQLITE_CORRUPT, _SQLITE_NOTADB}
 _TRANSIENT_STATES = {"40001", "40P01", "55P03"}  # serialization failure, deadlock, lock not available
-_STARVED_STATE_CLASSES = ("08", "53", "57", "58")  # connection, resources, operator intervention, system error
+_STARVED_STATE_CLASSES = ("08", "28", "53", "57", "58")  # connection, password, resources, operator intervention, system error
 _TRANSIENT_MYSQL = {1213, 1205, 1020}  # deadlock, lock wait timeout, record changed
-_STARVED_MYSQL = {1021, 1037, 1040, 1041, 1114, 1290, 1836, 2002, 2003, 2006, 2013}
+_STARVED_STATES = {
+    "25006",  # read-only: what was the primary is a standby now
+    "25P03",  # we stood still inside a transaction for too long
+}
+_STARVED_MYSQL = {
+    *(1021, 1037, 1041, 1114),  # disk full, out of memory, table full
+    *(1040, 1129, 1203, 1226),  # too many connections, host blocked
+    *(1044, 1045, 1130, 1698),  # access denied: the password is being changed
+    *(1047, 1290, 1792, 1836),  # a Galera node that is not ready; read only after a fail-over
+    *(1053, 1077, 1317, 1927, 1969),  # shutdown, killed, out of time
+    *(1152, 1158, 1159, 1160, 1161, 4031),  # the network, or we stood still for too long
+    *(2002, 2003, 2005, 2006, 2013, 2026, 2027, 2055),  # the driver's: cannot connect, connection lost
+}
 
 
 class Nature(enum.Enum):
@@ -59,7 +72,8 @@ def _by_driver(original: BaseException | None) -> Nature | None:
     if isinstance(state, str):
         if state in _TRANSIENT_STATES:
             return Nature.TRANSIENT
-        return Nature.STARVED if state.startswith(_STARVED_STATE_CLASSES) else Nature.FAULT
+        starved = state in _STARVED_STATES or state.startswith(_STARVED_STATE_CLASSES)
+        return Nature.STARVED if starved else Nature.FAULT
     arguments = getattr(original, "args", ())
     if arguments and isinstance(arguments[0], int):
         return _by_code(arguments[0], _TRANSIENT_MYSQL, _STARVED_MYSQL, set())
@@ -83,7 +97,7 @@ def refusal_of(error: SQLAlchemyError, place: str) -> IdentityError:
         return CorruptState(f"database {place} is damaged: stop the server and restore it from a backup", cause=cause)
     if nature is Nature.FAULT:
         return Internal("internal error in the database", cause=cause, place=place)
-    return Unavailable("the database cannot be used at the moment; try again later", cause=cause, place=place)
+    return Unavailable(AWAY, cause=cause, place=place)
 
 
 def _cause(error: SQLAlchemyError) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pymysql  # type: ignore[import-untyped]  # the driver has no types
 from pymysql.constants import CLIENT, CR  # type: ignore[import-untyped]  # the driver has no types
-from sqlalchemy import URL, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import OperationalError
 
 from identity_server.store.database import (
@@ -26,13 +26,16 @@ from identity_server.store.database import (
     FROZEN_SECONDS,
     LOCK_NAME,
     LOCK_SECONDS,
+    MIGRATION_SECONDS,
     READERS,
+    SILENT_SECONDS,
     STATEMENT_SECONDS,
     Access,
     Bell,
     Database,
 )
 from identity_server.store.server_address import ServerAddress
+from spiffe_core.errors import ConfigError, IdentityError
 
 BUSY_POLL_SECONDS = 0.02
 IDLE_POLL_SECONDS = 0.1
@@ -59,12 +62,11 @@ _log = logging.getLogger(__name__)
 class MariaDatabase(Database):
     """One database of a MariaDB server, 10.6 or newer."""
 
-    unhurried = ("SET SESSION max_statement_time = 0", f"SET SESSION lock_wait_timeout = {ALONE_SECONDS}")
     behind_is_proof_after = 3
 
     def __init__(self, url: URL, access: Access) -> None:
         self._address = ServerAddress.of(url, access, port=3306, socket_option="unix_socket")
-        self._tls = _tls(self._address)
+        _tls(self._address)  # refuses files that cannot be used
         self.place = f"MariaDB database {self._address.place}"
         self.writer = self._engine("READ COMMITTED", pool_size=1)
         self.reader = self._engine("REPEATABLE READ", pool_size=READERS)
@@ -73,23 +75,28 @@ class MariaDatabase(Database):
     def connect(self, *, autocommit: bool = False) -> Any:
         """A connection of its own, outside the pools."""
         address = self._address
+        try:
+            password, tls = address.password(), _tls(address)
+        except IdentityError as error:  # while they are being changed
+            raise pymysql.OperationalError(CR.CR_CONN_HOST_ERROR, error.public) from error
         connection = pymysql.Connection(
             host=address.host or None,
             user=address.user,
-            password=address.password(),
+            password=password,
             database=address.database,
             charset="utf8mb4",
             autocommit=autocommit,
             client_flag=CLIENT.FOUND_ROWS,  # an UPDATE counts the rows it finds, not those it changes
-            read_timeout=STATEMENT_SECONDS + CONNECT_SECONDS,
+            read_timeout=CONNECT_SECONDS,  # while connecting
             write_timeout=STATEMENT_SECONDS,
             local_infile=False,
-            ssl=self._tls,
-            ssl_disabled=self._tls is None,
+            ssl=tls,
+            ssl_disabled=tls is None,
             defer_connect=True,
         )
         connection.connect(_connected(address))
         try:
+            _be_patient(connection, SILENT_SECONDS)
             with connection.cursor() as cursor:
                 for statement in _SESSION:
                     cursor.execute(statement)
@@ -112,7 +119,7 @@ class MariaDatabase(Database):
             try:
                 with holder.cursor() as cursor:
                     cursor.execute("SET SESSION max_statement_time = 0")
-                    holder._read_timeout = ALONE_SECONDS + CONNECT_SECONDS  # noqa: SLF001  # the driver has no setter
+                    _be_patient(holder, ALONE_SECONDS + CONNECT_SECONDS)
                     cursor.execute(
                         "SELECT GET_LOCK(%s, %s)", (f"{LOCK_NAME}-{self._address.database}"[:64], ALONE_SECONDS)
                     )
@@ -122,6 +129,12 @@ class MariaDatabase(Database):
             except pymysql.Error as error:
                 raise OperationalError(None, None, error) from error
             yield
+
+    def unhurried(self, connection: Connection) -> None:
+        """No limit on statements, and much time to wait for others' locks."""
+        connection.exec_driver_sql("SET SESSION max_statement_time = 0")
+        connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {ALONE_SECONDS}")
+        _be_patient(connection.connection.driver_connection, MIGRATION_SECONDS)
 
     def weaknesses(self) -> tuple[str, ...]:
         """Settings by which the redo log or the binary log is written late."""
@@ -178,6 +191,11 @@ def _connected(address: ServerAddress) -> socket.socket:
         raise pymysql.OperationalError(CR.CR_CONN_HOST_ERROR, f"no connection to {where}: {error}") from error
 
 
+def _be_patient(connection: Any, seconds: float) -> None:
+    """Give the connection up when the server says nothing for so long (R24): frozen, or forgotten by a firewall."""
+    connection._read_timeout = seconds  # noqa: SLF001  # the driver has no setter
+
+
 def _only_read(connection: Any, _record: Any) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SET SESSION TRANSACTION READ ONLY")
@@ -190,10 +208,21 @@ def _only_read(connection: Any, _record: Any) -> None:
 def _tls(address: ServerAddress) -> ssl.SSLContext | None:
     if not address.verifies:
         return None
-    context = ssl.create_default_context(cafile=address.roots())
-    if address.access.tls_cert_file and address.access.tls_key_file:
-        context.load_cert_chain(address.access.tls_cert_file, address.access.tls_key_file)
+    cert, key = address.access.tls_cert_file, address.access.tls_key_file
+    try:
+        context = ssl.create_default_context(cafile=address.roots())
+    except OSError as error:
+        raise _unusable("database.tls_ca_file", error) from error
+    try:
+        if cert and key:
+            context.load_cert_chain(cert, key)
+    except OSError as error:
+        raise _unusable("database.tls_cert_file", error) from error
     return context
+
+
+def _unusable(field: str, error: OSError) -> ConfigError:
+    return ConfigError(f"{field}: cannot be used: {error}", field=field)
 
 
 class HeadWatch:

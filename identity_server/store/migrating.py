@@ -46,8 +46,7 @@ def upgrade(database: Database, *, target: str = SCHEMA_REVISION, scripts: Path 
     if found:
         database.before_migration(found)
     with database.writer.begin() as connection:
-        for statement in database.unhurried:
-            connection.exec_driver_sql(statement)
+        database.unhurried(connection)
         config.attributes["connection"] = connection
         command.upgrade(config, target)
     database.writer.dispose()  # the connection with the migration's patience

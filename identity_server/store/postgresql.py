@@ -11,11 +11,13 @@ import logging
 import os
 import select
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
-from sqlalchemy import URL, Engine, create_engine, event
+from psycopg.abc import RV, PQGen
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import OperationalError
 
 from identity_server.store.database import (
@@ -24,13 +26,16 @@ from identity_server.store.database import (
     FROZEN_SECONDS,
     LOCK_NAME,
     LOCK_SECONDS,
+    MIGRATION_SECONDS,
     READERS,
+    SILENT_SECONDS,
     STATEMENT_SECONDS,
     Access,
     Bell,
     Database,
 )
 from identity_server.store.server_address import ServerAddress
+from spiffe_core.errors import IdentityError
 
 CHANNEL = "muniment_log"
 DEAD_PEER_MILLISECONDS = 10_000
@@ -45,11 +50,33 @@ _SESSION = {
 _log = logging.getLogger(__name__)
 
 
+class BoundedConnection(psycopg.Connection[Any]):
+    """A connection that is given up when the server does not answer (R24).
+
+    Its own statement time-out is no help when it is frozen or a firewall forgot the connection: no packet ever comes.
+    """
+
+    patience: float = SILENT_SECONDS
+
+    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        """Wait for a step of the protocol, at most `patience` seconds."""
+        if timeout is not None:
+            return super().wait(gen, interval, timeout)
+        began = time.monotonic()
+        try:
+            return super().wait(gen, interval, self.patience)
+        except psycopg.Error as error:
+            if time.monotonic() - began < self.patience or self.closed:
+                raise
+            self.close()
+            silent = f"no answer from the server within {self.patience:g} s"
+            raise psycopg.OperationalError(silent) from error
+
+
 class PostgresDatabase(Database):
     """One database of a PostgreSQL server, 12 or newer."""
 
     announce = f"SELECT pg_notify('{CHANNEL}', '')"
-    unhurried = ("SET LOCAL statement_timeout = 0", f"SET LOCAL lock_timeout = '{ALONE_SECONDS}s'")
     behind_is_proof_after = 3
 
     def __init__(self, url: URL, access: Access) -> None:
@@ -60,7 +87,7 @@ class PostgresDatabase(Database):
         self.writer.dialect.use_insertmanyvalues_wo_returning = True  # one statement for many rows: 2.6 times as fast
         event.listen(self.writer, "connect", _wait_for_the_disk)
 
-    def connect(self, *, autocommit: bool = False) -> psycopg.Connection[Any]:
+    def connect(self, *, autocommit: bool = False) -> BoundedConnection:
         """A connection of its own, outside the pools."""
         address, access = self._address, self._address.access
         tls: dict[str, Any] = {"sslmode": "disable"}
@@ -68,12 +95,16 @@ class PostgresDatabase(Database):
             tls = {"sslmode": "verify-full", "sslrootcert": address.roots()}
             if access.tls_cert_file and access.tls_key_file:
                 tls |= {"sslcert": str(access.tls_cert_file), "sslkey": str(access.tls_key_file)}
-        return psycopg.connect(
+        try:
+            password = address.password()
+        except IdentityError as error:  # while it is being changed
+            raise psycopg.OperationalError(error.public) from error
+        return BoundedConnection.connect(
             host=address.socket or address.host,
             port=address.port,
             user=address.user,
             dbname=address.database,
-            password=address.password() or None,
+            password=password or None,
             autocommit=autocommit,
             connect_timeout=CONNECT_SECONDS,
             application_name="identity-server",
@@ -95,6 +126,7 @@ class PostgresDatabase(Database):
             raise OperationalError(None, None, error) from error
         with contextlib.closing(holder):
             try:
+                holder.patience = ALONE_SECONDS + CONNECT_SECONDS
                 holder.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
                 holder.execute(f"SET LOCAL statement_timeout = '{ALONE_SECONDS}s'")
                 holder.execute(f"SET LOCAL lock_timeout = '{ALONE_SECONDS}s'")
@@ -102,6 +134,13 @@ class PostgresDatabase(Database):
             except psycopg.Error as error:
                 raise OperationalError(None, None, error) from error
             yield
+
+    def unhurried(self, connection: Connection) -> None:
+        """No limit on statements, and much time to wait for others' locks."""
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{ALONE_SECONDS}s'")
+        driver: Any = connection.connection.driver_connection
+        driver.patience = MIGRATION_SECONDS
 
     def weaknesses(self) -> tuple[str, ...]:
         """`fsync` and `full_page_writes` off; `synchronous_commit` is put right in our own sessions."""

@@ -58,6 +58,7 @@ class ServerAddress:
             )
         if address.verifies:
             address.roots()
+        address.password()
         return address
 
     @property

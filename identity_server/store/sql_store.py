@@ -19,13 +19,13 @@ from identity_server.ports import UnitOfWork
 from identity_server.store.connecting import NO_ACCESS, open_database
 from identity_server.store.database import Access, Database
 from identity_server.store.event_log import TOKEN_BITS, Head, ReadOnly, bootstrap
-from identity_server.store.failures import refusal_of
+from identity_server.store.failures import AWAY, refusal_of
 from identity_server.store.follower import Follower
 from identity_server.store.log_age import LogAge
 from identity_server.store.migrating import upgrade
 from identity_server.store.sqlite_database import BUSY_MILLISECONDS
 from identity_server.store.unit_of_work import SqlUnitOfWork
-from identity_server.store.writer import Operation, Outcome, Writer
+from identity_server.store.writer import UNKNOWN, Operation, Outcome, Writer
 from spiffe_core.clock import Clock
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.errors import Unavailable
@@ -39,6 +39,11 @@ FREEZE_FROM = 1_000
 """From so many entries on, the loaded state is taken out of the garbage collector's sight."""
 CAUGHT_UP_SECONDS = 10.0
 """How long a stored change may take to show in the state before its caller is answered without waiting for it."""
+ANSWER_SECONDS = 30.0
+"""How long a change may take, waiting included, before its caller is told that it failed or may have (R24)."""
+READ_SECONDS = 15.0
+"""How long a read may take, waiting included."""
+MAX_READING = 1_000
 CLOSE_SECONDS = 10.0
 KEEP_REVISIONS = 200_000
 KEEP_SECONDS = 24 * 3600.0
@@ -88,6 +93,7 @@ class SqlStore:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: list[tuple[int, int, asyncio.Future[Any], Any]] = []
         self._numbers = itertools.count()
+        self._reading = 0
         self._overdue: asyncio.TimerHandle | None = None
         self._age = LogAge()
         self.weaknesses: tuple[str, ...] = ()
@@ -189,9 +195,12 @@ class SqlStore:
         operation = Operation(command, answer)
         self._writer.submit(operation)
         try:
-            return await answer
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await answer
+        except TimeoutError:
+            raise Unavailable(AWAY if operation.claim() else UNKNOWN, place=self._database.place) from None
         except asyncio.CancelledError:
-            operation.abandoned = True
+            operation.claim()  # if it still waits, it never runs
             raise
 
     async def read(self, query: Callable[[UnitOfWork], T]) -> T:
@@ -199,9 +208,23 @@ class SqlStore:
         return await self._read(query)
 
     async def _read(self, query: Callable[[SqlUnitOfWork], T]) -> T:
-        return await self._readers(self._query, query)
+        if self._reading >= MAX_READING:
+            raise Unavailable("too many reads are waiting; try again later", waiting=MAX_READING)
+        awaited = [query]
+        self._reading += 1
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                return await self._readers(self._query, awaited)
+        except TimeoutError:
+            raise Unavailable(AWAY, place=self._database.place) from None
+        finally:
+            self._reading -= 1
+            awaited.clear()
 
-    def _query(self, query: Callable[[SqlUnitOfWork], T]) -> T:
+    def _query(self, awaited: Sequence[Callable[[SqlUnitOfWork], T]]) -> T:
+        if not awaited:
+            raise Unavailable(AWAY)  # to nobody
+        query = awaited[0]
         try:
             try:
                 return self._in_snapshot(query)

@@ -42,6 +42,7 @@ MAX_BATCH = 64
 MAX_WAITING = 10_000
 RETRY_SECONDS = 10.0
 """How long a transient failure is retried before the callers are told to come back later."""
+UNKNOWN = "the database did not say whether the change was stored; look before retrying"
 SETTLE_SECONDS = 30.0
 """How long we try to find out what became of a COMMIT."""
 _FIRST_DELAY, _LONGEST_DELAY = 0.01, 1.0
@@ -61,14 +62,21 @@ class Outcome:
 
 
 class Operation:
-    """One caller's command. `abandoned` may be set while it waits: then it is never begun."""
+    """One caller's command. Either the writer begins it or its caller withdraws it, whoever comes first."""
 
-    __slots__ = ("abandoned", "command", "ticket")
+    __slots__ = ("_unclaimed", "command", "ticket")
 
     def __init__(self, command: Callable[[SqlUnitOfWork], Any], ticket: Any = None) -> None:
         self.command = command
         self.ticket = ticket
-        self.abandoned = False
+        self._unclaimed = [True]
+
+    def claim(self) -> bool:
+        """True for the first who asks: the writer, which then runs it, or the caller, for whom it then never runs."""
+        try:
+            return self._unclaimed.pop()
+        except IndexError:
+            return False
 
 
 class _PoisonedError(Exception):
@@ -159,7 +167,7 @@ class Writer:
                 self._queue.put(None)  # close() waits for this batch, then for the end
                 break
             batch.append(more)
-        return [operation for operation in batch if not operation.abandoned]
+        return [operation for operation in batch if operation.claim()]
 
     def _run(self, batch: Sequence[Operation]) -> None:
         """Run a batch to its end; every operation gets an outcome."""
@@ -209,7 +217,7 @@ class Writer:
             if committed:
                 return failed.outcomes
             if committed is None:
-                unknown = Unavailable("the database did not say whether the change was stored; look before retrying")
+                unknown = Unavailable(UNKNOWN)
                 return [Outcome(error=unknown) if one.revision else one for one in failed.outcomes]
             raise failed.cause from None
 
