@@ -18,7 +18,13 @@ _TRANSIENT_SQLITE = {_SQLITE_BUSY, _SQLITE_LOCKED}
 _STARVED_SQLITE = {_SQLITE_READONLY, _SQLITE_IOERR, _SQLITE_FULL, _SQLITE_CANTOPEN}
 _BROKEN_SQLITE = {_SQLITE_CORRUPT, _SQLITE_NOTADB}
 _TRANSIENT_STATES = {"40001", "40P01", "55P03"}  # serialization failure, deadlock, lock not available
-_STARVED_STATE_CLASSES = ("08", "28", "53", "57", "58")  # connection, password, resources, operator intervention, system error
+_STARVED_STATE_CLASSES = (
+    "08",
+    "28",
+    "53",
+    "57",
+    "58",
+)  # connection, password, resources, operator intervention, system error
 _TRANSIENT_MYSQL = {1213, 1205, 1020}  # deadlock, lock wait timeout, record changed
 _STARVED_STATES = {
     "25006",  # read-only: what was the primary is a standby now

@@ -28,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from identity_server.domain.agents import AttestedAgent
 from identity_server.domain.state import Change, EntryRecord, HistoryChange, Position, State, record_of
 from identity_server.store.event_log import PAGE, Event, EventKind, Head, ReadOnly, events_since, read_head
+from identity_server.store.failures import Nature, nature_of, refusal_of
 from identity_server.store.unit_of_work import SqlUnitOfWork
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.spiffe_id import TrustDomain
@@ -133,13 +134,23 @@ class Follower:
                 self.step()
             except Exception as error:  # noqa: BLE001  # the database may be gone for an hour: keep asking
                 if not self.trouble:
-                    _log.exception("following the event log failed; trying again every second")
+                    self._complain(error)
                 self.trouble = f"{type(error).__name__}: the change follower cannot read the database"
                 self._discard()
                 self._closing.wait(RECONCILE_SECONDS)
             else:
+                if self.trouble:
+                    _log.info("following the event log again")
                 self.trouble = ""
         self._discard()
+
+    def _complain(self, error: Exception) -> None:
+        """Once for each time the database goes away; in full only if it is our own mistake."""
+        text = "following the event log failed; trying again every second"
+        if isinstance(error, SQLAlchemyError) and nature_of(error) is not Nature.FAULT:
+            _log.error("%s: %s", text, refusal_of(error, "").facts["cause"])
+        else:
+            _log.error(text, exc_info=error)
 
     def _within_snapshot(self, read: Callable[[Connection], State]) -> State:
         """Run `read` in one read transaction, and end that transaction: the next one must see newer data."""

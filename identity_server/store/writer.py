@@ -123,6 +123,7 @@ class Writer:
         self._queue: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
         self._gate = threading.Lock()
         self._closing = False
+        self._away = False
         self._thread = threading.Thread(target=self._serve, name="store-writer", daemon=True)
 
     def start(self) -> None:
@@ -223,8 +224,11 @@ class Writer:
 
     def _refused(self, error: SQLAlchemyError, nature: Nature) -> Exception:
         refusal = refusal_of(error, self._place)
-        if nature is not Nature.CONSTRAINT:
-            _log.error("a write failed: %s", refusal.public, extra={"facts": refusal.facts})
+        if nature is Nature.CONSTRAINT:
+            return refusal
+        level = logging.DEBUG if self._away and nature is not Nature.FAULT else logging.ERROR  # once, not for an hour
+        _log.log(level, "a write failed: %s", refusal.public, extra={"facts": refusal.facts})
+        self._away = True
         return refusal
 
     def _attempt(self, batch: Sequence[Operation]) -> list[Outcome]:
@@ -257,6 +261,9 @@ class Writer:
             transaction.commit()
         except SQLAlchemyError as error:
             raise _CommitError(error, head, bool(rows), outcomes) from error
+        if self._away:
+            self._away = False
+            _log.info("the database takes changes again")
         return outcomes
 
     def _moved(self, head: Head, recorder: Recorder, rows: list[dict[str, object]]) -> Head:

@@ -29,10 +29,16 @@ def wrapped(original: Exception, kind: type[DBAPIError] = OperationalError) -> D
         *((wrapped(DriverError(sqlite_errorcode=code)), Nature.CORRUPT) for code in (11, 26, 267)),
         *((wrapped(DriverError(sqlite_errorcode=code)), Nature.FAULT) for code in (1, 21)),
         *((wrapped(DriverError(sqlstate=state)), Nature.TRANSIENT) for state in ("40001", "40P01", "55P03")),
-        *((wrapped(DriverError(sqlstate=state)), Nature.STARVED) for state in ("08006", "53100", "57P01", "58030")),
+        *(
+            (wrapped(DriverError(sqlstate=state)), Nature.STARVED)
+            for state in ("08006", "53100", "57P01", "58030", "25006", "25P03", "28P01")
+        ),
         (wrapped(DriverError(sqlstate="42P01"), ProgrammingError), Nature.FAULT),
         *((wrapped(DriverError(number, "text")), Nature.TRANSIENT) for number in (1213, 1205, 1020)),
-        *((wrapped(DriverError(number, "text")), Nature.STARVED) for number in (1021, 2006, 2013)),
+        *(
+            (wrapped(DriverError(number, "text")), Nature.STARVED)
+            for number in (1021, 2006, 2013, 1045, 1053, 1290, 1792, 1927, 1969, 1047)
+        ),
         (wrapped(DriverError(1064, "syntax"), ProgrammingError), Nature.FAULT),
         (wrapped(sqlite3.OperationalError("the connection was lost")), Nature.STARVED),
         (wrapped(DriverError("gone"), InterfaceError), Nature.STARVED),
