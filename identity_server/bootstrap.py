@@ -76,7 +76,7 @@ from identity_server.store.sql_store import SqlStore
 from spiffe_core.clock import Clock, SystemClock
 from spiffe_core.crypto.keys import KeyKind
 from spiffe_core.entry import RegistrationEntry
-from spiffe_core.errors import CorruptState
+from spiffe_core.errors import ConfigError, CorruptState
 from spiffe_core.runtime.durable import DirectoryLock, lock_directory, private_directory, read_private, write_durably
 from spiffe_core.runtime.logs import LogLevel
 from spiffe_core.runtime.monitor import Monitor
@@ -134,6 +134,8 @@ class Server:
             ConfigError, CorruptState, Unavailable: what is in the way and what to do about it.
         """
         time = clock or SystemClock()
+        if settings.upstream is not None:
+            raise ConfigError("upstream: this version cannot use an upstream authority yet; leave the table out")
         async with contextlib.AsyncExitStack() as undo:
             private_directory(settings.data_dir)
             lock = lock_directory(settings.data_dir)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
+from identity_server.settings_upstream import UpstreamSection
 from spiffe_core.runtime.places import server_socket, state_directory
 from spiffe_core.runtime.settings import (
     FilePath,
@@ -196,6 +197,7 @@ class ServerSettings(Section):
     svid: SvidSection = SvidSection()
     jwt: JwtSection = JwtSection()
     wit: WitSection = WitSection()
+    upstream: UpstreamSection | None = None
     database: DatabaseSection = DatabaseSection()
     audit: AuditSection = AuditSection()
     attestors: dict[str, dict[str, Any]] = Field(default_factory=dict, max_length=32)

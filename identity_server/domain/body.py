@@ -33,6 +33,7 @@ def fits(plan: Plan) -> bool:
     """Whether `plan` is the ordinary leaf that a body can encode."""
     return (
         plan.parent is not None
+        and not plan.is_ca
         and not plan.dns_names
         and plan.subject is LEAF_SUBJECT
         and len(plan.spki) == P256_SPKI_BYTES
@@ -220,7 +221,7 @@ def _utc_time(moment: int) -> bytes:
 def _seconds(element: bytes) -> int:
     """A UTCTime in unix seconds (RFC 5280 section 4.1.2.5.1). Raises ValueError for anything else."""
     text = contents(element)
-    if element[0] != _UTC_TIME or len(text) != len(b"YYMMDDHHMMSSZ") or text[-1:] != b"Z":
+    if element[0] != _UTC_TIME or len(text) != len(b"YYMMDDHHMMSSZ") or text[-1:] != b"Z" or not text[:-1].isdigit():
         raise ValueError("validity is not in UTCTime")
     year, month, day, hour, minute, second = (int(text[at : at + 2]) for at in range(0, 12, 2))
     if year >= _UTC_TIME_CENTURY_TURN:

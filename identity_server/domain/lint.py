@@ -13,8 +13,8 @@ encoder or in a pre-encoded body is seen as well. To be signed a certificate mus
     X509-18..-25  key usage present, critical; leaf: digitalSignature (RSA also keyEncipherment) and no more;
                   authority: keyCertSign and cRLSign and no more
     X509-26..-29  leaf: extended key usage serverAuth and clientAuth; authority: none
-    S37           validity to the second as planned; it starts before it ends, a leaf ends no later than its issuer
-    N-C-07        a leaf's key is not its issuer's key
+    S37           validity to the second as planned; it starts before it ends, and ends no later than its issuer
+    N-C-07        a key is not its issuer's key, unless the certificate is self-signed
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ _LEAF_EXTENSIONS = frozenset(
         ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
     }
 )
-_CA_EXTENSIONS = _LEAF_EXTENSIONS - {ExtensionOID.EXTENDED_KEY_USAGE, ExtensionOID.AUTHORITY_KEY_IDENTIFIER}
+_CA_EXTENSIONS = _LEAF_EXTENSIONS - {ExtensionOID.EXTENDED_KEY_USAGE}
+_ROOT_EXTENSIONS = _CA_EXTENSIONS - {ExtensionOID.AUTHORITY_KEY_IDENTIFIER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ def _validity(certificate: x509.Certificate, plan: Plan) -> Iterator[Finding]:
 
 def _extension_set(found: _Found, plan: Plan) -> Iterator[Finding]:
     rule = "RFC5280-4.2"
-    if found.keys() != (_CA_EXTENSIONS if plan.parent is None else _LEAF_EXTENSIONS):
+    if found.keys() != _planned_extensions(plan):
         yield Finding(rule, "extensions are missing or surplus")
     subject_key = found.get(ExtensionOID.SUBJECT_KEY_IDENTIFIER)
     if subject_key is None or subject_key.critical or subject_key.value != x509.SubjectKeyIdentifier(plan.key_id):
@@ -148,9 +149,15 @@ def _extension_set(found: _Found, plan: Plan) -> Iterator[Finding]:
         if above is None or above.critical or above.value != wanted:
             yield Finding(rule, "authority key identifier is not the issuer's")
     constraints = found.get(ExtensionOID.BASIC_CONSTRAINTS)
-    rule, wanted_constraints = ("X509-14", CA_CONSTRAINTS) if plan.parent is None else ("X509-15", LEAF_CONSTRAINTS)
+    rule, wanted_constraints = ("X509-14", CA_CONSTRAINTS) if plan.is_ca else ("X509-15", LEAF_CONSTRAINTS)
     if constraints is None or (constraints.value, constraints.critical) != wanted_constraints:
         yield Finding(rule, "basic constraints are not those of the profile")
+
+
+def _planned_extensions(plan: Plan) -> frozenset[x509.ObjectIdentifier]:
+    if not plan.is_ca:
+        return _LEAF_EXTENSIONS
+    return _ROOT_EXTENSIONS if plan.parent is None else _CA_EXTENSIONS
 
 
 def _names(found: _Found, plan: Plan) -> Iterator[Finding]:
@@ -169,9 +176,9 @@ def _names(found: _Found, plan: Plan) -> Iterator[Finding]:
         yield Finding("X509-03", "the other names are not the planned DNS names")
     if extension.critical is not (not plan.subject.rdns):
         yield Finding("X509-05", "must be critical exactly if the subject is empty")
-    if plan.parent is None and plan.spiffe_id.path:
+    if plan.is_ca and plan.spiffe_id.path:
         yield Finding("X509-09", "an authority's SPIFFE ID has no path")
-    if plan.parent is not None and not plan.spiffe_id.path:
+    if not plan.is_ca and not plan.spiffe_id.path:
         yield Finding("X509-04", "a leaf's SPIFFE ID has a path")
     if plan.parent is not None and plan.spiffe_id.trust_domain != plan.parent.trust_domain:
         yield Finding("X509-10", "the SPIFFE ID is not in the issuer's trust domain")
@@ -179,17 +186,17 @@ def _names(found: _Found, plan: Plan) -> Iterator[Finding]:
 
 def _usages(found: _Found, plan: Plan) -> Iterator[Finding]:
     usage = found.get(ExtensionOID.KEY_USAGE)
-    wanted = CA_USAGE if plan.parent is None else leaf_usage(plan.public_key)
+    wanted = CA_USAGE if plan.is_ca else leaf_usage(plan.public_key)
     if usage is None:
         yield Finding("X509-18", "there is no key usage")
     else:
         if not usage.critical:
             yield Finding("X509-19", "key usage is not critical")
         if usage.value != wanted[0]:
-            rule = "X509-20/-25" if plan.parent is None else "X509-22/-23/-24"
+            rule = "X509-20/-25" if plan.is_ca else "X509-22/-23/-24"
             yield Finding(rule, "key usage is not that of the profile")
     purposes = found.get(ExtensionOID.EXTENDED_KEY_USAGE)
-    if plan.parent is None:
+    if plan.is_ca:
         if purposes is not None:
             yield Finding("X509-29", "an authority has no extended key usage here")
     elif purposes is None:

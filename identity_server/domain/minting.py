@@ -36,6 +36,18 @@ def check_mint(csr: Csr, trust_domain: TrustDomain) -> SpiffeId:
     return spiffe_id
 
 
+def check_ca_request(csr: Csr, trust_domain: TrustDomain) -> None:
+    """Whether a request is for a CA certificate of this trust domain: its one URI SAN is the trust domain's own ID.
+
+    Raises:
+        InvalidCsr: the message names the rule.
+    """
+    if len(csr.uri_sans) != 1:
+        raise InvalidCsr(f"CSR must have exactly one URI SAN, it has {len(csr.uri_sans)}", field="csr")
+    if csr.uri_sans[0] != str(trust_domain.id):
+        raise InvalidCsr(f'CSR URI SAN must be "{trust_domain.id}"', field="csr")
+
+
 def check_subject(spiffe_id: SpiffeId, trust_domain: TrustDomain) -> None:
     """Whether an administrator may have a token minted for this SPIFFE ID: of this trust domain, with a free path.
 

@@ -61,7 +61,7 @@ CA_SUBJECT = subject_name(organization=("SPIFFE",))
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """What a leaf takes from the authority above it."""
+    """What a certificate takes from the authority above it."""
 
     trust_domain: TrustDomain
     name: x509.Name
@@ -74,7 +74,7 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything one certificate will say. `parent` is None for a self-signed authority."""
+    """Everything one certificate will say. `parent` is None for a self-signed authority; an authority below another has one."""
 
     profile: Profile
     spiffe_id: SpiffeId
@@ -87,6 +87,11 @@ class Plan:
     not_before: int
     not_after: int
     parent: Parent | None
+
+    @property
+    def is_ca(self) -> bool:
+        """Whether this is an authority rather than a leaf."""
+        return self.profile is Profile.CA
 
     @property
     def issuer(self) -> x509.Name:
@@ -157,24 +162,38 @@ def plan_ca(
     now: int,
     serial: int,
     subject: x509.Name = CA_SUBJECT,
+    parent: Parent | None = None,
 ) -> Plan:
-    """Plan a self-signed authority for `trust_domain`. Its subject ends with its serial number, as SPIRE's does."""
+    """Plan an authority for `trust_domain`, self-signed or below `parent`, which it does not outlive.
+
+    Its subject ends with its serial number, as SPIRE's does, so that no two authorities have one name.
+
+    Raises:
+        InvalidRequest: the key or the lifetime may not be in an authority.
+        Unavailable: the parent has expired.
+    """
     check_public_key(public_key, field="public_key")
     if lifetime <= 0:
         raise InvalidRequest("ca.ttl: must be a positive number of seconds", field="ca.ttl")
+    not_after = now + lifetime
+    if parent is not None:
+        not_after = min(not_after, parent.not_after)
+        if not_after <= now:
+            raise Unavailable("the signing authority has expired; a new one is needed before it can sign others")
     numbered = x509.NameAttribute(NameOID.SERIAL_NUMBER, str(_checked_serial(serial)))
+    unnumbered = [part for part in subject if part.oid != NameOID.SERIAL_NUMBER]
     return Plan(
         profile=Profile.CA,
         spiffe_id=trust_domain.id,
         public_key=public_key,
         spki=spki_der(public_key),
         key_id=subject_key_id(public_key),
-        subject=x509.Name([*subject, numbered]),
+        subject=x509.Name([*unnumbered, numbered]),
         dns_names=(),
         serial=serial,
         not_before=now - BACKDATE_SECONDS,
-        not_after=now + lifetime,
-        parent=None,
+        not_after=not_after,
+        parent=parent,
     )
 
 
@@ -184,13 +203,16 @@ def extensions(plan: Plan) -> tuple[tuple[x509.ExtensionType, bool], ...]:
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(plan.spiffe_id))]
     if plan.parent is None:
         return (CA_USAGE, CA_CONSTRAINTS, subject_key, (x509.SubjectAlternativeName(names), False))
+    above = (x509.AuthorityKeyIdentifier(plan.parent.key_id, None, None), False)
+    if plan.is_ca:
+        return (CA_USAGE, CA_CONSTRAINTS, subject_key, above, (x509.SubjectAlternativeName(names), False))
     names.extend(map(x509.DNSName, plan.dns_names))
     return (
         leaf_usage(plan.public_key),
         LEAF_PURPOSES,
         LEAF_CONSTRAINTS,
         subject_key,
-        (x509.AuthorityKeyIdentifier(plan.parent.key_id, None, None), False),
+        above,
         (x509.SubjectAlternativeName(names), not plan.subject.rdns),  # X509-05
     )
 

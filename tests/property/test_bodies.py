@@ -147,6 +147,14 @@ def test_no_flipped_byte_passes(data):
     assert list(BODY.lint(bytes(tbs), plan)) != []
 
 
+@pytest.mark.parametrize("spoiled", [b"\t9", b" 9", b"+9"])
+def test_a_date_has_digits_only(spoiled):
+    """RFC 5280 section 4.1.2.5.1: what `int` would pass over is no date."""
+    tbs = BODY.encode(plan_for())
+    at = tbs.index(b"\x17\x0d") + 2
+    assert list(BODY.lint(tbs[:at] + spoiled + tbs[at + 2 :], plan_for())) != []
+
+
 PLANS = {
     "N-C-07 the issuer's own key": lambda plan: replace(plan, spki=PARENT.spki, key_id=PARENT.key_id),
     "S37 outlives its issuer": lambda plan: replace(plan, not_after=PARENT.not_after + 1),
