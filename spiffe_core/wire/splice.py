@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import cast
 
 from spiffe_core.wire.http2_meter import Abuse, Meter
+
+LINGER_SECONDS = 0.5
+"""So long a peer may take to close its end of a Unix socket once it has been sent everything and then the end."""
+_LEFT_OVER_READ = 65_536
+_LEFT_OVER_READS = 64
 
 
 class Splice:
@@ -14,6 +20,12 @@ class Splice:
 
     `stall` seconds without the peer taking a byte that waits for it end the connection, so that a reader who never
     reads holds a bounded buffer for a bounded time. A `meter` on the near side slows down who floods.
+
+    The last words of grpcio are the status of every call, and they reach the peer whatever the peer is saying at that
+    moment. (1) A write to grpcio that fails because it has closed does not throw away what it wrote before: that is
+    read to its end first. (2) A Unix socket is closed one way, and the other way only when the peer has closed as
+    well: a gRPC client whose own write fails gives up without reading what already lies in its socket. TLS does the
+    same by itself with its closing alerts.
     """
 
     __slots__ = ("_closed", "_gone", "_on_close", "_on_gone", "_stall", "_timer", "buffer", "far", "near")
@@ -52,12 +64,21 @@ class Splice:
         self._check_gone()
 
     def end(self) -> None:
-        """End both connections after what is in flight was written; a stalled one is cut off in time."""
+        """End both connections after what is in flight was written; one that does not follow is cut off in time."""
+        if self._closed:
+            return
         self.finished()
-        self.stalled()
-        for side in (self.near, self.far):
-            if side.transport is not None:
-                side.transport.close()
+        if self.far.transport is not None:
+            self.far.transport.close()
+        waits = self.near.say_goodbye()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(self._stall if waits else LINGER_SECONDS, self.abort)
+
+    @property
+    def closed(self) -> bool:
+        """True once the end has begun: what the peer still says is for nobody."""
+        return self._closed
 
     def finished(self) -> None:
         """Tell the owner, once."""
@@ -117,6 +138,8 @@ class Side(asyncio.Protocol):
         A TLS layer may deliver once more after `pause_reading`; that is kept until its turn comes.
         """
         other = self.other.transport
+        if self.splice.closed and self is self.splice.near:
+            return
         if other is None or self.throttle is not None:
             self.early.append(data)
             return
@@ -163,16 +186,49 @@ class Side(asyncio.Protocol):
         self.other.read_on()
         self.splice.flowing()
 
+    def say_goodbye(self) -> bool:
+        """Send the end after what waits to be sent, and go on reading until the peer closes; whether bytes wait."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return False
+        waiting = transport.get_write_buffer_size() > 0
+        if self.throttle is not None:
+            self.throttle.cancel()
+            self.throttle = None
+        if transport.can_write_eof():
+            transport.write_eof()
+            transport.resume_reading()
+        else:
+            transport.close()
+        return waiting
+
     def eof_received(self) -> bool:
         """HTTP/2 has no half-open life: an end of one is the end of both."""
         self.splice.end()
         return False
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio.Protocol
-        """The transport is gone."""
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The transport is gone; what grpcio wrote before it closed is still there to be read."""
+        if exc is not None and self is self.splice.far and not self.splice.closed:
+            self._pass_on_what_is_left()
         self.transport = None
         self.early.clear()
         if self.throttle is not None:
             self.throttle.cancel()
             self.throttle = None
         self.splice.lost()
+
+    def _pass_on_what_is_left(self) -> None:
+        """Read the socket to its end: its writer is gone, so there is an end, and nobody has to be waited for."""
+        near, own = self.other.transport, self.transport
+        descriptor = own.get_extra_info("socket") if own is not None else None
+        if near is None or near.is_closing() or descriptor is None:
+            return
+        for _ in range(_LEFT_OVER_READS):
+            try:
+                data = os.read(descriptor.fileno(), _LEFT_OVER_READ)
+            except OSError:  # nothing more, or the socket is gone altogether
+                return
+            if not data:
+                return
+            near.write(data)
