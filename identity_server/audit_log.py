@@ -28,6 +28,7 @@ CLOSE_SECONDS = 2.0
 GATHER_SECONDS = 0.02
 """The writer waits so long for more lines before it writes: one system call for many, and few turns for its thread."""
 _STDOUT = 1
+_JSON = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
 
 
 class AuditFile:
@@ -149,7 +150,7 @@ class AuditFile:
             stamped["request"] = request
         if caller := current_caller_facts():
             stamped["caller"] = caller
-        return json.dumps(stamped, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
+        return _JSON.encode(stamped).encode() + b"\n"
 
 
 def _open(path: Path) -> int:

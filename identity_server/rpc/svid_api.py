@@ -6,6 +6,7 @@ from identity_server.rpc.agent_api import svid_to_proto
 from identity_server.rpc.caller import Context, current_caller
 from identity_server.services.issue_svids import IssueSvids, Terms, Wanted
 from identity_server.services.issue_tokens import IssueTokens, TokenTerms, WantedWit
+from identity_server.services.issuer import IssuedX509
 from spiffe_core.errors import IdentityError, InvalidRequest
 from spiffe_core.jwt_svid import JwtSvid
 from spiffe_core.spiffe_id import SpiffeId
@@ -13,7 +14,7 @@ from spiffe_core.wire import convert
 from spiffe_core.wire._gen.spire.api.server.svid.v1 import svid_pb2
 from spiffe_core.wire._gen.spire.api.types import entry_pb2 as entry_types
 from spiffe_core.wire._gen.spire.api.types import jwtsvid_pb2, witsvid_pb2
-from spiffe_core.wire.status import item_status
+from spiffe_core.wire.status import OK, item_status
 from spiffe_core.wit_svid import WitSvid
 
 
@@ -41,7 +42,7 @@ class SvidApi:
             if isinstance(answer, IdentityError):
                 response.results.add(status=item_status(answer))
             else:
-                response.results.add(status=item_status(None), svid=svid_to_proto(answer))
+                _add_svid(response, answer)
         return response
 
     async def MintJWTSVID(
@@ -81,6 +82,16 @@ class SvidApi:
             else:
                 response.results.add(status=item_status(None), svid=_wit_to_proto(answer))
         return response
+
+
+def _add_svid(response: svid_pb2.BatchNewX509SVIDResponse, issued: IssuedX509) -> None:
+    """Filled in place: a message made apart would be copied three times, 500 times a call."""
+    result = response.results.add()
+    result.status.message = OK
+    svid = result.svid
+    svid.cert_chain.extend(issued.chain)
+    svid.id.trust_domain, svid.id.path = issued.spiffe_id.trust_domain.name, issued.spiffe_id.path
+    svid.expires_at = issued.not_after
 
 
 def token_terms_of(wire: bytes) -> TokenTerms:

@@ -18,7 +18,8 @@ from identity_server.ports import AuditLog
 from identity_server.services.entitlements import Entitlements
 from identity_server.services.issuer import IssuedX509, Issuer
 from spiffe_core.clock import Clock
-from spiffe_core.crypto.csr import Csr, parse_csr
+from spiffe_core.crypto.csr import parse_csr, proven_key
+from spiffe_core.crypto.keys import PublicKey
 from spiffe_core.errors import Exhausted, IdentityError, Internal, InvalidCsr, InvalidRequest, Unavailable
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 
@@ -114,22 +115,22 @@ class IssueSvids:
     def _attempt(self, caller: Caller, item: Wanted) -> IssuedX509 | IdentityError | None:
         """Sign one item by the latest state; None if memory does not know that the agent may have the entry."""
         try:
-            csr = _checked(item)
+            key = _checked(item)
             record = self._entitlements.find(caller, item.entry_id)
             if record is None:
                 return None
-            return self._sign(caller, record, csr)
+            return self._sign(caller, record, key)
         except IdentityError as error:
             self._entitlements.refused(caller, item.entry_id, "BatchNewX509SVID", error)
             return error
 
-    def _sign(self, caller: Caller, record: EntryRecord, csr: Csr) -> IssuedX509:
+    def _sign(self, caller: Caller, record: EntryRecord, key: PublicKey) -> IssuedX509:
         terms = self._terms_of(record.wire)
         try:
             issued = self._issuer.issue(
                 "workload",
                 SpiffeId(self._trust_domain, record.path),
-                csr.public_key,
+                key,
                 ttl=terms.ttl or self._default_ttl,
                 dns_names=terms.dns_names,
             )
@@ -156,12 +157,12 @@ class IssueSvids:
         )
 
 
-def _checked(item: Wanted) -> Csr:
+def _checked(item: Wanted) -> PublicKey:
     if not item.entry_id:
         raise InvalidRequest("missing entry ID", field="params.entry_id")
     if not item.csr:
         raise InvalidRequest("missing CSR", field="params.csr")
     try:
-        return parse_csr(item.csr, names=False)
+        return proven_key(item.csr)
     except InvalidCsr as error:
         raise InvalidCsr(f"malformed CSR: {error.public}", field="params.csr") from None

@@ -57,6 +57,8 @@ STATUS: Final[dict[Kind, tuple[grpc.StatusCode, int]]] = {
 
 KIND_TRAILER: Final = "muniment-kind"
 DETAILS_TRAILER: Final = "grpc-status-details-bin"
+OK: Final = "OK"
+"""The text of an item of a batch that went well."""
 MAX_TEXT: Final = 1024
 """Bytes of public text that are sent; percent-encoding triples them, and peers accept 8 KiB of trailers."""
 
@@ -92,7 +94,7 @@ def kind_of(code: grpc.StatusCode) -> Kind:
 def item_status(error: IdentityError | None) -> status_pb2.Status:
     """The status of one item of a batch. Both fields are always filled: Go clients read them unasked."""
     if error is None:
-        return status_pb2.Status(code=0, message="OK")
+        return status_pb2.Status(code=0, message=OK)
     return status_pb2.Status(code=_number(STATUS[error.kind][0]), message=_text(error))
 
 

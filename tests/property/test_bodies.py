@@ -170,3 +170,25 @@ PLANS = {
 def test_a_plan_that_breaks_the_profile_gets_no_ticket(case):
     with pytest.raises(LintFailed):
         BODY.prepare(PLANS[case](plan_for()))
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_the_shape_of_a_body_finds_every_fault_as_well(case):
+    """S39: the one-pass reading accepts the body and none of its spoiled forms."""
+    plan = plan_for()
+    tbs = BODY.encode(plan)
+    assert BODY.shape.says(tbs, plan)
+    assert not BODY.shape.says(SPOILED[case](tbs, plan), plan)
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_the_shape_accepts_the_planned_body_and_no_other_bytes(data):
+    """S39: bytes changed, put in and taken out, anywhere; DER has one encoding of a plan."""
+    plan = plan_for(data.draw(PATHS), serial=data.draw(st.integers(1, 2**128 - 1)))
+    tbs = BODY.encode(plan)
+    assert BODY.shape.says(tbs, plan)
+    start = data.draw(st.integers(0, len(tbs)))
+    end = data.draw(st.integers(start, min(len(tbs), start + 4)))
+    other = tbs[:start] + data.draw(st.binary(max_size=5)) + tbs[end:]
+    assert BODY.shape.says(other, plan) == (other == tbs)

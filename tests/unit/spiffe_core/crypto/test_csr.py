@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
-from spiffe_core.crypto.csr import MAX_CSR_BYTES, build_csr, parse_csr
+from spiffe_core.crypto.csr import MAX_CSR_BYTES, build_csr, parse_csr, proven_key
 from spiffe_core.crypto.keys import KeyKind, generate, key_digest, spki_der
 from spiffe_core.errors import InvalidCsr, Kind
 from tests.authority import resigned, tlv
@@ -107,6 +107,16 @@ def test_bad_requests_are_refused_by_the_cheapest_rule_they_break(cases):
         assert refusal.value.field == "params.csr"
         assert refusal.value.kind is Kind.INVALID
     assert parse_csr(GOOD_RSA).uri_sans == ("spiffe://example.org/web",)
+
+
+@pytest.mark.parametrize("cases", CASES.values(), ids=CASES)
+def test_whoever_wants_the_key_alone_is_refused_by_the_same_rules(cases):
+    """N-C: the call that signs by an entry believes no request that the other calls refuse, but for its names."""
+    assert spki_der(proven_key(GOOD)) == parse_csr(GOOD).spki
+    for der, rule in cases:
+        with pytest.raises(InvalidCsr) as refusal:
+            proven_key(der, field="params.csr")
+        assert rule in refusal.value.public
 
 
 @pytest.mark.parametrize("key", [KEY, RSA_KEY, generate(KeyKind.EC_P384)], ids=["P-256", "RSA", "P-384"])
