@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from typing import ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 from spiffe_core.errors import IdentityError, Kind
 
@@ -72,7 +72,7 @@ def outcome_of(error: BaseException | None) -> tuple[str, str]:
 
 
 @cache
-def _names_of(kind: type[AuditEvent]) -> tuple[str, ...]:
+def _names_of(kind: type[Any]) -> tuple[str, ...]:
     """The fields of one kind of event: looked up once, for these are written by the thousand each second."""
     return tuple(item.name for item in fields(kind))
 
