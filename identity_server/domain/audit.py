@@ -9,8 +9,7 @@ queued before the signature leaves, the end of each call is queued too.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
-from typing import Any, ClassVar, Final, Self
+from typing import ClassVar, Final, Self
 
 from spiffe_core.errors import IdentityError, Kind
 
@@ -55,7 +54,7 @@ class AuditEvent:
     def document(self) -> dict[str, object]:
         """The event as a JSON object, its name first, empty fields left out."""
         body: dict[str, object] = {"event": self.event}
-        for name in _names_of(type(self)):
+        for name in _names_of(self):
             value = getattr(self, name)
             if value is not None and value not in ("", ()):
                 body[name] = value
@@ -71,10 +70,15 @@ def outcome_of(error: BaseException | None) -> tuple[str, str]:
     return FAILED, "it was interrupted; whether it took effect shows in what follows"
 
 
-@cache
-def _names_of(kind: type[Any]) -> tuple[str, ...]:
-    """The fields of one kind of event: looked up once, for these are written by the thousand each second."""
-    return tuple(item.name for item in fields(kind))
+_NAMES: dict[str, tuple[str, ...]] = {}
+"""Kind of event -> its fields: looked up once, for these are written by the thousand each second."""
+
+
+def _names_of(event: AuditEvent) -> tuple[str, ...]:
+    names = _NAMES.get(event.event)
+    if names is None:
+        names = _NAMES[event.event] = tuple(item.name for item in fields(event))
+    return names
 
 
 @dataclass(frozen=True, slots=True)
