@@ -74,15 +74,15 @@ def _by_driver(original: BaseException | None) -> Nature | None:
     sqlite_code = getattr(original, "sqlite_errorcode", None)
     if isinstance(sqlite_code, int):
         return _by_code(sqlite_code & 0xFF, _TRANSIENT_SQLITE, _STARVED_SQLITE, _BROKEN_SQLITE)
+    arguments = getattr(original, "args", ())
+    if arguments and isinstance(arguments[0], int):  # before the state: newer drivers of MariaDB tell both
+        return _by_code(arguments[0], _TRANSIENT_MYSQL, _STARVED_MYSQL, set())
     state = getattr(original, "sqlstate", None)
     if isinstance(state, str):
         if state in _TRANSIENT_STATES:
             return Nature.TRANSIENT
         starved = state in _STARVED_STATES or state.startswith(_STARVED_STATE_CLASSES)
         return Nature.STARVED if starved else Nature.FAULT
-    arguments = getattr(original, "args", ())
-    if arguments and isinstance(arguments[0], int):
-        return _by_code(arguments[0], _TRANSIENT_MYSQL, _STARVED_MYSQL, set())
     return None
 
 

@@ -51,10 +51,9 @@ _SESSION = (
     f"SET SESSION innodb_lock_wait_timeout = {LOCK_SECONDS}",
     f"SET SESSION lock_wait_timeout = {STATEMENT_SECONDS}",  # behind a change of the schema
 )
-_SESSION_OF_MARIADB = (
-    f"SET SESSION idle_write_transaction_timeout = {FROZEN_SECONDS}",
-    f"SET SESSION max_statement_time = {STATEMENT_SECONDS}",
-)
+_LIMIT_STATEMENTS = f"SET SESSION max_statement_time = {STATEMENT_SECONDS}"
+_LIMIT_FROZEN = f"SET SESSION idle_transaction_timeout = {FROZEN_SECONDS}"
+"""Not `idle_write_transaction_timeout`: that begins with the first write, and the head is locked before it."""
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +69,7 @@ class MariaDatabase(Database):
         self.place = f"MariaDB database {self._address.place}"
         self.writer = self._engine("READ COMMITTED", pool_size=1)
         self.reader = self._engine("REPEATABLE READ", pool_size=READERS)
+        event.listen(self.writer, "connect", _hold_nobody_up)
         event.listen(self.reader, "connect", _only_read)
 
     def connect(self, *, autocommit: bool = False) -> Any:
@@ -100,9 +100,8 @@ class MariaDatabase(Database):
             with connection.cursor() as cursor:
                 for statement in _SESSION:
                     cursor.execute(statement)
-                if "mariadb" in connection.get_server_info().lower():
-                    for statement in _SESSION_OF_MARIADB:
-                        cursor.execute(statement)
+                if _is_mariadb(connection):
+                    cursor.execute(_LIMIT_STATEMENTS)
         except BaseException:
             connection.close()
             raise
@@ -133,6 +132,7 @@ class MariaDatabase(Database):
     def unhurried(self, connection: Connection) -> None:
         """No limit on statements, and much time to wait for others' locks."""
         connection.exec_driver_sql("SET SESSION max_statement_time = 0")
+        connection.exec_driver_sql("SET SESSION idle_transaction_timeout = 0")
         connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {ALONE_SECONDS}")
         _be_patient(connection.connection.driver_connection, MIGRATION_SECONDS)
 
@@ -194,6 +194,18 @@ def _connected(address: ServerAddress) -> socket.socket:
 def _be_patient(connection: Any, seconds: float) -> None:
     """Give the connection up when the server says nothing for so long (R24): frozen, or forgotten by a firewall."""
     connection._read_timeout = seconds  # noqa: SLF001  # the driver has no setter
+
+
+def _is_mariadb(connection: Any) -> bool:
+    return "mariadb" in connection.get_server_info().lower()
+
+
+def _hold_nobody_up(connection: Any, _record: Any) -> None:
+    """If this process is stopped while it holds the log's head, the database lets go of it."""
+    if _is_mariadb(connection):
+        with connection.cursor() as cursor:
+            cursor.execute(_LIMIT_FROZEN)
+        connection.commit()
 
 
 def _only_read(connection: Any, _record: Any) -> None:

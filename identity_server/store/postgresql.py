@@ -138,6 +138,7 @@ class PostgresDatabase(Database):
     def unhurried(self, connection: Connection) -> None:
         """No limit on statements, and much time to wait for others' locks."""
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{ALONE_SECONDS}s'")
         driver: Any = connection.connection.driver_connection
         driver.patience = MIGRATION_SECONDS

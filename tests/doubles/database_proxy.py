@@ -138,7 +138,7 @@ class DatabaseProxy:
         if self._forbidden and self._forbidden in data:
             self.cuts += 1
             return False
-        if self._at_commit is not None and pair.writes and b"COMMIT" in data:
+        if self._at_commit is not None and pair.writes and data.rstrip(b"\0").endswith(b"COMMIT"):
             moment, self._at_commit = self._at_commit, None
             self.cuts += 1
             if moment == "before":

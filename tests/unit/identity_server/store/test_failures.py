@@ -39,6 +39,8 @@ def wrapped(original: Exception, kind: type[DBAPIError] = OperationalError) -> D
             (wrapped(DriverError(number, "text")), Nature.STARVED)
             for number in (1021, 2006, 2013, 1045, 1053, 1290, 1792, 1927, 1969, 1047)
         ),
+        (wrapped(DriverError(1205, "lock wait", sqlstate="HY000")), Nature.TRANSIENT),
+        (wrapped(DriverError(1927, "killed", sqlstate="70100")), Nature.STARVED),
         (wrapped(DriverError(1064, "syntax"), ProgrammingError), Nature.FAULT),
         (wrapped(sqlite3.OperationalError("the connection was lost")), Nature.STARVED),
         (wrapped(DriverError("gone"), InterfaceError), Nature.STARVED),
