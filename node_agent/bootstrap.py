@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Sequence
@@ -15,7 +16,11 @@ from attestors.registry import NODE_PROVERS, WORKLOAD_ATTESTORS
 from node_agent.domain.node_state import NodeState
 from node_agent.files import JoinTokenCredentials, ProverCredentials, read_trust_bundle
 from node_agent.ports import Credentials
+from node_agent.rpc.admin_socket import AdminSocket
+from node_agent.rpc.debug_api import AgentInfo, DebugApi
+from node_agent.rpc.delegated_identity import DelegatedIdentity
 from node_agent.rpc.health import Health
+from node_agent.rpc.logger_api import LoggerApi
 from node_agent.server_client import ServerClient
 from node_agent.services.attest_workload import AttestWorkload
 from node_agent.services.jwt_svids import JwtSvids
@@ -30,6 +35,7 @@ from node_agent.settings import AgentSettings
 from node_agent.state_dir import StateDirectory
 from spiffe_core.clock import Clock, SystemClock
 from spiffe_core.errors import ConfigError
+from spiffe_core.runtime.logs import LogLevel
 from spiffe_core.runtime.offload import Offload
 from spiffe_core.runtime.supervise import Supervisor
 from spiffe_core.spiffe_id import SpiffeId
@@ -41,13 +47,14 @@ from spiffe_core.wire.tls import TlsIdentity
 from workload_api.sds import SecretDiscovery
 from workload_api.sds_secrets import SdsNames
 from workload_api.service import WorkloadApi, WorkloadApiSettings
-from workload_api.streams import StreamLimits
+from workload_api.streams import StreamLimits, Streams
 
 log = logging.getLogger(__name__)
 
 VERSION = "muniment/0.1.0"
 SERVER_PATH = "/spire/server"
 DRAIN_SECONDS = 8.0
+ADMIN_CONNECTIONS = 256
 FLUSH_SECONDS = 2.0
 """For the last bytes to pass the front door once gRPC has written them."""
 
@@ -67,6 +74,7 @@ class Agent:
     door: FrontDoor
     api: WorkloadApi
     sds: SecretDiscovery | None
+    admin: AdminSocket
     server: grpc.aio.Server = field(init=False)
     draining: bool = False
 
@@ -90,6 +98,7 @@ class Agent:
         """
         await self.client.start()
         await self.server.start()
+        await self.admin.open()
         self.door.listen_unix(self.settings.socket_path)
 
     def start(self, tasks: Supervisor) -> None:
@@ -105,12 +114,13 @@ class Agent:
         self.draining = True
         self.door.stop_accepting()
         self.api.drain()
-        await self.server.stop(DRAIN_SECONDS)
+        await asyncio.gather(self.server.stop(DRAIN_SECONDS), self.admin.drain(DRAIN_SECONDS, FLUSH_SECONDS))
         await self.door.emptied(FLUSH_SECONDS)  # a client that does not read is cut off
 
     async def close(self) -> None:
         """Release sockets, connections and the state directory."""
         await self.door.close()
+        await self.admin.close()
         await self.client.close()
         self.state.close()
 
@@ -222,7 +232,24 @@ def _compose(
         cut=lambda peer: door.close_where(lambda other: other is peer),
     )
     sds = None if settings.sds.disabled else _secret_discovery(settings, api, door, clock)
-    return Agent(settings, directory, client, membership, synchronize, renewals, workloads, jwt, door, api, sds)
+    admin_door = FrontDoor(limits=Limits(connections=ADMIN_CONNECTIONS))
+    admin_streams = Streams(workloads, StreamLimits(total=ADMIN_CONNECTIONS))
+
+    def look() -> AgentInfo:
+        svid = node.state.svid
+        return AgentInfo(
+            svid_chain=() if svid is None else svid.chain,
+            uptime_seconds=int(clock.monotonic() - started),
+            last_sync_success=synchronize.last_success,
+            x509_svids=len(workloads.all_held()),
+            jwt_svids=0 if jwt is None else len(jwt),
+        )
+
+    started = clock.monotonic()
+    delegates = DelegatedIdentity(workloads, jwt, admin_streams, admin_door.caller_of, settings.authorized_delegates)
+    services = [delegates.handler(), DebugApi(look).handler(), LoggerApi(LogLevel(settings.log_level)).handler()]
+    admin = AdminSocket(settings.admin_socket_path, admin_door, admin_streams, services)
+    return Agent(settings, directory, client, membership, synchronize, renewals, workloads, jwt, door, api, sds, admin)
 
 
 def _secret_discovery(settings: AgentSettings, api: WorkloadApi, door: FrontDoor, clock: Clock) -> SecretDiscovery:

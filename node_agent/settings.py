@@ -12,12 +12,21 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr, model_validator
 
 from spiffe_core.crypto.keys import KeyKind
-from spiffe_core.runtime.places import agent_socket, state_directory
-from spiffe_core.runtime.settings import Duration, FilePath, Section, Texts, build_settings, load_settings, parsed_by
-from spiffe_core.spiffe_id import TrustDomain
+from spiffe_core.runtime.places import agent_admin_socket, agent_socket, state_directory
+from spiffe_core.runtime.settings import (
+    Duration,
+    FilePath,
+    Section,
+    Texts,
+    as_tuple,
+    build_settings,
+    load_settings,
+    parsed_by,
+)
+from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 
 MAX_SOCKET_PATH_BYTES = 107
 """`sockaddr_un.sun_path` holds 108 bytes, the last one zero."""
@@ -58,6 +67,9 @@ def _unix_only() -> dict[str, dict[str, Any]]:
 
 
 Trust = Annotated[TrustDomain, parsed_by(TrustDomain.parse), PlainSerializer(str)]
+
+
+Delegate = Annotated[SpiffeId, parsed_by(SpiffeId.parse), PlainSerializer(str)]
 
 
 class LimitSection(Section):
@@ -110,6 +122,8 @@ class AgentSettings(Section):
     server_address: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     server_port: int = Field(default=8081, ge=1, le=65535)
     socket_path: Annotated[FilePath, AfterValidator(_socket)] = Field(default_factory=agent_socket)
+    admin_socket_path: Annotated[FilePath, AfterValidator(_socket)] = Field(default_factory=agent_admin_socket)
+    authorized_delegates: Annotated[tuple[Delegate, ...], BeforeValidator(as_tuple), Field(max_length=256)] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_file: str = ""
     log_format: Literal["json", "text"] = "json"
@@ -135,6 +149,14 @@ class AgentSettings(Section):
             raise ValueError("trust_bundle_path and insecure_bootstrap exclude each other; remove insecure_bootstrap")
         if self.join_token_file is not None and self.join_token.get_secret_value():
             raise ValueError("join_token_file and join_token exclude each other; keep join_token_file")
+        if self.admin_socket_path.is_relative_to(self.socket_path.parent):
+            raise ValueError(
+                "admin_socket_path must not lie below the directory of socket_path, which workloads can see; "
+                "choose another directory"
+            )
+        foreign = [str(one) for one in self.authorized_delegates if not one.member_of(self.trust_domain)]
+        if foreign:
+            raise ValueError(f"authorized_delegates: {foreign[0]} is not of the trust domain {self.trust_domain}")
         return self
 
     @property

@@ -101,6 +101,7 @@ class LocalStack:
         self.port = free_port()
         self.admin_socket = self.folder / "server" / "admin.sock"
         self.api_socket = self.folder / "agent" / "api.sock"
+        self.agent_admin_socket = self.folder / "agent-admin" / "admin.sock"
         self.node_id = f"spiffe://{trust_domain}/node"
         self._server_text = server
         self._agent_text = agent
@@ -122,6 +123,7 @@ class LocalStack:
             f'trust_domain = "{self.trust_domain}"\ndata_dir = "{self.folder}/agent-data"\n'
             f'server_address = "127.0.0.1"\nserver_port = {self.port}\nsocket_path = "{self.api_socket}"\n'
             f'trust_bundle_path = "{self.folder}/bundle.pem"\njoin_token_file = "{self.folder}/token"\n'
+            f'admin_socket_path = "{self.agent_admin_socket}"\n'
             f'sync_interval = "{self._sync}"\n{self._agent_text}\n'
         )
 

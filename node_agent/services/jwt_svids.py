@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import heapq
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from node_agent.domain.entry_cache import stamp_of
 from node_agent.domain.token_cache import HeldToken, TokenCache, TokenKey
@@ -93,9 +93,16 @@ class JwtSvids:
         self, selectors: frozenset[Selector], audience: tuple[str, ...], requested: SpiffeId | None
     ) -> tuple[JwtSvid, ...]:
         """One token for each identity, or for `requested` alone; see `JwtBackend`."""
-        entries = [
-            entry for entry in self._workloads.matching(selectors) if requested is None or entry.spiffe_id == requested
-        ]
+        matching = self._workloads.matching(selectors)
+        return await self.tokens_of([one for one in matching if requested in {None, one.spiffe_id}], audience)
+
+    async def tokens_of(self, entries: Sequence[RegistrationEntry], audience: tuple[str, ...]) -> tuple[JwtSvid, ...]:
+        """One token for each entry, in order.
+
+        Raises:
+            NoIdentityIssued: there is no entry, or it was withdrawn meanwhile.
+            Unavailable: a token could not be had.
+        """
         if not entries:
             raise NoIdentityIssued
         if len(entries) == 1:

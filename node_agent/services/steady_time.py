@@ -37,6 +37,10 @@ class SteadyTime:
         """Where a wall-clock moment lies, going by the wall clock as it is now."""
         return self.now() + (moment - self._clock.now()).total_seconds()
 
+    def wall_seconds(self) -> int:
+        """The wall clock, in unix seconds."""
+        return int(self._wall())
+
     async def wait(self, until: float | None, wake: asyncio.Event, *, keep: bool = False) -> None:
         """Return when the line reaches `until` (None: some seconds) or `wake` is set, or sooner.
 

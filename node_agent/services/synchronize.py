@@ -60,6 +60,8 @@ class Synchronize:
         self._wake = asyncio.Event()
         self.synced = False
         """Whether the last attempt worked."""
+        self.last_success = 0
+        """When an attempt worked last, in unix seconds by the wall clock; 0 if none has."""
         renewals.on_unknown_authority = self.request
         membership.on_change.append(self._membership_changed)
 
@@ -96,6 +98,7 @@ class Synchronize:
             self._renewals.resume()
         self._failures = 0
         self.synced = True
+        self.last_success = self._steady.wall_seconds()
         if diff:
             counts = {"added": len(diff.added), "changed": len(diff.changed), "removed": len(diff.removed)}
             log.info("entries changed", extra={"facts": counts})

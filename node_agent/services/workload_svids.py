@@ -82,6 +82,8 @@ class WorkloadSvids:
         self.ready = False
         self.banned = False
         self.on_demand: Callable[[Iterable[str]], None] = lambda _: None
+        self.bundle_updates: Watch[BundleSet] = Watch(self._bundles)
+        """Every bundle this agent knows, again at each change."""
         self.on_bundle: list[Callable[[TrustBundle], None]] = []
         """Called with the own trust domain's bundle when it changed."""
         self.on_ban: list[Callable[[], None]] = []
@@ -120,6 +122,11 @@ class WorkloadSvids:
     def matching(self, selectors: frozenset[Selector]) -> list[RegistrationEntry]:
         """The entries `selectors` are entitled to now, the default identity first, hints unique."""
         return [] if self.banned else list(unique_hints(self._index.matching(selectors)))
+
+    def delegable(self, selectors: frozenset[Selector]) -> list[RegistrationEntry]:
+        """The entries a delegate may act for: never one that gives power over the trust domain (reliability S23)."""
+        matched = [] if self.banned else self._index.matching(selectors)
+        return [entry for entry in matched if not entry.admin and not entry.downstream]
 
     def visible(self, selectors: frozenset[Selector]) -> VisibleBundles:
         """The bundles `selectors` may see, whether or not SVIDs are at hand."""
@@ -261,6 +268,7 @@ class WorkloadSvids:
         old, self._bundles = self._bundles, bundles
         if bundles.own != old.own or bundles.federated != old.federated:
             self._dirty.update(dict.fromkeys(self._following))
+            self.bundle_updates.publish(bundles)
         if bundles.own != old.own:
             for listener in self.on_bundle:
                 listener(bundles.own)

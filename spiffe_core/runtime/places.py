@@ -46,3 +46,8 @@ def server_socket(environ: Mapping[str, str] | None = None, uid: int | None = No
 def agent_socket(environ: Mapping[str, str] | None = None, uid: int | None = None) -> Path:
     """The node agent's Workload API socket."""
     return run_directory(environ, uid) / "agent" / "api.sock"
+
+
+def agent_admin_socket(environ: Mapping[str, str] | None = None, uid: int | None = None) -> Path:
+    """The node agent's admin socket: never below a directory that workloads mount for the Workload API."""
+    return run_directory(environ, uid) / "agent-admin" / "admin.sock"

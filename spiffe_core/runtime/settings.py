@@ -113,11 +113,12 @@ FilePath = Annotated[Path, BeforeValidator(_parse_path), PlainSerializer(str)]
 """A settings field that holds a path; `~` is the user's home."""
 
 
-def _as_tuple(value: object) -> object:
+def as_tuple(value: object) -> object:
+    """TOML's array as the tuple a frozen settings field holds; a `BeforeValidator`."""
     return tuple(value) if isinstance(value, list) else value
 
 
-Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 """A settings field that holds an array of text."""
 
 

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from spiffe_core.errors import Unauthenticated
+from spiffe_core.errors import InvalidRequest, NotFound, Unauthenticated
 from spiffe_core.spiffe_id import SpiffeId
 
 _SO_PEERPIDFD = 77
 _UCRED = struct.Struct("3i")
 _PROC = Path("/proc")
+_MOST_PID = 2**22
+"""PID_MAX_LIMIT of Linux on 64 bits."""
 
 
 class ProcessHandle:
@@ -127,6 +129,38 @@ def unix_peer(connection: socket.socket) -> UnixPeer:
         peer.process.close()
         raise Unauthenticated("the calling process has ended", pid=pid)
     return peer
+
+
+def named_process(pid: int) -> UnixPeer:
+    """Hold the process that somebody else names by its number, as seen from the agent's PID namespace.
+
+    Whoever calls this closes it: `peer.process.close()`.
+
+    Raises:
+        NotFound: there is no such process.
+        InvalidRequest: the number is not one.
+    """
+    if not 0 < pid <= _MOST_PID:
+        raise InvalidRequest("pid: must be the number of a process", field="pid")
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        raise NotFound("there is no such process", field="pid") from None
+    handle = ProcessHandle(pid, fd)
+    try:
+        status = (_PROC / str(pid) / "status").read_text(encoding="ascii", errors="replace")
+        uid, gid = (int(_line(status, name).split()[1]) for name in ("Uid", "Gid"))  # effective
+    except (OSError, ValueError, IndexError):
+        handle.close()
+        raise NotFound("there is no such process", field="pid") from None
+    if not handle.alive():
+        handle.close()
+        raise NotFound("there is no such process", field="pid")
+    return UnixPeer(pid, uid, gid, handle)
+
+
+def _line(status: str, name: str) -> str:
+    return next((line.partition(":")[2] for line in status.splitlines() if line.startswith(f"{name}:")), "")
 
 
 def _held_after_accept(pid: int, uid: int, gid: int) -> UnixPeer:

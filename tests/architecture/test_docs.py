@@ -469,7 +469,9 @@ def test_a_unit_starts_a_real_command_with_the_files_of_the_example(path):
     assert normalise(words[1:], flags) == [f"--config=/etc/muniment/{path.stem.rpartition('-')[2]}.toml"]
     example = tomllib.loads((ROOT / "deploy" / "config" / f"{path.stem.rpartition('-')[2]}.toml").read_text())
     assert example["data_dir"] == f"/var/lib/{service['StateDirectory']}"
-    assert Path(example["socket_path"]).parent == Path("/run") / service["RuntimeDirectory"]
+    sockets = [example[key] for key in ("socket_path", "admin_socket_path") if key in example]
+    directories = [Path("/run") / name for name in service["RuntimeDirectory"].split()]
+    assert [Path(path).parent for path in sockets] == directories
     assert int(service["LimitNOFILE"]) > 3 * example["limits"]["connections"] + 256
 
 

@@ -35,6 +35,12 @@ class LiveAgent:
         self._health = Stub(channel, HEALTH)
         self._api = Stub(channel, WORKLOAD_API)
 
+    @asynccontextmanager
+    async def admin(self, service):
+        """A stub of a service on the admin socket."""
+        async with unix_channel(self.agent.settings.admin_socket_path) as channel:
+            yield Stub(channel, service)
+
     @property
     def path(self):
         svid = self.agent.membership._node.state.svid
@@ -95,6 +101,7 @@ async def live_agent(folder, address, **settings):
         "trust_domain": "example.org",
         "data_dir": str(folder / "state"),
         "socket_path": str(folder / "run" / "api.sock"),
+        "admin_socket_path": str(folder / "admin" / "admin.sock"),
         "server_address": host,
         "server_port": port,
         "sync_interval": "200ms",
