@@ -25,7 +25,7 @@ from attestors.registry import NODE_VERIFIERS
 from identity_server.audit_log import AuditFile
 from identity_server.domain.rates import Rate
 from identity_server.keys import DiskKeys, MemoryKeys, set_aside
-from identity_server.monitoring import Parts, counted, metered, metrics_of, monitor, observers
+from identity_server.monitoring import Parts, counted, metered, metrics_of, monitor, observers, rotations
 from identity_server.ports import KeyManager
 from identity_server.rpc.agent_api import AgentApi
 from identity_server.rpc.authority_orders_api import AuthorityOrdersApi
@@ -214,7 +214,7 @@ async def _compose(  # the one place where everything has a name
 ) -> Server:
     trust_domain = settings.trust_domain
     metrics = metrics_of(settings)
-    audit, store = counted(sink, metrics), metered(database, metrics, clock)
+    audit, store = counted(sink, metrics, clock), metered(database, metrics, clock)
     authorities = Authorities(
         store, keys, clock, audit, _ca_settings(settings, server_id, reset_keys=reset_keys), os.urandom
     )
@@ -230,6 +230,7 @@ async def _compose(  # the one place where everything has a name
         key_kind=KeyKind(settings.ca.key_type),
         jitter=lambda: random.uniform(-1, 1),  # noqa: S311  # spreads load, guards nothing
         offload=offload,
+        on_renewed=rotations(metrics),
     )
     await own.tick()
     admissions = Admissions(store=store, clock=clock)

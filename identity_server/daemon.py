@@ -40,7 +40,7 @@ def run(settings: ServerSettings, *, reset_keys: bool = False) -> int:
     """Serve until SIGTERM or SIGINT; the process's exit code: 0 after an orderly end, 1 if it could not start or run."""
     output = None
     try:
-        output = setup_logging(settings.log_level, settings.log_file or None)
+        output = setup_logging(settings.log_level, settings.log_file or None, style=settings.log_format)
         refuse_dumps()
         wanted = settings.limits.connections * _DESCRIPTORS_PER_CONNECTION + _DESCRIPTORS_BESIDES
         raise_descriptor_limit(wanted)
@@ -83,8 +83,10 @@ async def _serve(settings: ServerSettings, output: LogOutput, *, reset_keys: boo
         loop.add_signal_handler(signal.SIGUSR2, _reopen, server, output)
         await server.open_doors()
         _announce(server)
+        server.monitor.systemd.ready(f"serving trust domain {settings.trust_domain}")
         await _until_stopped(server, stop)
         log.info("stopping")
+        server.monitor.systemd.stopping()
     finally:
         await server.close()
     log.info("stopped")
@@ -244,8 +246,9 @@ async def keep_errands(server: Server) -> None:
 
 async def prune(server: Server) -> None:
     """Delete what has expired: entries, join tokens, old revisions of the log."""
-    while await server.registration.prune():
-        log.info("expired entries were deleted")
+    with server.monitor.stopwatch("registration_entry_manager_prune"):
+        while await server.registration.prune():
+            log.info("expired entries were deleted")
     await server.fleet.prune_tokens()
     await server.store.prune_log()
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from identity_server.audit_log import AuditFile
 from identity_server.domain import health
 from identity_server.domain.audit import (
+    BEGUN,
     DONE,
     FAILED,
     MAX_REASON,
@@ -21,6 +22,7 @@ from identity_server.domain.audit import (
     TokenIssued,
 )
 from identity_server.domain.authority import Status
+from identity_server.domain.state import State
 from identity_server.ports import AuditLog, Store
 from identity_server.rpc.drain import Drain
 from identity_server.rpc.throttle import Throttle
@@ -37,14 +39,18 @@ from spiffe_core.runtime.watchdog import Watchdog
 from spiffe_core.wire.calls import CallMetrics, Observer
 from spiffe_core.wire.front_door import FrontDoor
 
-_AUTHORITY_METRICS = {
+_TIMED = {
     ("x509", "prepare"): "ca_manager_x509_ca_prepare",
-    ("x509", "activate"): "ca_manager_x509_ca_activate",
     ("jwt", "prepare"): "ca_manager_jwt_key_prepare",
-    ("jwt", "activate"): "manager_jwt_key_activate",
     ("wit", "prepare"): "ca_manager_wit_key_prepare",
+}
+"""What is a call counter in SPIRE: counted and timed from the line before it to the line after it."""
+_COUNTED = {
+    ("x509", "activate"): "ca_manager_x509_ca_activate",
+    ("jwt", "activate"): "manager_jwt_key_activate",
     ("wit", "activate"): "manager_wit_key_activate",
 }
+_MOST_BEGUN = 256
 _HEALTH = "/grpc.health.v1.Health/"
 _OUTCOMES = {
     "OK": DONE,
@@ -89,6 +95,7 @@ class Parts:
             own_late=max(0.0, (now - due).total_seconds()) if due is not None else 0.0,
             loop_lag=watchdog.lag,
             loop_blocked=watchdog.blocked,
+            ready_without_database=self.settings.health_checks.ready_without_database,
         )
 
     def report(self, watchdog: Watchdog) -> Report:
@@ -99,26 +106,41 @@ class Parts:
 class CountedAudit:
     """The audit log; what is recorded is counted as well, under SPIRE's names."""
 
-    def __init__(self, log: AuditLog, metrics: Metrics) -> None:
+    def __init__(self, log: AuditLog, metrics: Metrics, monotonic: Callable[[], float]) -> None:
         self._log = log
         self._metrics = metrics
+        self._monotonic = monotonic
+        self._begun: dict[tuple[str, str], float] = {}
 
     def record(self, event: AuditEvent) -> None:
         """Write, then count."""
         self._log.record(event)
         match event:
             case SvidIssued():
-                self._metrics.add("server_ca_sign_x509_svid")
-                if event.profile == "server":
-                    self._metrics.add("svid_rotate")
+                ca = "ca" in event.profile
+                self._metrics.add("server_ca_sign_x509_ca_svid" if ca else "server_ca_sign_x509_svid")
             case TokenIssued():
                 self._metrics.add("server_ca_sign_wit_svid" if "wit" in event.profile else "server_ca_sign_jwt_svid")
             case AgentAttested(outcome="attested"):
                 self._metrics.add("server_ca_sign_x509_svid")
-            case AuthorityChanged(outcome="done", change=change, slot=slot):
-                name = _AUTHORITY_METRICS.get((_kind_of(slot), change))
-                if name is not None:
-                    self._metrics.add(name)
+            case AuthorityChanged():
+                self._authority(event)
+
+    def _authority(self, event: AuthorityChanged) -> None:
+        change, key = event.change, (event.change, event.authority_id)
+        if event.outcome == BEGUN:
+            if len(self._begun) < _MOST_BEGUN:
+                self._begun[key] = self._monotonic()
+            return
+        seconds = self._monotonic() - self._begun.pop(key, self._monotonic())
+        done, kind = event.outcome == DONE, _kind_of(event.slot)
+        timed = "ca_manager_bundle_prune" if change == "forget" else _TIMED.get((kind, change))
+        if timed is not None:
+            self._metrics.observe(timed, seconds, status="OK" if done else "Internal")
+        if done and change == "forget":
+            self._metrics.add("ca_manager_bundle_pruned")
+        if done and (kind, change) in _COUNTED:
+            self._metrics.add(_COUNTED[kind, change])
 
 
 def metrics_of(settings: ServerSettings) -> Metrics | None:
@@ -126,9 +148,16 @@ def metrics_of(settings: ServerSettings) -> Metrics | None:
     return Metrics("spire_server") if settings.telemetry.prometheus is not None else None
 
 
-def counted(audit: AuditLog, metrics: Metrics | None) -> AuditLog:
+def counted(audit: AuditLog, metrics: Metrics | None, clock: Clock) -> AuditLog:
     """The audit log as the services use it."""
-    return audit if metrics is None else CountedAudit(audit, metrics)
+    return audit if metrics is None else CountedAudit(audit, metrics, clock.monotonic)
+
+
+def rotations(metrics: Metrics | None) -> Callable[[float], None]:
+    """Who is told how long a renewal of the server's own certificate took."""
+    if metrics is None:
+        return lambda _: None
+    return lambda seconds: metrics.observe("svid_rotate", seconds, status="OK")
 
 
 def metered(store: SqlStore, metrics: Metrics | None, clock: Clock) -> Store:
@@ -195,9 +224,15 @@ def _gauges(parts: Parts, metrics: Metrics, made: Monitor) -> None:
         "started": lambda: [(started, 1.0)],
         "manager_x509_ca_rotate_expiration": lambda: [(trust_domain, end())],
         "manager_x509_ca_rotate_ttl": lambda: [(trust_domain, facts().runway or 0.0)],
+        "manager_jwt_key_rotate_ttl": lambda: _ttl(parts, "jwt"),
+        "manager_wit_key_rotate_ttl": lambda: _ttl(parts, "wit"),
         "entry_entries_by_entryid_cache_count": lambda: len(parts.store.state.value.entries),
+        "entry_entries_by_parentid_cache_count": lambda: len(parts.store.state.value.children),
+        "entry_nodealiases_by_entryid_cache_count": lambda: _aliases(parts.store.state.value),
         "entry_nodealiases_by_selector_cache_count": lambda: len(parts.store.state.value.aliases),
         "node_agents_by_id_cache_count": lambda: len(parts.store.state.value.agents),
+        "node_agents_by_expiresat_cache_count": lambda: len(parts.store.state.value.agents),
+        "bundles": lambda: len(parts.store.state.value.bundles.all()) if parts.store.state.value.bundles else 0,
         "datastore_revision": lambda: parts.store.state.value.position.revision,
         "datastore_event_lag_seconds": lambda: parts.store.lag,
         "audit_lost_lines": lambda: parts.audit.lost,
@@ -208,6 +243,18 @@ def _gauges(parts: Parts, metrics: Metrics, made: Monitor) -> None:
     }
     for name, read in readings.items():
         metrics.gauge(name, read)
+
+
+def _ttl(parts: Parts, kind: str) -> list[tuple[tuple[tuple[str, str], ...], float]]:
+    """How long this server's active authority of a kind still signs; nothing if there is none."""
+    now = parts.clock.now().timestamp()
+    labels = (("trust_domain_id", str(parts.settings.trust_domain)),)
+    mine = [one for one in parts.store.state.value.authorities if one.kind == kind and one.status is Status.ACTIVE]
+    return [(labels, max(0.0, one.not_after - now)) for one in mine]
+
+
+def _aliases(state: State) -> float:
+    return len({entry_id for records in state.aliases.values() for entry_id in records})
 
 
 def _is_next(kind: str, status: Status) -> bool:

@@ -183,6 +183,12 @@ class RateLimitSection(Section):
     wait_seconds: float = Field(default=2.0, ge=0.0, le=60.0, strict=False)
 
 
+class ServerHealthSection(HealthCheckSection):
+    """[health_checks] of the server: whether it is ready while only agents that memory knows can be served."""
+
+    ready_without_database: bool = False
+
+
 class ServerSettings(Section):
     """Everything `identity-server run` needs to know."""
 
@@ -193,6 +199,7 @@ class ServerSettings(Section):
     socket_path: Annotated[FilePath, AfterValidator(_socket)] = Field(default_factory=server_socket)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_file: str = ""
+    log_format: Literal["json", "text"] = "json"
     ca: CaSection = CaSection()
     svid: SvidSection = SvidSection()
     jwt: JwtSection = JwtSection()
@@ -203,7 +210,7 @@ class ServerSettings(Section):
     attestors: dict[str, dict[str, Any]] = Field(default_factory=dict, max_length=32)
     limits: LimitSection = LimitSection()
     ratelimit: RateLimitSection = RateLimitSection()
-    health_checks: HealthCheckSection = HealthCheckSection()
+    health_checks: ServerHealthSection = ServerHealthSection()
     telemetry: TelemetrySection = TelemetrySection()
 
     @model_validator(mode="after")

@@ -15,6 +15,15 @@ from attestors.api import WorkloadAttestor
 from attestors.registry import NODE_PROVERS, WORKLOAD_ATTESTORS
 from node_agent.domain.node_state import NodeState
 from node_agent.files import JoinTokenCredentials, ProverCredentials, read_trust_bundle
+from node_agent.monitoring import (
+    Parts,
+    metered,
+    metered_attestation,
+    metered_attestors,
+    metrics_of,
+    monitor,
+    observers,
+)
 from node_agent.ports import Credentials
 from node_agent.rpc.admin_socket import AdminSocket
 from node_agent.rpc.debug_api import AgentInfo, DebugApi
@@ -36,9 +45,12 @@ from node_agent.state_dir import StateDirectory
 from spiffe_core.clock import Clock, SystemClock
 from spiffe_core.errors import ConfigError
 from spiffe_core.runtime.logs import LogLevel
+from spiffe_core.runtime.monitor import Monitor
 from spiffe_core.runtime.offload import Offload
+from spiffe_core.runtime.request_id import current_request_id
 from spiffe_core.runtime.supervise import Supervisor
 from spiffe_core.spiffe_id import SpiffeId
+from spiffe_core.wire.calls import CallInterceptor
 from spiffe_core.wire.dialer import Dialer, DialTrust
 from spiffe_core.wire.front_door import FrontDoor, Limits, private_server
 from spiffe_core.wire.peer import peer_pidfd_supported
@@ -75,20 +87,22 @@ class Agent:
     api: WorkloadApi
     sds: SecretDiscovery | None
     admin: AdminSocket
+    monitor: Monitor
+    parts: Parts
+    interceptors: Sequence[grpc.aio.ServerInterceptor]
     server: grpc.aio.Server = field(init=False)
-    draining: bool = False
 
     def __post_init__(self) -> None:
         health = Health(lambda: self.healthy)
         services = [self.api.handler(), health.handler()]
         if self.sds is not None:
             services.append(self.sds.handler())
-        self.server = private_server(self.door, services, [ErrorInterceptor()])
+        self.server = private_server(self.door, services, self.interceptors)
 
     @property
     def healthy(self) -> bool:
         """A member, synchronised at least once, and not going down."""
-        return self.membership.session.is_member and self.workloads.ready and not self.draining
+        return self.monitor.report().ready
 
     async def open(self) -> None:
         """Begin to answer workloads: with Unavailable until the first sync is done.
@@ -96,6 +110,7 @@ class Agent:
         Raises:
             ConfigError: the socket cannot be used.
         """
+        self.monitor.open()
         await self.client.start()
         await self.server.start()
         await self.admin.open()
@@ -108,10 +123,11 @@ class Agent:
         tasks.start(self.renewals.run(), "renew SVIDs")
         if self.jwt is not None:
             tasks.start(self.jwt.run(), "refresh JWT-SVIDs")
+        tasks.start(self.monitor.watch(), "health")
 
     async def drain(self) -> None:
         """Let nobody new in, tell every stream, let calls under way end (architecture A7)."""
-        self.draining = True
+        self.parts.draining = True
         self.door.stop_accepting()
         self.api.drain()
         await asyncio.gather(self.server.stop(DRAIN_SECONDS), self.admin.drain(DRAIN_SECONDS, FLUSH_SECONDS))
@@ -122,6 +138,7 @@ class Agent:
         await self.door.close()
         await self.admin.close()
         await self.client.close()
+        self.monitor.close()
         self.state.close()
 
 
@@ -161,9 +178,15 @@ def _compose(
     state = _with_bundle(settings, directory.load(settings.trust_domain), clock)
     steady = SteadyTime(clock)
     node = NodeRecord(state, directory, Offload("state", 1))
-    client = _client(settings, node, clock)
-    attestation = AttestWorkload(attestors, clock=clock, budget=settings.limits.attestation_seconds)
-    workloads = WorkloadSvids(settings.trust_domain, attestation, clock=clock, steady=steady)
+    metrics = metrics_of(settings)
+    connection = _client(settings, node, clock)
+    client = metered(connection, metrics, clock)
+    attestation = AttestWorkload(
+        metered_attestors(attestors, metrics, clock), clock=clock, budget=settings.limits.attestation_seconds
+    )
+    workloads = WorkloadSvids(
+        settings.trust_domain, metered_attestation(attestation, metrics, clock), clock=clock, steady=steady
+    )
     membership = Membership(
         node=node,
         enrolment=client,
@@ -248,8 +271,26 @@ def _compose(
     started = clock.monotonic()
     delegates = DelegatedIdentity(workloads, jwt, admin_streams, admin_door.caller_of, settings.authorized_delegates)
     services = [delegates.handler(), DebugApi(look).handler(), LoggerApi(LogLevel(settings.log_level)).handler()]
-    admin = AdminSocket(settings.admin_socket_path, admin_door, admin_streams, services)
-    return Agent(settings, directory, client, membership, synchronize, renewals, workloads, jwt, door, api, sds, admin)
+    interceptors = [CallInterceptor(observers(metrics), clock.monotonic), ErrorInterceptor(current_request_id)]
+    admin = AdminSocket(settings.admin_socket_path, admin_door, admin_streams, services, interceptors)
+    parts = Parts(settings, clock, node, membership, synchronize, workloads, jwt, door, api)
+    return Agent(
+        settings,
+        directory,
+        connection,
+        membership,
+        synchronize,
+        renewals,
+        workloads,
+        jwt,
+        door,
+        api,
+        sds,
+        admin,
+        monitor(parts, metrics),
+        parts,
+        interceptors,
+    )
 
 
 def _secret_discovery(settings: AgentSettings, api: WorkloadApi, door: FrontDoor, clock: Clock) -> SecretDiscovery:

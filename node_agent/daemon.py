@@ -68,10 +68,12 @@ async def _serve(settings: AgentSettings, output: LogOutput) -> int:
     try:
         await agent.open()
         _announce(settings)
+        agent.monitor.systemd.ready(f"serving workloads of {settings.trust_domain}")
         async with Supervisor() as tasks:
             agent.start(tasks)
             await stop.wait()
             log.info("stopping")
+            agent.monitor.systemd.stopping()
             await agent.drain()
             tasks.stop()
     finally:

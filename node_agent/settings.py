@@ -19,7 +19,9 @@ from spiffe_core.runtime.places import agent_admin_socket, agent_socket, state_d
 from spiffe_core.runtime.settings import (
     Duration,
     FilePath,
+    HealthCheckSection,
     Section,
+    TelemetrySection,
     Texts,
     as_tuple,
     build_settings,
@@ -142,6 +144,8 @@ class AgentSettings(Section):
     sds: SdsSection = SdsSection()
     attestors: dict[str, dict[str, Any]] = Field(default_factory=_unix_only, min_length=1, max_length=32)
     limits: LimitSection = LimitSection()
+    health_checks: HealthCheckSection = HealthCheckSection()
+    telemetry: TelemetrySection = TelemetrySection()
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:

@@ -1,7 +1,9 @@
 """How the server is: decided from facts (reliability R10, R16; SPIRE's subsystems in spire_features section 10).
 
-The server can serve as long as an authority signs and nobody told it to stop. A database that is away, an audit log
-with a gap or a rotation that failed are troubles: they are shown, and agents go on getting certificates from memory.
+The server is ready while an authority signs that has enough of its life left, memory agrees with the database, and
+nobody told it to stop. Where probes take a server that is not ready away from its agents, `ready_without_database` keeps
+it ready while the database is away: agents it knows go on getting certificates from memory (R24). An audit log with a
+gap or a rotation that failed are troubles that are shown.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from spiffe_core.health import Condition, Part, Report, loop_part
 
 LATE_ROTATION = 12
 """The next authority takes over at a sixth of the life before the end; at a twelfth something is wrong."""
+LAST_RUNWAY = 24
+"""Below a 24th of its life an authority cuts most of what it signs short: others should sign."""
 EVENT_LAG_SECONDS = 10.0
 OWN_CERTIFICATE_LATE_SECONDS = 60.0
 
@@ -38,6 +42,7 @@ class Facts:
     own_late: float = 0.0
     loop_lag: float = 0.0
     loop_blocked: bool = False
+    ready_without_database: bool = False
 
 
 def report_of(facts: Facts) -> Report:
@@ -66,6 +71,9 @@ def _server(facts: Facts) -> Part:
 def _authority(facts: Facts) -> Part:
     if facts.runway is None or facts.runway <= 0.0:
         return Part("server.ca", Condition.FAILED, "no signing authority is active: nothing is issued", _runway(facts))
+    if facts.runway < facts.ca_ttl / LAST_RUNWAY:
+        text = "the active authority is about to end and no other has taken over; see server.ca.rotator"
+        return Part("server.ca", Condition.FAILED, text, _runway(facts))
     if facts.runway < facts.ca_ttl / LATE_ROTATION:
         text = "the active authority nears its end and no other has taken over; see server.ca.rotator"
         return Part("server.ca", Condition.DEGRADED, text, _runway(facts))
@@ -88,12 +96,13 @@ def _rotator(facts: Facts) -> Part:
 
 def _datastore(facts: Facts) -> Part:
     detail: dict[str, object] = {"revision": facts.revision, "event_lag_seconds": round(facts.event_lag, 1)}
+    condition = Condition.DEGRADED if facts.ready_without_database else Condition.FAILED
     if facts.store_trouble:
         text = f"{facts.store_trouble}; known agents are served from memory, changes are refused"
-        return Part("catalog.datastore", Condition.DEGRADED, text, detail)
+        return Part("catalog.datastore", condition, text, detail)
     if facts.event_lag > EVENT_LAG_SECONDS:
         text = "the database does not answer; what is in memory may be old"
-        return Part("catalog.datastore", Condition.DEGRADED, text, detail)
+        return Part("catalog.datastore", condition, text, detail)
     return Part("catalog.datastore", detail=detail)
 
 

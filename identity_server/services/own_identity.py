@@ -38,6 +38,7 @@ class OwnIdentity:
         key_kind: KeyKind,
         jitter: Callable[[], float],
         offload: Offload,
+        on_renewed: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._issuer = issuer
@@ -47,6 +48,8 @@ class OwnIdentity:
         self._key_kind = key_kind
         self._jitter = jitter
         self._offload = offload
+        self._on_renewed = on_renewed
+        """Told how many seconds each renewal took."""
         self._identity: TlsIdentity | None = None
         self._trusted = BundleSet(TrustBundle(trust_domain))
         self._authority_id = ""
@@ -76,6 +79,7 @@ class OwnIdentity:
         """Renew if that is due; True if it was."""
         if not self._due():
             return False
+        began = self._clock.monotonic()
         key = await self._offload(generate, self._key_kind)
         signer = self._issuer.signer
         issued = self._issuer.issue("server", self._id, key.public_key())
@@ -94,6 +98,7 @@ class OwnIdentity:
         self._authority_id = signer.authority.authority_id if signer is not None else ""
         self._judged = None
         self.renew_at = renew_at(now, datetime.fromtimestamp(issued.not_after, UTC), jitter=self._jitter())
+        self._on_renewed(self._clock.monotonic() - began)
         return True
 
     def seconds_until_due(self) -> float:

@@ -9,7 +9,6 @@ import grpc
 import grpc.aio
 
 from spiffe_core.wire.front_door import FrontDoor, private_server
-from spiffe_core.wire.status import ErrorInterceptor
 from workload_api.streams import Streams
 
 SOCKET_MODE = 0o600
@@ -20,10 +19,15 @@ class AdminSocket:
     """`open` it, `drain` it, `close` it, in this order. Only the agent's own user and root can connect."""
 
     def __init__(
-        self, path: Path, door: FrontDoor, streams: Streams, services: Sequence[grpc.GenericRpcHandler]
+        self,
+        path: Path,
+        door: FrontDoor,
+        streams: Streams,
+        services: Sequence[grpc.GenericRpcHandler],
+        interceptors: Sequence[grpc.aio.ServerInterceptor],
     ) -> None:
         self._path, self._door, self._streams = path, door, streams
-        self._server: grpc.aio.Server = private_server(door, list(services), [ErrorInterceptor()])
+        self._server: grpc.aio.Server = private_server(door, list(services), interceptors)
 
     async def open(self) -> None:
         """Begin to answer.

@@ -33,6 +33,10 @@ class SteadyTime:
             self._leaped += max(drift, 0.0)
         return self._clock.monotonic() + self._leaped
 
+    def monotonic(self) -> float:
+        """The monotonic clock, for what only measures."""
+        return self._clock.monotonic()
+
     def at(self, moment: datetime) -> float:
         """Where a wall-clock moment lies, going by the wall clock as it is now."""
         return self.now() + (moment - self._clock.now()).total_seconds()

@@ -62,6 +62,8 @@ class Synchronize:
         """Whether the last attempt worked."""
         self.last_success = 0
         """When an attempt worked last, in unix seconds by the wall clock; 0 if none has."""
+        self.synced_at: float | None = None
+        """When the last sync worked, by the monotonic clock; None before the first."""
         renewals.on_unknown_authority = self.request
         membership.on_change.append(self._membership_changed)
 
@@ -99,6 +101,7 @@ class Synchronize:
         self._failures = 0
         self.synced = True
         self.last_success = self._steady.wall_seconds()
+        self.synced_at = self._steady.monotonic()
         if diff:
             counts = {"added": len(diff.added), "changed": len(diff.changed), "removed": len(diff.removed)}
             log.info("entries changed", extra={"facts": counts})

@@ -13,13 +13,12 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
 from node_agent.domain.entry_cache import AudienceIndex, EntryDiff, EntryIndex, difference
-from node_agent.services.attest_workload import AttestWorkload
 from node_agent.services.steady_time import SteadyTime
 from spiffe_core.bundle import BundleSet, TrustBundle
 from spiffe_core.clock import Clock
@@ -63,7 +62,12 @@ class WorkloadSvids:
     """
 
     def __init__(
-        self, trust_domain: TrustDomain, attestation: AttestWorkload, *, clock: Clock, steady: SteadyTime
+        self,
+        trust_domain: TrustDomain,
+        attestation: Callable[[UnixPeer], Awaitable[frozenset[Selector]]],
+        *,
+        clock: Clock,
+        steady: SteadyTime,
     ) -> None:
         self._attestation = attestation
         self._clock = clock
@@ -143,6 +147,11 @@ class WorkloadSvids:
     def held(self, entry_id: str) -> HeldSvid | None:
         """The SVID of an entry, if there is one."""
         return self._held.get(entry_id)
+
+    @property
+    def held_count(self) -> int:
+        """How many SVIDs are held."""
+        return len(self._held)
 
     def all_held(self) -> list[tuple[str, HeldSvid]]:
         """Every SVID with its entry's id."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 
 from spiffe_core.clock import Clock
 from spiffe_core.health import Report
-from spiffe_core.runtime.metrics import CONTENT_TYPE, Metrics
+from spiffe_core.runtime.metrics import CONTENT_TYPE, Metrics, Stopwatch
 from spiffe_core.runtime.pages import Page, Pages
 from spiffe_core.runtime.settings import HealthCheckSection, TelemetrySection
+from spiffe_core.runtime.systemd import SystemdNotifier
 from spiffe_core.runtime.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,8 @@ class Monitor:
         self._listeners: list[Pages] = []
         self._known: dict[str, str] = {}
         self.metrics = metrics
-        self.watchdog = Watchdog(clock.monotonic)
+        self.systemd = SystemdNotifier(os.environ, clock.monotonic)
+        self.watchdog = Watchdog(clock.monotonic, alive=self.systemd.alive)
         self.health_address: tuple[str, int] | None = None
         self.metrics_address: tuple[str, int] | None = None
         if metrics is not None:
@@ -53,6 +56,10 @@ class Monitor:
     def report(self) -> Report:
         """How the daemon is now."""
         return self._report(self.watchdog)
+
+    def stopwatch(self, name: str) -> Stopwatch:
+        """For a block that is counted and timed under this name."""
+        return Stopwatch(self.metrics, self._clock.monotonic, name)
 
     def open(self) -> None:
         """Watch the running loop and let probes and scrapers in.

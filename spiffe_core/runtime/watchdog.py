@@ -35,6 +35,7 @@ class Watchdog:
         beat: float = BEAT_SECONDS,
         slow: float = SLOW_SECONDS,
         blocked: float = BLOCKED_SECONDS,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         self._monotonic = monotonic
         self._beat, self._slow, self._blocked = beat, slow, blocked
@@ -42,6 +43,8 @@ class Watchdog:
         self._watched = 0
         self._answered = threading.Event()
         self._closing = threading.Event()
+        self._alive = alive
+        """Called on the watching thread each time the loop has answered."""
         self._thread: threading.Thread | None = None
         self._asked_at: float | None = None
         self._last_lag = 0.0
@@ -87,6 +90,8 @@ class Watchdog:
                 self._held_up(asked_at)
             self._last_lag = self._monotonic() - asked_at
             self._asked_at = None
+            if not self._closing.is_set():
+                self._alive()
 
     def _ask(self) -> None:
         assert self._loop is not None, "start() comes first"

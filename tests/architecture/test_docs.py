@@ -8,6 +8,7 @@ import configparser
 import dataclasses
 import importlib
 import inspect
+import json
 import os
 import re
 import shlex
@@ -388,6 +389,23 @@ def test_every_audit_event_is_documented():
         for name in code(cells[0])
     }
     assert documented - {"event", "audit_gap"} == {kind.event for kind in AuditEvent.__subclasses__()}
+
+
+def test_every_metric_of_spire_is_emitted_or_the_documentation_says_why_not():
+    """docs/compatibility.md lists what is missing, no more and no less."""
+    table = rows(section((DOCS / "compatibility.md").read_text(), "## Metrics"))
+    missing = {name for cells in table for name in code(cells[0]) if name.startswith("spire_")}
+    sources = {
+        "spire_server": [ROOT / "identity_server" / "monitoring.py", ROOT / "identity_server" / "store" / "metered.py"],
+        "spire_agent": [ROOT / "node_agent" / "monitoring.py"],
+    }
+    vectors = json.loads((ROOT / "tests" / "vectors" / "metric_names.json").read_text())["documented"]
+    absent = set()
+    for prefix, names in vectors.items():
+        both = [ROOT / "spiffe_core" / "runtime" / "monitor.py", ROOT / "identity_server" / "daemon.py"]
+        text = "".join(path.read_text() for path in [*sources[prefix], *both])
+        absent |= {f"{prefix}_{name}" for name in names if f'"{name.removeprefix("datastore_")}"' not in text}
+    assert missing == absent
 
 
 # Links, decisions, manners

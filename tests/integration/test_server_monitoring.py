@@ -81,7 +81,11 @@ async def scraped(live):
     status, body = await page(live.server.monitor.metrics_address, "/metrics")
     assert status == 200
     families = text_string_to_metric_families(body.decode())
-    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+    found = {}
+    for sample in (one for family in families for one in family.samples):
+        assert sample.name.startswith("process_") or sample.labels.pop("host"), sample
+        found[sample.name, tuple(sorted(sample.labels.items()))] = sample.value
+    return found
 
 
 @pytest.fixture
@@ -128,8 +132,10 @@ async def test_a_server_that_stops_is_live_and_not_ready(live):
     assert document["server"]["trouble"] == "the server is stopping"
 
 
-async def test_a_database_in_trouble_is_told_and_the_server_goes_on_serving(live, caplog):
-    """R24: known agents are served from memory, so probes must not take the server away; people are told once."""
+async def test_a_database_in_trouble_means_not_ready_until_it_is_over(live, caplog):
+    """R24: probes learn of it at once and at its end, people once each time; known agents are served all the while."""
+    agent = await live.join()
+    (made,) = await live.entries(entry(parent=agent.path))
     follower = live.server.store._follower
     follower.close(5.0)
     follower.trouble = "OperationalError: the change follower cannot read the database"
@@ -137,11 +143,14 @@ async def test_a_database_in_trouble_is_told_and_the_server_goes_on_serving(live
         live.server.monitor.look()
         live.server.monitor.look()
         alive, ready, document, word = await health(live)
+        (result,) = await sign(agent, wanted(made, csr=CSR))
         follower.trouble = ""
         follower._agreed_at = time.monotonic() + 60
         live.server.monitor.look()
-    assert (alive, ready, word) == (200, 200, "SERVING")
-    assert document["catalog.datastore"]["state"] == "degraded"
+    assert (alive, ready, word) == (200, 500, "NOT_SERVING")
+    assert document["catalog.datastore"]["state"] == "failed"
+    assert result.status.code == 0
+    assert (await health(live))[1::2] == (200, "SERVING")
     told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("health: ")]
     assert len(told) == 2
     assert "known agents are served from memory" in told[0]
@@ -149,13 +158,36 @@ async def test_a_database_in_trouble_is_told_and_the_server_goes_on_serving(live
 
 
 async def test_a_database_that_does_not_answer_shows_as_event_lag(live):
+    """R24, issue 3 item 9: what is in memory may be old."""
     follower = live.server.store._follower
     follower.close(5.0)
     follower._agreed_at = time.monotonic() - 31
     _, ready, document, word = await health(live)
-    assert (ready, word) == (200, "SERVING")
+    assert (ready, word) == (500, "NOT_SERVING")
     assert document["catalog.datastore"]["event_lag_seconds"] > 30
-    assert document["catalog.datastore"]["state"] == "degraded"
+    follower._agreed_at = time.monotonic() + 60
+    assert (await health(live))[1::2] == (200, "SERVING")
+
+
+async def test_probes_may_be_told_to_leave_a_server_that_serves_from_memory_alone():
+    """R24: `health_checks.ready_without_database`."""
+    checks = {"listener_enabled": True, "bind_port": 0, "ready_without_database": True}
+    async with live_server(health_checks=checks) as live:
+        follower = live.server.store._follower
+        follower.close(5.0)
+        follower.trouble = "gone"
+        _, ready, document, word = await health(live)
+        assert (ready, word) == (200, "SERVING")
+        assert document["catalog.datastore"]["state"] == "degraded"
+
+
+async def test_too_little_runway_means_not_ready(live):
+    """Issue 3 item 9: less than a 24th of the authority's life is left and no other has taken over."""
+    active = live.server.authorities.active
+    live.clock.move(active.not_after - live.clock.now().timestamp() - 3_500)
+    alive, ready, document, word = await health(live)
+    assert (alive, ready, word) == (200, 500, "NOT_SERVING")
+    assert 3_400 < document["server.ca"]["runway_seconds"] <= 3_500
 
 
 async def test_an_audit_gap_is_degraded_health_and_leaves_the_server_serving(live):
@@ -234,7 +266,7 @@ async def test_numbers_are_those_of_what_happened(live):
     assert found["spire_server_datastore_registration_entry_create", ok] == 1
     assert found["spire_server_entry_entries_by_entryid_cache_count", ()] == 0
     assert found["spire_server_node_agents_by_id_cache_count", ()] == 1
-    assert found["spire_server_svid_rotate", ()] == 1
+    assert found["spire_server_svid_rotate", ok] == 1
     assert found["spire_server_server_ca_sign_x509_svid", ()] == 4  # the server's, the agent's twice, the workload's
     assert found["spire_server_ca_manager_x509_ca_activate", ()] == 1
     labels = dict(next(labels for name, labels in found if name == "spire_server_started"))

@@ -31,8 +31,8 @@ def test_a_well_server_has_no_trouble():
         ({"own_late": 61.0}, "server"),
         ({"runway": 7_100.0}, "server.ca"),
         ({"rotation_error": "the key store is full"}, "server.ca.rotator"),
-        ({"store_trouble": "no connection"}, "catalog.datastore"),
-        ({"event_lag": 10.1}, "catalog.datastore"),
+        ({"store_trouble": "no connection", "ready_without_database": True}, "catalog.datastore"),
+        ({"event_lag": 10.1, "ready_without_database": True}, "catalog.datastore"),
         ({"audit_healthy": False, "audit_lost": 3}, "audit"),
         ({"loop_lag": 1.1}, "event_loop"),
     ],
@@ -46,9 +46,16 @@ def test_what_needs_a_look_is_shown_and_leaves_the_server_ready(over, part):
 
 @pytest.mark.parametrize(
     ("over", "part"),
-    [({"draining": True}, "server"), ({"runway": None}, "server.ca"), ({"runway": 0.0}, "server.ca")],
+    [
+        ({"draining": True}, "server"),
+        ({"runway": None}, "server.ca"),
+        ({"runway": 0.0}, "server.ca"),
+        ({"runway": 3_599.0}, "server.ca"),
+        ({"store_trouble": "no connection"}, "catalog.datastore"),
+        ({"event_lag": 10.1}, "catalog.datastore"),
+    ],
 )
-def test_who_can_issue_nothing_is_live_and_not_ready(over, part):
+def test_others_should_serve_instead_of_a_server_that_is_live_and_not_ready(over, part):
     report = of(**over)
     assert (report.live, report.ready) == (True, False)
     assert report.document()[part]["state"] == Condition.FAILED.value

@@ -1,0 +1,69 @@
+"""How the agent is: decided from facts (reliability R16, R20; SPIRE's subsystem `agent` in spire_features section 10).
+
+The agent serves workloads while it is a member of its trust domain and has read its entries once. A server that is away
+is a trouble that is shown: workloads keep what they have, and get new SVIDs when it is back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spiffe_core.health import Condition, Part, Report, loop_part
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known at one moment; durations in seconds.
+
+    `phase` is the session's, `why` its last trouble. `runway` is how long the agent's own SVID is still good, None
+    without one. `synced_before` is how long ago the last sync worked, None before the first.
+    """
+
+    draining: bool = False
+    phase: str = "unjoined"
+    member: bool = False
+    banned: bool = False
+    why: str = ""
+    runway: float | None = None
+    ready: bool = False
+    in_touch: bool = False
+    synced_before: float | None = None
+    streams: int = 0
+    loop_lag: float = 0.0
+    loop_blocked: bool = False
+
+
+def report_of(facts: Facts) -> Report:
+    """Every part, in a fixed order."""
+    return Report((_agent(facts), _svid(facts), _sync(facts), loop_part(facts.loop_lag, blocked=facts.loop_blocked)))
+
+
+def _agent(facts: Facts) -> Part:
+    detail = {"streams": facts.streams}
+    if facts.draining:
+        return Part("agent", Condition.FAILED, "the agent is stopping", detail)
+    if facts.member and not facts.ready:
+        return Part("agent", Condition.FAILED, "the entries have not been read from the server yet", detail)
+    return Part("agent", detail=detail)
+
+
+def _svid(facts: Facts) -> Part:
+    detail = {"phase": facts.phase, "runway_seconds": max(0, round(facts.runway or 0.0))}
+    if facts.banned:
+        return Part("agent.svid", Condition.FAILED, "the agent is banned: everything was forgotten", detail)
+    if not facts.member:
+        text = facts.why or "the agent has not joined its trust domain; see the log"
+        return Part("agent.svid", Condition.FAILED, text, detail)
+    if facts.runway is not None and facts.runway <= 0.0:
+        text = "the agent's own SVID has ended and could not be renewed"
+        return Part("agent.svid", Condition.DEGRADED, text, detail)
+    return Part("agent.svid", detail=detail)
+
+
+def _sync(facts: Facts) -> Part:
+    before = facts.synced_before
+    detail: dict[str, object] = {} if before is None else {"last_sync_seconds": round(before)}
+    if facts.member and facts.ready and not facts.in_touch:
+        text = "the server cannot be reached; workloads keep what they have"
+        return Part("agent.sync", Condition.DEGRADED, text, detail)
+    return Part("agent.sync", detail=detail)
