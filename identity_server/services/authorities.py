@@ -197,6 +197,8 @@ class Authorities:
             slots = self.slots(kind)
             if slots.active is None or slots.active.authority_id != authority_id:  # the schedule may have been faster
                 chosen = self._next(kind, authority_id)
+                if not self._has_key(chosen):
+                    raise Internal("the key of this authority is gone: prepare another")
                 waited = self._waited(kind, chosen)
                 await self._change(line, Activate(authority_id, frozenset(), waited), chosen, actor)
             active = self.slots(kind).active
@@ -236,6 +238,9 @@ class Authorities:
             raise Internal("only Prepared authorities can be activated: this one is Old")
         return found
 
+    def _has_key(self, authority: Authority) -> bool:
+        return belongs(authority, self._keys.signer(authority.key_slot))
+
     def _lost(self, slots: Slots) -> tuple[Authority, ...]:
         """Authorities in force without their key, if they may be given up."""
         lost = tuple(
@@ -272,6 +277,9 @@ class Authorities:
     async def _take(self, line: Line, step: Step, slots: Slots) -> None:
         if step.do is Do.PREPARE:
             await self._prepare(line, slots)
+        elif step.authority is not None and step.do is Do.ACTIVATE and not self._has_key(step.authority):
+            log.error("the prepared authority's key is gone; making another", extra={"facts": _facts(step.authority)})
+            await self._change(line, Retire(step.authority.authority_id), step.authority)
         elif step.authority is not None and step.do is Do.ACTIVATE:
             waited = self._waited(line.kind, step.authority)
             await self._change(line, Activate(step.authority.authority_id, frozenset(), waited), step.authority)
@@ -281,7 +289,8 @@ class Authorities:
     async def _prepare(self, line: Line, slots: Slots, actor: str = "") -> Authority:
         server = self._settings.server_id
         # The database is asked once more: the slot's key is about to be replaced, so no authority in force may own it.
-        journal = Slots.of(await self._store.read(lambda uow: uow.authorities.of_server(server)), line.kind)
+        # As a command, not a query: it stands in the queue behind a change whose outcome we were not told (R33).
+        journal = Slots.of(await self._store.execute(lambda uow: uow.authorities.of_server(server)), line.kind)
         slot = slots.free
         holder = journal[slot]
         if journal.prepared is not None or (holder is not None and holder.status is not Status.OLD):

@@ -11,7 +11,8 @@ from typing import Literal, Self
 from sqlalchemy import make_url
 
 CHUNK = 65536
-Moment = Literal["before", "after"]
+LONGEST = 30.0
+Moment = Literal["before", "after", "late"]
 
 
 class _Pair:
@@ -46,6 +47,7 @@ class DatabaseProxy:
         self._refusing = False
         self._forbidden = b""
         self._at_commit: Moment | None = None
+        self._delivered = threading.Event()
         self.cuts = 0
         """So many connections were cut at a COMMIT or at what is forbidden."""
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
@@ -78,12 +80,20 @@ class DatabaseProxy:
                 pair.cut()
 
     def cut_at_commit(self, moment: Moment) -> None:
-        """Cut the writer's connection at its next COMMIT: before the database hears it, or before it can answer."""
+        """Cut the writer's connection at its next COMMIT.
+
+        Before the database hears it, after that but before it can answer, or so that it hears it late: with `deliver`.
+        """
         self._at_commit = moment
+
+    def deliver(self) -> None:
+        """The database hears the COMMIT that was held back."""
+        self._delivered.set()
 
     def close(self) -> None:
         self.cut()
         self._flowing.set()
+        self._delivered.set()
         self._listener.close()
 
     def _all(self) -> list[_Pair]:
@@ -142,6 +152,11 @@ class DatabaseProxy:
             moment, self._at_commit = self._at_commit, None
             self.cuts += 1
             if moment == "before":
+                return False
+            if moment == "late":
+                pair.client.shutdown(socket.SHUT_RDWR)
+                self._delivered.wait(LONGEST)
+                pair.database.sendall(data)
                 return False
             pair.swallow.set()
         return True

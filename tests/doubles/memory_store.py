@@ -131,10 +131,12 @@ class MemoryStore:
         self.state.publish(self.state.value.apply(change))
 
     async def execute(self, command: Callable[[Any], T]) -> T:
-        self.commands += 1
-        _raise_next(self.before)
         draft = self.database.copy()
         result = command(_UnitOfWork(draft))
+        if draft == self.database:  # nothing to commit
+            return result
+        self.commands += 1
+        _raise_next(self.before)
         self.database.authorities, self.database.bundles = draft.authorities, draft.bundles
         self.database.orders = draft.orders
         self.database.revision += 1

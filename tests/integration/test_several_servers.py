@@ -4,7 +4,6 @@ Each test runs on PostgreSQL and on MariaDB, both real.
 """
 
 import asyncio
-import os
 from contextlib import AsyncExitStack
 
 import grpc
@@ -12,10 +11,6 @@ import grpc.aio
 import pytest
 
 from identity_server.domain.agents import AttestedAgent
-from identity_server.domain.audit import AuditEvent
-from identity_server.keys import MemoryKeys
-from identity_server.services.authorities import Authorities, CaSettings
-from spiffe_core.bundle import X509Authority
 from spiffe_core.crypto.csr import build_csr
 from spiffe_core.crypto.keys import KeyKind, generate
 from spiffe_core.errors import AgentRefused, Refusal
@@ -25,8 +20,7 @@ from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2
 from spiffe_core.wire._gen.spire.api.types import x509svid_pb2 as types_pb2
 from spiffe_core.wire.status import from_rpc_error
 from tests.builders import TD
-from tests.databases import SHARED_KINDS, running_store, url_of
-from tests.doubles.clock import FakeClock
+from tests.databases import SHARED_KINDS, url_of
 from tests.doubles.held_follower import held_back, seen
 from tests.doubles.live_server import attest, entry, live_server, sign, spiffe_id, wanted
 
@@ -204,47 +198,3 @@ async def test_one_token_used_100_times_at_once_on_two_servers_lets_one_in(pair)
     outcomes = await asyncio.gather(*map(attempt, range(100)))
     assert outcomes.count(None) == 1
     assert set(outcomes) == {None, grpc.StatusCode.INVALID_ARGUMENT}
-
-
-ROUNDS = 200
-
-
-class Silent:
-    def record(self, event: AuditEvent) -> None:
-        del event
-
-
-def authorities_of(store, server, clock):
-    settings = CaSettings(trust_domain=TD, server_id=server)
-    return Authorities(store, MemoryKeys(), clock, Silent(), settings, os.urandom)
-
-
-@pytest.mark.slow
-async def test_two_servers_rotate_at_the_same_moment_again_and_again(url):
-    """R30, R31: no root is lost, only what expired is removed, nobody signs by an authority that is not stored."""
-    clock = FakeClock()
-    async with (
-        running_store(url, server_id="one", clock=clock) as first,
-        running_store(url, server_id="two", clock=clock) as second,
-    ):
-        both = authorities_of(first, "one", clock), authorities_of(second, "two", clock)
-        await asyncio.gather(*(one.start() for one in both))
-        made: dict[str, int] = {}
-        for round_ in range(ROUNDS):
-            fresh = await asyncio.gather(*(one.prepare("x509", "test") for one in both))
-            made.update({one.authority_id: one.not_after for one in fresh})
-            clock.advance(61)
-            await asyncio.gather(
-                *(one.activate("x509", new.authority_id, "test") for one, new in zip(both, fresh, strict=True)),
-            )
-            clock.advance(4 * 3600)
-            await asyncio.gather(*(one.tick() for one in both))
-            assert [one.last_error for one in both] == [None, None], round_
-            stored = await first.read(lambda uow: uow.bundles.get(TD))
-            ids = {root.key_id for root in stored.x509_authorities}
-            now = clock.now().timestamp()
-            assert {one for one, end in made.items() if end > now} <= ids, "a root in force was lost"
-            for one in both:
-                assert one.active.authority_id in ids
-        assert len(ids) < len(made), "expired roots were removed meanwhile"
-        assert all(isinstance(root, X509Authority) for root in stored.x509_authorities)
