@@ -18,6 +18,7 @@ from typing import Literal, TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, ObjectIdentifier
 
 from spiffe_core.bundle import TrustBundle
@@ -28,7 +29,7 @@ from spiffe_core.crypto.certificates import (
     public_key_of,
     read_certificate,
 )
-from spiffe_core.crypto.keys import PublicKey, check_verification_key
+from spiffe_core.crypto.keys import PublicKey, check_verification_key, spki_der
 from spiffe_core.crypto.name_constraints import violation
 from spiffe_core.errors import InvalidCertificate, Reason, VerificationFailed
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
@@ -283,9 +284,14 @@ def _check_purpose(facts: CertificateFacts, purposes: frozenset[ObjectIdentifier
 
 def _check_key(facts: CertificateFacts) -> PublicKey:
     try:
-        return check_verification_key(public_key_of(facts), field="certificate")
+        key = check_verification_key(public_key_of(facts), field="certificate")
     except InvalidCertificate as refusal:
         raise VerificationFailed(refusal.public, Reason.WEAK_ALGORITHM) from None
+    if isinstance(key, ec.EllipticCurvePublicKey) and spki_der(key) not in facts.certificate.tbs_certificate_bytes:
+        raise VerificationFailed(  # RFC 5480 section 2.1.1; CVE-2020-0601 is what the long form can lead to
+            "certificate: an EC key must name its curve and be uncompressed", Reason.WEAK_ALGORITHM
+        )
+    return key
 
 
 def _check_constraints(path: tuple[CertificateFacts, ...]) -> None:  # (7)

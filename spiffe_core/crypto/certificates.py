@@ -25,6 +25,7 @@ _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 
 _UNREADABLE = (
     ValueError,
+    TypeError,  # a name constraint whose address has 4 bytes, say
     x509.InvalidVersion,
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,

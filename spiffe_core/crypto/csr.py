@@ -145,7 +145,7 @@ def _names(request: x509.CertificateSigningRequest, field: str) -> tuple[tuple[s
         san = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return (), ()
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         raise InvalidCsr(f"{field}: the requested extensions cannot be read", field=field) from None
     return (
         tuple(san.get_values_for_type(x509.UniformResourceIdentifier)),

@@ -1,4 +1,4 @@
-"""Path validation: every N-X case that a pure function can decide.
+"""Path validation: every N-X case that a pure function can decide (S4; the public vectors: interop/test_limbo.py).
 
 Each case is a story told to one small world: a CA, its bundle, and what a peer presents. The good chain is verified
 before and after, so that a refusal is about the fault and not about the world.
@@ -13,10 +13,13 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from spiffe_core.bundle import TrustBundle, X509Authority
+from spiffe_core.crypto.keys import spki_der
 from spiffe_core.errors import Kind, Reason, VerificationFailed
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.x509_verify import MAX_NAMES, verify_x509_svid
@@ -395,3 +398,53 @@ def _uncompressed():
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return Encoding.X962, PublicFormat.UncompressedPoint
+
+
+def with_key(der, signer, spki):
+    """A P-256 certificate whose key is spelled as `spki`, signed again."""
+    old = spki_der(x509.load_der_x509_certificate(der).public_key())
+    tbs = x509.load_der_x509_certificate(der).tbs_certificate_bytes
+    header = 4 if tbs[1] == 0x82 else 3
+    body = tlv(0x30, tbs[header:].replace(old, spki))
+    algorithm = tlv(0x30, bytes.fromhex("06082a8648ce3d040302"))
+    return tlv(0x30, body + algorithm + tlv(0x03, b"\0" + signer.sign(body, ec.ECDSA(hashes.SHA256()))))
+
+
+def explicit(key):
+    """SubjectPublicKeyInfo with P-256's parameters written out (RFC 3279 section 2.3.5), which RFC 5480 forbids."""
+    p = 2**256 - 2**224 + 2**192 + 2**96 - 1
+    b = "5ac635d8aa3a93e7b3ebbd55769886bc651d06b0cc53b0f63bce3c3e27d2604b"
+    base = (
+        "046b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"
+        "4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5"
+    )
+    order = "00ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551"
+    field = tlv(0x30, bytes.fromhex("06072a8648ce3d0101") + tlv(0x02, b"\0" + p.to_bytes(32)))
+    curve = tlv(0x30, tlv(0x04, (p - 3).to_bytes(32)) + tlv(0x04, bytes.fromhex(b)))
+    point, size = tlv(0x04, bytes.fromhex(base)), tlv(0x02, bytes.fromhex(order))
+    parameters = tlv(0x30, b"\x02\x01\x01" + field + curve + point + size + b"\x02\x01\x01")
+    algorithm = tlv(0x30, bytes.fromhex("06072a8648ce3d0201") + parameters)
+    return tlv(0x30, algorithm + tlv(0x03, b"\0" + raw_point(key, PublicFormat.UncompressedPoint)))
+
+
+def compressed(key):
+    algorithm = tlv(0x30, bytes.fromhex("06072a8648ce3d020106082a8648ce3d030107"))
+    return tlv(0x30, algorithm + tlv(0x03, b"\0" + raw_point(key, PublicFormat.CompressedPoint)))
+
+
+def raw_point(key, form):
+    return key.public_key().public_bytes(Encoding.X962, form)
+
+
+@pytest.mark.parametrize("spelled", [explicit, compressed], ids=["explicit curve parameters", "compressed point"])
+def test_an_ec_key_in_another_spelling_is_refused_wherever_it_stands(spelled):
+    """S4, S28, RFC 5480 section 2.1.1: in the leaf, in a CA between, in the authority itself (CVE-2020-0601's class)."""
+    spoiled = with_key(GOOD.chain[0], ROOT.key, spelled(GOOD.private_key))
+    assert with_key(GOOD.chain[0], ROOT.key, spki_der(GOOD.private_key.public_key())) != spoiled
+    middle = MIDDLE.issue()
+    between = with_key(MIDDLE.der, ROOT.key, spelled(MIDDLE.key))
+    root = with_key(ROOT.der, ROOT.key, spelled(ROOT.key))
+    lookup = trusting(TrustBundle(TD, (X509Authority(root),)))
+    for chain, bundles in (((spoiled,), BUNDLES), ((middle.chain[0], between), BUNDLES), (GOOD.chain, lookup)):
+        failure = refused(chain, bundles)
+        assert (failure.reason, "must name its curve" in failure.public) == (Reason.WEAK_ALGORITHM, True)

@@ -94,6 +94,13 @@ BAD = {
         "is not a readable",
     ),
 }
+FOUR_BYTES = x509.UnrecognizedExtension(  # an address without its mask, of which the library makes a TypeError
+    x509.NameConstraints.oid, bytes.fromhex("300aa008300687040a000000")
+)
+BAD["S4 a name constraint on half an address"] = (
+    SpiffeTestCA(extensions=((FOUR_BYTES, True),)).der,
+    "is not a readable",
+)
 BAD["a serial number below zero"] = (_negative_serial(), "is not a readable")
 
 
