@@ -70,7 +70,7 @@ from identity_server.services.registration import Registration
 from identity_server.services.server_info import ServerInfo
 from identity_server.services.server_log import ServerLog
 from identity_server.services.trust_bundles import TrustBundles
-from identity_server.settings import CaSubject, RateLimitSection, ServerSettings
+from identity_server.settings import CaSubject, Pkcs11Section, RateLimitSection, ServerSettings
 from identity_server.store.database import Access
 from identity_server.store.sql_store import SqlStore
 from spiffe_core.clock import Clock, SystemClock
@@ -145,7 +145,7 @@ class Server:
                 Path(settings.audit.file) if settings.audit.file else None, time.now, strict=settings.audit.strict
             )
             undo.callback(audit.close)
-            keys = _keys(settings, reset_keys=reset_keys)
+            keys = await _open_keys(settings, server_id, time, reset_keys=reset_keys)
             store = await _open_store(settings, server_id, time)
             undo.push_async_callback(store.close)
             await store.start()
@@ -391,14 +391,37 @@ def _verifier_ports(name: str, settings: ServerSettings, clock: Clock) -> object
     return None
 
 
-def _keys(settings: ServerSettings, *, reset_keys: bool) -> KeyManager:
+async def _open_keys(settings: ServerSettings, server_id: str, clock: Clock, *, reset_keys: bool) -> KeyManager:
+    """On a thread if they are in a token, which may take its time."""
     if settings.ca.key_manager == "memory":
         return MemoryKeys()
+    if settings.ca.pkcs11 is not None:
+        return await Offload("keys-open", 1)(_token_keys, settings.ca.pkcs11, settings.data_dir, server_id, clock)
     path = settings.data_dir / "keys.json"
     aside = set_aside(path) if reset_keys else None
     if aside is not None:
         log.warning("the authority keys were set aside as %s; new ones are made", aside)
     return DiskKeys(path)
+
+
+def _token_keys(section: Pkcs11Section, data_dir: Path, server_id: str, clock: Clock) -> KeyManager:
+    """`--reset-keys` has nothing to set aside here: keys of ours that are still in the token stay in use."""
+    try:
+        from identity_server.keys.pkcs11 import Pkcs11Keys
+        from identity_server.keys.token_link import TokenAddress
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            'ca.key_manager: "pkcs11" needs the package python-pkcs11; install Muniment as muniment[pkcs11]',
+            field="ca.key_manager",
+        ) from error
+    address = TokenAddress(
+        module=section.module,
+        pin_file=section.pin_file,
+        refused=data_dir / "pkcs11-pin-refused",
+        token=section.token,
+        slot=section.slot,
+    )
+    return Pkcs11Keys(address, prefix=section.key_label_prefix, server_id=server_id, monotonic=clock.monotonic)
 
 
 def _ca_settings(settings: ServerSettings, server_id: str, *, reset_keys: bool) -> CaSettings:

@@ -87,6 +87,7 @@ class Parts:
             authority_id=active.authority_id if active is not None else "",
             next_authority_id=following[0] if following else "",
             rotation_error=error.public if error is not None else "",
+            key_trouble=self.authorities.key_trouble,
             store_trouble=self.store.trouble,
             event_lag=self.store.lag,
             revision=state.position.revision,

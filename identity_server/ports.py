@@ -282,6 +282,15 @@ class KeyManager(Protocol):
     location: str
     """Where the keys are, for messages."""
 
+    @property
+    def trouble(self) -> str:
+        """Why a key cannot be used now, "" if all could the last time. A finished value: never waits."""
+        ...
+
+    def check(self) -> None:
+        """Look whether the keys can be used, for `trouble`. May block; called at every tick of the authorities."""
+        ...
+
     def generate(self, slot: str, kind: KeyKind) -> PublicKey:
         """Make a key in `slot`, replacing what was there."""
         ...

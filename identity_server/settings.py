@@ -56,6 +56,12 @@ def _socket(path: Path) -> Path:
     return path
 
 
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("must be an absolute path")
+    return path
+
+
 def _database(url: str) -> str:
     if url == "sqlite" or (url.startswith("sqlite:///") and len(url) > len("sqlite:///")):
         return url
@@ -90,16 +96,35 @@ class CaSubject(Section):
     common_name: str = Field(default="", max_length=64)
 
 
+class Pkcs11Section(Section):
+    """[ca.pkcs11]: the token that holds the authorities' keys. Its PIN stands in a file of its own, never here."""
+
+    module: Annotated[FilePath, AfterValidator(_absolute)]
+    token: str = Field(default="", max_length=32)
+    slot: int | None = Field(default=None, ge=0)
+    pin_file: Annotated[FilePath, AfterValidator(_absolute)]
+    key_label_prefix: str = Field(default="muniment-", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+
+    @model_validator(mode="after")
+    def _one_token(self) -> Self:
+        if bool(self.token) == (self.slot is not None):
+            raise ValueError("name the token by its label (token) or by its slot, not by both")
+        return self
+
+
 class CaSection(Section):
     """[ca]: the signing authority and its key."""
 
     ttl: Lifespan = timedelta(hours=24)
     key_type: Literal["ec-p256", "ec-p384", "rsa-2048", "rsa-4096"] = "ec-p256"
-    key_manager: Literal["disk", "memory"] = "disk"
+    key_manager: Literal["disk", "memory", "pkcs11"] = "disk"
+    pkcs11: Pkcs11Section | None = None
     subject: CaSubject = CaSubject()
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
+        if (self.key_manager == "pkcs11") != (self.pkcs11 is not None):
+            raise ValueError('key_manager = "pkcs11" and the table [ca.pkcs11] belong together; set both or neither')
         if self.ttl > _LONGEST_CA:
             raise ValueError("ttl must be at most 20 years")
         return self

@@ -93,6 +93,7 @@ class LocalStack:
         server: str = "",
         agent: str = "",
         ca: str = "",
+        key_manager: str = "disk",
         sync_interval: str = "1s",
     ) -> None:
         self.trust_domain = trust_domain
@@ -105,7 +106,7 @@ class LocalStack:
         self.node_id = f"spiffe://{trust_domain}/node"
         self._server_text = server
         self._agent_text = agent
-        self._ca_text = ca
+        self._ca_text = f'key_manager = "{key_manager}"\n{ca}'
         self._sync = sync_interval
         self.server: Daemon | None = None
         self.agent: Daemon | None = None
@@ -117,7 +118,7 @@ class LocalStack:
         self.server_config.write_text(
             f'trust_domain = "{self.trust_domain}"\ndata_dir = "{self.folder}/server-data"\n'
             f'bind_address = "127.0.0.1"\nbind_port = {self.port}\nsocket_path = "{self.admin_socket}"\n'
-            f'{self._server_text}\n[ca]\nkey_manager = "disk"\n{self._ca_text}\n'
+            f"{self._server_text}\n[ca]\n{self._ca_text}\n"
         )
         self.agent_config.write_text(
             f'trust_domain = "{self.trust_domain}"\ndata_dir = "{self.folder}/agent-data"\n'

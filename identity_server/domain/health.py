@@ -34,6 +34,7 @@ class Facts:
     authority_id: str = ""
     next_authority_id: str = ""
     rotation_error: str = ""
+    key_trouble: str = ""
     store_trouble: str = ""
     event_lag: float = 0.0
     revision: int = 0
@@ -71,6 +72,9 @@ def _server(facts: Facts) -> Part:
 def _authority(facts: Facts) -> Part:
     if facts.runway is None or facts.runway <= 0.0:
         return Part("server.ca", Condition.FAILED, "no signing authority is active: nothing is issued", _runway(facts))
+    if facts.key_trouble:
+        text = f"{facts.key_trouble}; nothing is issued with it meanwhile"
+        return Part("server.ca", Condition.FAILED, text, _runway(facts))
     if facts.runway < facts.ca_ttl / LAST_RUNWAY:
         text = "the active authority is about to end and no other has taken over; see server.ca.rotator"
         return Part("server.ca", Condition.FAILED, text, _runway(facts))

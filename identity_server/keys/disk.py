@@ -30,6 +30,7 @@ class DiskKeys:
     """
 
     persistent = True
+    trouble = ""
 
     def __init__(self, path: Path) -> None:
         self._path = Path(path)
@@ -37,6 +38,9 @@ class DiskKeys:
         private_directory(self._path.parent)
         remove_leftovers(self._path)
         self._keys = _load(self._path)
+
+    def check(self) -> None:
+        """Nothing to ask: what signs is in memory."""
 
     def generate(self, slot: str, kind: KeyKind) -> PublicKey:
         """Make a key in `slot`, replacing what was there. Blocks on the disk (and on RSA): not for the event loop."""

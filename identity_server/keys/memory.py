@@ -11,9 +11,13 @@ class MemoryKeys:
 
     persistent = False
     location = "memory"
+    trouble = ""
 
     def __init__(self) -> None:
         self._keys: Keys = {}
+
+    def check(self) -> None:
+        """Nothing to ask: what signs is in memory."""
 
     def generate(self, slot: str, kind: KeyKind) -> PublicKey:
         """Make a key in `slot`, replacing what was there."""

@@ -105,6 +105,11 @@ class Authorities:
         """The X.509 authority that signs now."""
         return self._lines["x509"].seated
 
+    @property
+    def key_trouble(self) -> str:
+        """Why a key cannot be used now, "" if all can. For health."""
+        return self._keys.trouble
+
     async def start(self) -> None:
         """Replay the journal, match it with the keys, and see that an authority of each kind is active.
 
@@ -139,6 +144,7 @@ class Authorities:
         A kind that fails does not hold up the others.
         """
         async with self._busy:
+            await self._offload(self._keys.check)
             self._look_at_clock()
             failures: list[IdentityError] = []
             for line in self._lines.values():
@@ -249,7 +255,7 @@ class Authorities:
         if lost and self._keys.persistent and not self._settings.reset_keys:
             raise CorruptState(
                 f"{self._keys.location}: the key of the {lost[0].status.value} signing authority "
-                f"{lost[0].authority_id} (slot {lost[0].key_slot}) is missing or another one. Restore the file from a "
+                f"{lost[0].authority_id} (slot {lost[0].key_slot}) is missing or another one. Restore it from a "
                 "backup, or give the authority up and make a new one with `identity-server run --reset-keys`",
                 authorities=[one.authority_id for one in lost],
             )

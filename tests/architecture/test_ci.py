@@ -83,8 +83,8 @@ def test_what_it_installed_is_required(machine):
         "apt-get",
         f"[ -x {machine.parent}/policy-rc.d ] || exit 1; {machine.parent}/policy-rc.d; [ $? = 101 ] || exit 1\n"
         '[ "$DEBIAN_FRONTEND" = noninteractive ] || exit 1\n'
-        f'case "$*" in *install*--no-install-recommends*softhsm2*)'
-        f" for one in softhsm2-util prometheus; do touch {machine}/$one; chmod 0755 {machine}/$one; done;; esac",
+        f'case "$*" in *install*--no-install-recommends*softhsm2*opensc*)'
+        f" for one in softhsm2-util pkcs11-tool prometheus; do touch {machine}/$one; chmod 0755 {machine}/$one; done;; esac",
     )
     program(machine, "go", "exit 0")
     said = ran(machine)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from identity_server.keys import MAX_SLOTS, DiskKeys, MemoryKeys
 from identity_server.ports import KeyManager
+from spiffe_core.crypto.jose import algorithm_of, encode_part, read_compact, sign_compact, signature_is_good
 from spiffe_core.crypto.keys import KeyKind, spki_der
 from spiffe_core.errors import InvalidRequest
+from tests.softhsm import soft_token
 
 
-@pytest.fixture(params=["memory", "disk"])
+@pytest.fixture(params=["memory", "disk", "pkcs11"])
 def keys(request: pytest.FixtureRequest, tmp_path: Path) -> KeyManager:
+    if request.param == "pkcs11":
+        return soft_token(tmp_path / "token").keys()
     return MemoryKeys() if request.param == "memory" else DiskKeys(tmp_path / "data" / "keys.json")
 
 
@@ -29,6 +36,25 @@ def test_the_signer_is_the_private_half_of_what_generate_returned(keys: KeyManag
     signer = keys.signer("x509-CA-A")
     assert signer is not None
     assert spki_der(public) == spki_der(signer.public_key())
+
+
+@pytest.mark.parametrize("kind", [KeyKind.EC_P256, KeyKind.EC_P384, KeyKind.RSA_2048, KeyKind.RSA_4096])
+def test_a_signer_signs_certificates_requests_and_tokens(keys: KeyManager, kind: KeyKind) -> None:
+    """What `cryptography` and our own token code make with the signer verifies with the public half."""
+    public = keys.generate("x509-CA-A", kind)
+    signer = keys.signer("x509-CA-A")
+    assert signer is not None
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
+    digest = hashes.SHA384() if kind is KeyKind.EC_P384 else hashes.SHA256()
+    start = datetime(2030, 1, 1, tzinfo=UTC)
+    builder = x509.CertificateBuilder(name, name, public, 1, start, start + timedelta(days=1))
+    certificate = builder.sign(signer, digest)
+    certificate.verify_directly_issued_by(certificate)
+    assert x509.CertificateSigningRequestBuilder(name).sign(signer, digest).is_signature_valid
+    jws = read_compact(sign_compact(encode_part({"alg": algorithm_of(public)}), encode_part({}), signer))
+    assert signature_is_good(jws, algorithm_of(public), public)
+    keys.check()
+    assert keys.trouble == ""
 
 
 def test_a_signer_signs(keys: KeyManager) -> None:

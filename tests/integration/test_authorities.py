@@ -86,6 +86,13 @@ class GuardedKeys:
         self._inner, self._database, self._checkpoint = inner, database, checkpoint
         self.persistent, self.location = inner.persistent, inner.location
 
+    @property
+    def trouble(self) -> str:
+        return self._inner.trouble
+
+    def check(self) -> None:
+        self._inner.check()
+
     def generate(self, slot: str, kind: KeyKind) -> PublicKey:
         self._checkpoint()
         public = self._inner.generate(slot, kind)
@@ -369,7 +376,7 @@ async def test_a_lost_authority_key_stops_the_start_until_the_operator_decides(s
     journal, bundle = dict(server.database.authorities), server.database.bundles[TD]
     with pytest.raises(CorruptState) as refused:
         await server.start()
-    for part in (str(server.path), first.authority_id, "Restore the file", "--reset-keys"):
+    for part in (str(server.path), first.authority_id, "Restore it from a backup", "--reset-keys"):
         assert part in refused.value.public
     assert (journal, bundle) == (server.database.authorities, server.database.bundles[TD]), "nothing was written"
     server.settings["reset_keys"] = True

@@ -11,6 +11,8 @@ from spiffe_core.runtime.settings import resolved
 
 EXAMPLE = Path(__file__).parents[3] / "deploy" / "config" / "server.toml"
 
+TOKEN = {"module": "/m.so", "token": "t", "pin_file": "/pin"}
+
 
 def make(**over):
     return from_mapping({"trust_domain": "example.org", **over}, source="server.toml")
@@ -62,6 +64,15 @@ def test_agents_get_the_default_ttl_unless_they_have_their_own():
         ({"upstream": {"kind": "disk", "disk": {"cert_file": "/c"}}}, "upstream.disk.key_file: is required"),
         ({"upstream": {"kind": "disk", "disk": {"cert_file": "c", "key_file": "/k"}}}, "cert_file must be an absolute"),
         ({"ca": {"key_manager": "cloud"}}, "ca.key_manager: "),
+        ({"ca": {"key_manager": "pkcs11"}}, "[ca.pkcs11] belong together"),
+        ({"ca": {"pkcs11": TOKEN}}, "[ca.pkcs11] belong together"),
+        ({"ca": {"key_manager": "pkcs11", "pkcs11": {**TOKEN, "slot": 1}}}, "not by both"),
+        ({"ca": {"key_manager": "pkcs11", "pkcs11": {**TOKEN, "token": ""}}}, "not by both"),
+        ({"ca": {"key_manager": "pkcs11", "pkcs11": {**TOKEN, "module": "m.so"}}}, "must be an absolute path"),
+        ({"ca": {"key_manager": "pkcs11", "pkcs11": {**TOKEN, "pin_file": "pin"}}}, "must be an absolute path"),
+        ({"ca": {"key_manager": "pkcs11", "pkcs11": {**TOKEN, "pin": "1234"}}}, "ca.pkcs11.pin"),
+        ({"ca": {"key_manager": "pkcs11", "pkcs11": {**TOKEN, "key_label_prefix": "a\n"}}}, "key_label_prefix"),
+        ({"ca": {"key_manager": "pkcs11", "pkcs11": {**TOKEN, "key_label_prefix": "../"}}}, "key_label_prefix"),
         ({"ca": {"ttl": "200000h"}}, "at most 20 years"),
         ({"ca": {"ttl": "30m"}}, "must not be longer than ca.ttl (30m)"),
         ({"svid": {"default_x509_ttl": 3600}}, "svid.default_x509_ttl: write a duration as text"),
