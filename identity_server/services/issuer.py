@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cryptography import x509
 
@@ -55,7 +55,7 @@ class Signer:
             raise CorruptState(
                 f"the key in slot {authority.key_slot} is not that of authority {authority.authority_id}"
             )
-        return cls(authority, parent, key)
+        return cls(authority, replace(parent, not_after=min(parent.not_after, authority.not_after)), key)
 
 
 class Issuer:
@@ -91,7 +91,7 @@ class Issuer:
         kind = Profile(profile)
         signer = self.signer
         self._look_at_bundle()
-        if signer is None or signer.authority.authority_id not in self._signing:
+        if signer is None or signer.authority.published_as not in self._signing:
             raise Unavailable("no signing authority is active; one is being prepared, try again shortly")
         if ttl < 0:
             raise InvalidRequest("ttl: must not be negative; 0 means the default", field="ttl")
