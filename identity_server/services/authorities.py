@@ -86,6 +86,8 @@ class Authorities:
     ) -> None:
         self._store, self._keys, self._clock, self._audit = store, keys, clock, audit
         self._settings = settings
+        self.below_upstream = upstream is not None
+        """Whether somebody else signs our CA certificate."""
         self._offload = Offload("keys", 1)
         self._busy = asyncio.Lock()
         self._seen: dict[AuthorityKind, tuple[str, float]] = {}  # the prepared authority, and since when it is known
