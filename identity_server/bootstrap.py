@@ -79,7 +79,7 @@ from identity_server.upstream import upstream_of
 from spiffe_core.clock import Clock, SystemClock
 from spiffe_core.crypto.keys import KeyKind
 from spiffe_core.entry import RegistrationEntry
-from spiffe_core.errors import CorruptState
+from spiffe_core.errors import ConfigError, CorruptState
 from spiffe_core.runtime.durable import DirectoryLock, lock_directory, private_directory, read_private, write_durably
 from spiffe_core.runtime.logs import LogLevel
 from spiffe_core.runtime.monitor import Monitor
