@@ -46,6 +46,8 @@ class DatabaseServer:
     kind: str
     account: str
     """Whom it runs as if the test runs as root."""
+    gentle: signal.Signals
+    """What ends it in order, whoever is connected."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=f"mun-{self.kind[:2]}-", dir=_fast_directory()))
@@ -133,6 +135,20 @@ class DatabaseServer:
         """As in a crash: nothing is flushed that was not on the disk."""
         raise NotImplementedError
 
+    def save(self) -> None:
+        """A backup of all there is, made while it is stopped."""
+        self.stop(self.gentle)
+        shutil.rmtree(self.folder / "saved", ignore_errors=True)
+        subprocess.run(["cp", "-a", self.data, self.folder / "saved"], check=True)
+        self.start()
+
+    def restore(self) -> None:
+        """Go back to the backup; what was written since is gone."""
+        self.stop(self.gentle)
+        shutil.rmtree(self.data)
+        subprocess.run(["cp", "-a", self.folder / "saved", self.data], check=True)
+        self.start()
+
     def new_database(self, name: str) -> str:
         """An empty database; its URL."""
         raise NotImplementedError
@@ -169,6 +185,7 @@ def _newest_postgresql() -> Path | None:
 class PostgreSQL(DatabaseServer):
     kind = "postgresql"
     account = "postgres"
+    gentle = signal.SIGINT
 
     @staticmethod
     def missing() -> str:
@@ -211,9 +228,45 @@ class PostgreSQL(DatabaseServer):
             return cursor.fetchall() if cursor.description else []
 
 
+class Standby(PostgreSQL):
+    """An asynchronous replica of a running PostgreSQL server."""
+
+    def __init__(self, primary: PostgreSQL) -> None:
+        self.primary = primary
+        super().__init__()
+
+    def make(self) -> None:
+        self.binaries = self.primary.binaries
+        self.data.chmod(0o700)
+        self.tool(
+            *(self.binaries / "pg_basebackup", "-D", self.data, "-h", self.primary.run, "-U", USER),
+            *("-R", "-c", "fast", "--no-sync"),
+        )
+
+    def caught_up(self) -> bool:
+        (sent,), (seen,) = (
+            *self.primary.execute("postgres", "SELECT pg_current_wal_lsn()"),
+            *self.execute("postgres", "SELECT pg_last_wal_replay_lsn()"),
+        )
+        return bool(sent == seen)
+
+    def cut_off(self) -> None:
+        """It receives nothing more from the primary."""
+        self.execute("postgres", "ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
+        deadline = time.monotonic() + START_SECONDS
+        while self.execute("postgres", "SELECT count(*) FROM pg_stat_wal_receiver") != [(0,)]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def promote(self) -> None:
+        """It is the primary from now on."""
+        self.execute("postgres", "SELECT pg_promote(true)")
+
+
 class MariaDB(DatabaseServer):
     kind = "mariadb"
     account = "mysql"
+    gentle = signal.SIGTERM
 
     @staticmethod
     def missing() -> str:
