@@ -9,9 +9,10 @@ from typing import Literal, Self, get_args
 
 from pydantic import model_validator
 
+from identity_server.settings_upstream_network import UpstreamSpireSection, UpstreamVaultSection
 from spiffe_core.runtime.settings import FilePath, Section
 
-UpstreamKind = Literal["disk"]
+UpstreamKind = Literal["disk", "spire", "vault"]
 
 
 class UpstreamDiskSection(Section):
@@ -39,6 +40,8 @@ class UpstreamSection(Section):
 
     kind: UpstreamKind
     disk: UpstreamDiskSection | None = None
+    spire: UpstreamSpireSection | None = None
+    vault: UpstreamVaultSection | None = None
 
     @model_validator(mode="after")
     def _one_table(self) -> Self:

@@ -15,6 +15,14 @@ def upstream_of(section: UpstreamSection | None, trust_domain: TrustDomain, cloc
     """The upstream authority the settings name, not yet started; None where the server is its own root."""
     if section is None:
         return None
+    if section.spire is not None:
+        from identity_server.upstream.spire import SpireUpstream
+
+        return SpireUpstream(section.spire, trust_domain=trust_domain, clock=clock)
+    if section.vault is not None:
+        from identity_server.upstream.vault import VaultUpstream
+
+        return VaultUpstream(section.vault, clock=clock)
     assert section.disk is not None, "the settings demand the table of the kind"
     from identity_server.upstream.disk import DiskUpstream
 
