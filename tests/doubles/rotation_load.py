@@ -124,6 +124,11 @@ class Streams:
             known = self._known[key] = x509_context(message.svids, message.federated_bundles, _CLOCK.now())
         return known
 
+    @property
+    def count(self) -> int:
+        """How many streams there are."""
+        return len(self._newest)
+
     def newest(self, number: int) -> X509Context:
         """The last message of a stream."""
         found = self._newest[number]
