@@ -140,6 +140,7 @@ def _reopen(server: Server, output: LogOutput) -> None:
 async def _until_stopped(server: Server, stop: asyncio.Event) -> None:
     async with Supervisor() as tasks:
         tasks.start(keep_authorities(server), "rotation")
+        tasks.start(follow_journal(server), "journal")
         tasks.start(keep_own_identity(server), "own identity")
         tasks.start(keep_errands(server), "orders")
         tasks.start(_every(PRUNE_SECONDS, lambda: prune(server), "pruning"), "pruning")
@@ -179,6 +180,18 @@ async def keep_authorities(server: Server) -> None:
         if lost:
             continue
         server.authorities.held = False
+        await server.authorities.tick()
+
+
+async def follow_journal(server: Server) -> None:
+    """Look after the authorities at once when the journal changed: perhaps another server retired one (architecture A15)."""
+    watch = server.store.state
+    journal, version = watch.value.authorities, watch.version
+    while True:
+        version = await watch.changed(version)
+        if watch.value.authorities is journal or server.authorities.held:
+            continue
+        journal = watch.value.authorities
         await server.authorities.tick()
 
 

@@ -128,7 +128,7 @@ def give_up(*, socket_path: str | None, instance: str | None, output: str, serve
     """Give up a server that will not come back.
 
     Its authorities become old, so they can be tainted and revoked by their ids, and no order waits for it any more. A
-    server that was only thought to be gone makes new authorities within 10 seconds.
+    server that was only thought to be gone makes new authorities at once.
     """
     answer = _ask("GiveUpServer", pb.GiveUpServerRequest(server_id=server_id), socket_path, instance)
     if output == "json":

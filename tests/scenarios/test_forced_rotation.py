@@ -34,6 +34,7 @@ def started():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)  # half a minute; a busy machine may take longer
 async def test_a_forced_rotation_under_a_thousand_streams_costs_nothing():
     """Issue "done when": X.509 by command, JWT by the API, WIT by command; nothing fails, everyone moves before revoke."""
     stack = await asyncio.to_thread(started)
