@@ -18,7 +18,8 @@ from identity_server.domain.state import HistoryChange
 from identity_server.settings import ServerSettings
 from spiffe_core.errors import IdentityError, Unavailable
 from spiffe_core.runtime.logs import LogOutput, setup_logging
-from spiffe_core.runtime.process import raise_descriptor_limit, refuse_dumps
+from spiffe_core.runtime.process import connections_that_fit, refuse_dumps
+from spiffe_core.runtime.refusal import complain
 from spiffe_core.runtime.supervise import Supervisor
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,6 @@ START_AGAIN_SECONDS = 5
 REPUBLISH_SECONDS = 1.0
 GUARD_SECONDS = 1.0
 _SHORTEST_PAUSE = 0.05
-_DESCRIPTORS_PER_CONNECTION = 3
-_DESCRIPTORS_BESIDES = 256
 
 
 def run(settings: ServerSettings, *, reset_keys: bool = False) -> int:
@@ -42,15 +41,14 @@ def run(settings: ServerSettings, *, reset_keys: bool = False) -> int:
     try:
         output = setup_logging(settings.log_level, settings.log_file or None, style=settings.log_format)
         refuse_dumps()
-        wanted = settings.limits.connections * _DESCRIPTORS_PER_CONNECTION + _DESCRIPTORS_BESIDES
-        raise_descriptor_limit(wanted)
+        settings = _with_room(settings)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(settings, output, reset_keys=reset_keys))
     except IdentityError as error:
-        return _complain(error.public, settings)
+        return _complain(error.public, settings, output)
     except BaseExceptionGroup as group:
         log.critical("a loop of the server died; stopping", exc_info=group)
-        return _complain("a loop of the server died, see the log", settings)
+        return _complain("a loop of the server died, see the log", settings, output)
     finally:
         if output is not None:
             output.close()
@@ -64,11 +62,23 @@ def run_and_exit(settings: ServerSettings, *, reset_keys: bool = False) -> NoRet
     os._exit(code)
 
 
-def _complain(text: str, settings: ServerSettings) -> int:
-    log.error("%s", text)
-    if settings.log_file or not logging.getLogger().handlers:
-        sys.stderr.write(f"identity-server: {text}\n")
-    return 1
+def _complain(text: str, settings: ServerSettings, output: LogOutput | None) -> int:
+    return complain(
+        text,
+        output,
+        program="identity-server",
+        stderr=sys.stderr,
+        log_file=settings.log_file,
+        log_format=settings.log_format,
+        format_chosen="log_format" in settings.model_fields_set,
+    )
+
+
+def _with_room(settings: ServerSettings) -> ServerSettings:
+    """The settings with as many connections as there is room for, if nobody chose their number."""
+    limits = settings.limits
+    room = connections_that_fit(limits.connections, chosen="connections" in limits.model_fields_set)
+    return settings.model_copy(update={"limits": limits.model_copy(update={"connections": room})})
 
 
 async def _serve(settings: ServerSettings, output: LogOutput, *, reset_keys: bool) -> int:

@@ -15,13 +15,11 @@ from node_agent.bootstrap import VERSION, build
 from node_agent.settings import AgentSettings
 from spiffe_core.errors import IdentityError
 from spiffe_core.runtime.logs import LogOutput, setup_logging
-from spiffe_core.runtime.process import raise_descriptor_limit, refuse_dumps
+from spiffe_core.runtime.process import connections_that_fit, refuse_dumps
+from spiffe_core.runtime.refusal import complain
 from spiffe_core.runtime.supervise import Supervisor
 
 log = logging.getLogger(__name__)
-
-_DESCRIPTORS_PER_CONNECTION = 3
-_DESCRIPTORS_BESIDES = 256
 
 
 def run(settings: AgentSettings) -> int:
@@ -30,14 +28,14 @@ def run(settings: AgentSettings) -> int:
     try:
         output = setup_logging(settings.log_level, settings.log_file or None, style=settings.log_format)
         refuse_dumps()
-        raise_descriptor_limit(settings.limits.connections * _DESCRIPTORS_PER_CONNECTION + _DESCRIPTORS_BESIDES)
+        settings = _with_room(settings)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(settings, output))
     except IdentityError as error:
-        return _complain(error.public, settings)
+        return _complain(error.public, settings, output)
     except BaseExceptionGroup as group:
         log.critical("a loop of the agent died; stopping", exc_info=group)
-        return _complain("a loop of the agent died, see the log", settings)
+        return _complain("a loop of the agent died, see the log", settings, output)
     finally:
         if output is not None:
             output.close()
@@ -51,11 +49,23 @@ def run_and_exit(settings: AgentSettings) -> NoReturn:
     os._exit(code)
 
 
-def _complain(text: str, settings: AgentSettings) -> int:
-    log.error("%s", text)
-    if settings.log_file or not logging.getLogger().handlers:
-        sys.stderr.write(f"node-agent: {text}\n")
-    return 1
+def _complain(text: str, settings: AgentSettings, output: LogOutput | None) -> int:
+    return complain(
+        text,
+        output,
+        program="node-agent",
+        stderr=sys.stderr,
+        log_file=settings.log_file,
+        log_format=settings.log_format,
+        format_chosen="log_format" in settings.model_fields_set,
+    )
+
+
+def _with_room(settings: AgentSettings) -> AgentSettings:
+    """The settings with as many connections as there is room for, if nobody chose their number."""
+    limits = settings.limits
+    room = connections_that_fit(limits.connections, chosen="connections" in limits.model_fields_set)
+    return settings.model_copy(update={"limits": limits.model_copy(update={"connections": room})})
 
 
 async def _serve(settings: AgentSettings, output: LogOutput) -> int:

@@ -81,7 +81,11 @@ def verify_jwt_svid(
     spiffe_id = _subject(claims)
     bundle = bundles(spiffe_id.trust_domain)  # (6)
     if bundle is None or bundle.trust_domain != spiffe_id.trust_domain:
-        raise VerificationFailed(f"no trust bundle for {spiffe_id.trust_domain} is loaded", Reason.NO_BUNDLE)
+        raise VerificationFailed(
+            f"no trust bundle for {spiffe_id.trust_domain} is loaded: the other side belongs to a different trust domain "
+            "that is not federated with",
+            Reason.NO_BUNDLE,
+        )
     if not bundle.jwt_authorities:
         raise VerificationFailed(
             f"the trust bundle of {spiffe_id.trust_domain} has no JWT authority", Reason.EMPTY_BUNDLE

@@ -7,6 +7,10 @@ import logging
 import os
 import resource
 
+DESCRIPTORS_PER_CONNECTION = 3
+"""The peer's socket, our socket to gRPC, and gRPC's end of it."""
+DESCRIPTORS_BESIDES = 256
+FEWEST_CONNECTIONS = 16
 _PR_SET_DUMPABLE = 4
 
 log = logging.getLogger(__name__)
@@ -18,6 +22,29 @@ def refuse_dumps() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         log.warning("PR_SET_DUMPABLE was refused: %s", os.strerror(ctypes.get_errno()))
+
+
+def connections_that_fit(connections: int, *, chosen: bool) -> int:
+    """Raise the limit of open files for so many connections; how many there is room for.
+
+    A number that somebody chose stays, with a warning if the hard limit is in its way. A default gives way: it becomes
+    what the hard limit allows, which is worth a line and no alarm.
+    """
+    wanted = connections * DESCRIPTORS_PER_CONNECTION + DESCRIPTORS_BESIDES
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if chosen or hard == resource.RLIM_INFINITY or hard >= wanted:
+        raise_descriptor_limit(wanted)
+        return connections
+    raise_descriptor_limit(hard)
+    room = max(FEWEST_CONNECTIONS, (hard - DESCRIPTORS_BESIDES) // DESCRIPTORS_PER_CONNECTION)
+    log.info(
+        "at most %d connections at a time, as %d open files allow; ulimit -n %d makes room for the usual %d",
+        room,
+        hard,
+        wanted,
+        connections,
+    )
+    return room
 
 
 def raise_descriptor_limit(wanted: int) -> int:

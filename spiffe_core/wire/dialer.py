@@ -188,7 +188,16 @@ class Dialer:
         if trust.bundles is None:
             der = tls.getpeercert(binary_form=True)
             return spiffe_id_of(read_certificate(der or b"", field="the server's certificate"))
-        svid = verified_svid(tls, trust.bundles, now=self._now(), purpose="server")
+        try:
+            svid = verified_svid(tls, trust.bundles, now=self._now(), purpose="server")
+        except VerificationFailed as failure:
+            if failure.reason is not Reason.NO_BUNDLE:
+                raise
+            raise VerificationFailed(
+                f"server and agent belong to different trust domains: {failure.public}. The agent's is "
+                f"{trust.expected.trust_domain}; correct trust_domain, or server_address",
+                Reason.NO_BUNDLE,
+            ) from None
         if svid is None:
             raise VerificationFailed("the server presented no certificate", Reason.EMPTY_CHAIN)
         return svid.spiffe_id

@@ -447,6 +447,27 @@ class TestTokensAndBundles:
         assert server.requests[1].ttl == 60
         assert not server.requests[1].HasField("agent_id")
 
+    def test_a_token_goes_into_a_new_private_file_and_is_not_shown(self, server, capsys, tmp_path):
+        """S66, S67: 0600 from the start, never over something that is there, gone again when nothing came of it."""
+        target = tmp_path / "token"
+        assert command("token", "generate", "-write", str(target)) == 0
+        shown = capsys.readouterr()
+        assert "the-token" not in shown.out + shown.err
+        assert target.read_text() == "the-token"
+        assert target.stat().st_mode & 0o777 == 0o600
+        assert command("token", "generate", "--write", str(target), "--output", "json") == 1
+        assert "exists already" in capsys.readouterr().out
+        assert len(server.requests) == 1, "nothing was made for a file that cannot be written"
+        link = tmp_path / "link"
+        link.symlink_to(tmp_path / "elsewhere")
+        assert command("token", "generate", "--write", str(link)) == 1
+        assert not (tmp_path / "elsewhere").exists()
+        assert command("token", "generate", "--write", str(tmp_path / "json"), "--output", "json") == 0
+        capsys.readouterr()
+        absent = str(tmp_path / "absent.sock")
+        assert command("token", "generate", "--write", str(tmp_path / "none"), "-socketPath", absent) == 1
+        assert not (tmp_path / "none").exists()
+
     def test_a_token_without_life_is_refused(self, server, capsys):
         assert command("token", "generate", "-ttl", "0") == 1
         assert "--ttl" in capsys.readouterr().err
