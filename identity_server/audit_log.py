@@ -147,7 +147,7 @@ class AuditFile:
     def _line(self, document: dict[str, object]) -> bytes:
         stamped = {"time": self._now().isoformat(timespec="milliseconds"), **document}
         if request := current_request_id():
-            stamped["request"] = request
+            stamped["request_id"] = request
         if caller := current_caller_facts():
             stamped["caller"] = caller
         return _JSON.encode(stamped).encode() + b"\n"

@@ -26,7 +26,7 @@ from identity_server.audit_log import AuditFile
 from identity_server.domain.rates import Rate
 from identity_server.keys import DiskKeys, MemoryKeys, set_aside
 from identity_server.monitoring import Parts, counted, metered, metrics_of, monitor, observers, rotations
-from identity_server.ports import KeyManager
+from identity_server.ports import KeyManager, UpstreamAuthority
 from identity_server.rpc.agent_api import AgentApi
 from identity_server.rpc.authority_orders_api import AuthorityOrdersApi
 from identity_server.rpc.bundle_api import BundleApi
@@ -56,6 +56,7 @@ from identity_server.services.admission import Admissions
 from identity_server.services.attest_agent import AttestAgents
 from identity_server.services.authorities import Authorities, CaSettings, TokenSettings
 from identity_server.services.authority_orders import AuthorityOrders
+from identity_server.services.downstream import Downstream
 from identity_server.services.entitlements import Entitlements
 from identity_server.services.errands import Errands
 from identity_server.services.federated_bundles import FederatedBundles
@@ -70,9 +71,11 @@ from identity_server.services.registration import Registration
 from identity_server.services.server_info import ServerInfo
 from identity_server.services.server_log import ServerLog
 from identity_server.services.trust_bundles import TrustBundles
+from identity_server.services.upstream_authorities import UpstreamAuthorities
 from identity_server.settings import CaSubject, Pkcs11Section, RateLimitSection, ServerSettings
 from identity_server.store.database import Access
 from identity_server.store.sql_store import SqlStore
+from identity_server.upstream import upstream_of
 from spiffe_core.clock import Clock, SystemClock
 from spiffe_core.crypto.keys import KeyKind
 from spiffe_core.entry import RegistrationEntry
@@ -110,6 +113,8 @@ class Server:
     audit: AuditFile
     store: SqlStore
     authorities: Authorities
+    upstream: UpstreamAuthority | None
+    above: UpstreamAuthorities
     errands: Errands
     lost_history: LostHistory
     own: OwnIdentity
@@ -134,8 +139,6 @@ class Server:
             ConfigError, CorruptState, Unavailable: what is in the way and what to do about it.
         """
         time = clock or SystemClock()
-        if settings.upstream is not None:
-            raise ConfigError("upstream: this version cannot use an upstream authority yet; leave the table out")
         async with contextlib.AsyncExitStack() as undo:
             private_directory(settings.data_dir)
             lock = lock_directory(settings.data_dir)
@@ -182,6 +185,8 @@ class Server:
         await self.door.emptied(FLUSH_SECONDS)
         await self.door.close()
         await self.admissions.settled()
+        if self.upstream is not None:
+            await self.upstream.close()
         await self.store.close()
         self.monitor.close()
         self.audit.close()
@@ -215,8 +220,12 @@ async def _compose(  # the one place where everything has a name
     trust_domain = settings.trust_domain
     metrics = metrics_of(settings)
     audit, store = counted(sink, metrics, clock), metered(database, metrics, clock)
+    upstream = upstream_of(settings.upstream, trust_domain, clock)
+    if upstream is not None:
+        undo.push_async_callback(upstream.close)
+        await upstream.start()
     authorities = Authorities(
-        store, keys, clock, audit, _ca_settings(settings, server_id, reset_keys=reset_keys), os.urandom
+        store, keys, clock, audit, _ca_settings(settings, server_id, reset_keys=reset_keys), os.urandom, upstream
     )
     await authorities.start()
     issuer = authorities.issuer
@@ -269,6 +278,17 @@ async def _compose(  # the one place where everything has a name
     orders = AuthorityOrders(
         authorities=authorities, store=store, clock=clock, audit=audit, server_id=server_id, new_id=_new_id
     )
+    above = UpstreamAuthorities(
+        upstream=upstream,
+        authorities=authorities,
+        store=store,
+        clock=clock,
+        audit=audit,
+        trust_domain=trust_domain,
+        server_id=server_id,
+        new_id=_new_id,
+    )
+    downstream = Downstream(issuer=issuer, store=store, audit=audit, ca_ttl=int(settings.ca.ttl.total_seconds()))
     issue = IssueSvids(
         entitlements=entitlements,
         issuer=issuer,
@@ -293,11 +313,11 @@ async def _compose(  # the one place where everything has a name
     services = (
         handlers(AGENT, AgentApi(attest, fleet)),
         handlers(ENTRY, EntryApi(registration, trust_domain=trust_domain, new_id=_new_id)),
-        handlers(SVID, SvidApi(issue, tokens)),
+        handlers(SVID, SvidApi(issue, tokens, downstream)),
         handlers(
             BUNDLE,
             BundleApi(
-                TrustBundles(store=store, audit=audit, trust_domain=trust_domain),
+                TrustBundles(store=store, audit=audit, trust_domain=trust_domain, upstream=upstream),
                 FederatedBundles(store=store, audit=audit),
                 trust_domain=trust_domain,
             ),
@@ -305,7 +325,7 @@ async def _compose(  # the one place where everything has a name
         handlers(TRUST_DOMAIN, TrustDomainApi(Federation(store=store, audit=audit), trust_domain=trust_domain)),
         handlers(LOGGER, LoggerApi(ServerLog(LogLevel(settings.log_level), audit))),
         handlers(DEBUG, DebugApi(ServerInfo(store=store, chain=lambda: own.identity.chain, clock=clock))),
-        handlers(LOCAL_AUTHORITY, LocalAuthorityApi(local)),
+        handlers(LOCAL_AUTHORITY, LocalAuthorityApi(local, above)),
         handlers(AUTHORITY_ORDERS, AuthorityOrdersApi(orders)),
         handlers(HEALTH, HealthApi(lambda: watch.report().ready)),
     )
@@ -330,6 +350,8 @@ async def _compose(  # the one place where everything has a name
         audit=sink,
         store=database,
         authorities=authorities,
+        upstream=upstream,
+        above=above,
         errands=Errands(authorities=authorities, local=local, store=store, clock=clock, server_id=server_id),
         lost_history=LostHistory(store=store, clock=clock, audit=audit, trust_domain=trust_domain, server_id=server_id),
         own=own,

@@ -104,12 +104,12 @@ async def _serve(settings: ServerSettings, output: LogOutput, *, reset_keys: boo
 
 
 async def _assembled(settings: ServerSettings, stop: asyncio.Event, *, reset_keys: bool) -> Server | None:
-    """The server; a database server that is away is waited for (R25). None if we are told to stop meanwhile."""
+    """The server; a database server or an upstream that is away is waited for (R25). None if we are told to stop meanwhile."""
     while True:
         try:
             return await Server.assemble(settings, reset_keys=reset_keys)
         except Unavailable as error:
-            if not settings.database.shared:
+            if not settings.database.shared and settings.upstream is None:
                 raise
             log.error(  # noqa: TRY400  # the message says it all
                 "cannot start yet, trying again in %d s: %s",
@@ -153,6 +153,7 @@ async def _until_stopped(server: Server, stop: asyncio.Event) -> None:
         tasks.start(follow_journal(server), "journal")
         tasks.start(keep_own_identity(server), "own identity")
         tasks.start(keep_errands(server), "orders")
+        tasks.start(server.above.keep_up(), "upstream")
         tasks.start(_every(PRUNE_SECONDS, lambda: prune(server), "pruning"), "pruning")
         tasks.start(guard_connections(server), "connections")
         tasks.start(server.monitor.watch(), "health")

@@ -9,6 +9,7 @@
     logger.py debug.py   logger get, set, reset; debug getinfo
     x509.py jwt.py wit.py        x509 mint, jwt mint, wit mint
     localauthority.py    localauthority x509|jwt|wit show, prepare, activate, taint, revoke
+    upstreamauthority.py         upstreamauthority taint, revoke
 
 Modules are imported when their command is called; `entry show` loads neither the database nor the web framework.
 Flags and output follow SPIRE's `spire-server`, so that scripts written for it go on working.
@@ -52,6 +53,7 @@ def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
         "jwt": (f"{_HERE}.jwt:group", "JWT-SVIDs without a workload"),
         "wit": (f"{_HERE}.wit:group", "WIT-SVIDs without a workload"),
         "localauthority": (f"{_HERE}.localauthority:group", "Signing authorities: show, rotate, taint, revoke"),
+        "upstreamauthority": (f"{_HERE}.upstreamauthority:group", "Roots of the upstream authority: taint, revoke"),
     },
 )
 @click.option(

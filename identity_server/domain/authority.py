@@ -53,7 +53,10 @@ class Authority:
 
     `authority_id` is the lower-case hex subject key identifier (X.509) or the key id (JWT, WIT). `certificate` is its
     public half: a certificate (X.509) or a SubjectPublicKeyInfo (JWT, WIT), in DER. `published_at` is when it was
-    appended to the stored bundle. `upstream_chain` is empty for a self-signed authority.
+    appended to the stored bundle. Below an upstream authority, `upstream_chain` is what goes out with each leaf: the
+    certificate and those above it, without the root; `anchor_id` is the key identifier of that root, which stands in
+    the bundle in the certificate's stead; and `not_after` is the earliest end of all of them. Both are empty for a
+    self-signed authority.
     """
 
     authority_id: str
@@ -67,11 +70,17 @@ class Authority:
     kind: AuthorityKind = "x509"
     upstream_chain: tuple[bytes, ...] = ()
     tainted: bool = False
+    anchor_id: str = ""
 
     @property
     def key_slot(self) -> str:
         """The name of its key's slot in the key manager."""
         return key_slot(self.kind, self.slot)
+
+    @property
+    def published_as(self) -> str:
+        """The id that must stand untainted in the stored bundle for it to sign: its upstream root's, or its own."""
+        return self.anchor_id or self.authority_id
 
 
 def key_slot(kind: AuthorityKind, slot: SlotName) -> str:
@@ -158,9 +167,10 @@ class Slots:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Put a new authority (status PREPARED) into its slot and into the bundle."""
+    """Put a new authority (status PREPARED) into its slot and into the bundle; below an upstream, its roots."""
 
     authority: Authority
+    roots: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +218,7 @@ class Prepared:
 
     authority: Authority
     replaced: Authority | None
+    roots: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,8 +284,8 @@ def decide(slots: Slots, command: Command, now: int) -> tuple[Event, ...]:
         IllegalMove: the command may not happen now; the message says why.
     """
     match command:
-        case Prepare(authority):
-            return _prepare(slots, authority, now)
+        case Prepare():
+            return _prepare(slots, command, now)
         case Activate():
             return _activate(slots, command, now)
         case Retire(authority_id):
@@ -295,7 +306,7 @@ def decide(slots: Slots, command: Command, now: int) -> tuple[Event, ...]:
 def apply(slots: Slots, event: Event) -> Slots:
     """The slots after an event."""
     match event:
-        case Prepared(authority, _) | Activated(authority) | Retired(authority) | Tainted(authority):
+        case Prepared(authority) | Activated(authority) | Retired(authority) | Tainted(authority):
             return slots.with_slot(authority.slot, authority)
         case _:  # Forgotten
             return slots.with_slot(event.authority.slot, None)
@@ -315,7 +326,8 @@ def usable(authority: Authority, now: int) -> bool:
     return authority.issued_at - _BACKDATE_SECONDS <= now < authority.not_after
 
 
-def _prepare(slots: Slots, authority: Authority, now: int) -> tuple[Event, ...]:
+def _prepare(slots: Slots, command: Prepare, now: int) -> tuple[Event, ...]:
+    authority = command.authority
     replaced = slots[authority.slot]
     move(replaced.status if replaced is not None else None, "prepare")
     if authority.status is not Status.PREPARED:
@@ -326,7 +338,7 @@ def _prepare(slots: Slots, authority: Authority, now: int) -> tuple[Event, ...]:
         raise IllegalMove("another authority is prepared already; activate or retire it first")
     if not usable(authority, now):
         raise IllegalMove("a new authority must be valid now; check the clock")
-    return (Prepared(authority, replaced),)
+    return (Prepared(authority, replaced, command.roots),)
 
 
 def _activate(slots: Slots, command: Activate, now: int) -> tuple[Event, ...]:
@@ -335,8 +347,8 @@ def _activate(slots: Slots, command: Activate, now: int) -> tuple[Event, ...]:
     if found is active:
         return ()
     chosen = _moved(found, "activate")
-    if found.authority_id not in command.bundle:
-        raise IllegalMove("cannot activate an authority whose certificate is not in the stored bundle")
+    if found.published_as not in command.bundle:
+        raise IllegalMove("cannot activate an authority whose certificate or root is not in the stored bundle")
     if not usable(found, now):
         raise IllegalMove("cannot activate an authority that is not valid now; prepare a new one")
     if not settled(slots, found, now, command.waited):

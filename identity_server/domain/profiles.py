@@ -59,6 +59,13 @@ LEAF_SUBJECT = subject_name()
 CA_SUBJECT = subject_name(organization=("SPIFFE",))
 
 
+def downstream_subject(parent: x509.Name, depth: int) -> x509.Name:
+    """The subject of a downstream CA: its parent's, with SPIRE's organisational unit `DOWNSTREAM-n` (section 14)."""
+    ours = {NameOID.ORGANIZATIONAL_UNIT_NAME, NameOID.SERIAL_NUMBER}
+    unit = x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, f"DOWNSTREAM-{depth}")
+    return x509.Name([*(part for part in parent if part.oid not in ours), unit])
+
+
 @dataclass(frozen=True, slots=True)
 class Parent:
     """What a certificate takes from the authority above it."""

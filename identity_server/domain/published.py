@@ -6,6 +6,9 @@ public key under its key id. Everything here is a pure function of a bundle.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 from identity_server.domain.authority import Authority, AuthorityKind
 from spiffe_core.bundle import JwtAuthority, TrustBundle, WitAuthority, X509Authority
 from spiffe_core.errors import Internal
@@ -34,14 +37,22 @@ def ends_at(bundle: TrustBundle | None, kind: AuthorityKind, authority_id: str) 
     return max((_end(one) for one in _listed(bundle, kind) if one.key_id == authority_id), default=0)
 
 
-def with_published(bundle: TrustBundle, authority: Authority) -> TrustBundle:
-    """The bundle with this authority in it.
+def with_roots(bundle: TrustBundle, roots: Iterable[bytes]) -> TrustBundle:
+    """The bundle with these roots in it: one change, however many they are."""
+    after = bundle
+    for root in roots:
+        after = after.with_x509_authority(root)
+    return bundle if after is bundle else replace(after, sequence=bundle.sequence + 1)
+
+
+def with_published(bundle: TrustBundle, authority: Authority, roots: tuple[bytes, ...] = ()) -> TrustBundle:
+    """The bundle with this authority in it, or with the `roots` above it if there are some.
 
     Raises:
         Internal: its key id already names a token key of the other kind (WIT-36).
     """
     if authority.kind == "x509":
-        return bundle.with_x509_authority(authority.certificate)
+        return with_roots(bundle, roots or (authority.certificate,))
     other: AuthorityKind = "wit" if authority.kind == "jwt" else "jwt"
     if authority.authority_id in published_ids(bundle, other):
         raise Internal("a new key id names another key of the bundle already", authority_id=authority.authority_id)

@@ -64,8 +64,8 @@ def next_step(slots: Slots, now: int, *, bundle: frozenset[str], waited: float =
     """The next step at `now`. `bundle` are the ids that stand untainted in the stored bundle; `waited` as in `Activate`."""
     active, prepared = slots.active, slots.prepared
     for one in (prepared, active):
-        if one is not None and one.authority_id not in bundle:
-            return Step(Do.RETIRE, "it is tainted or not in the stored bundle", one)
+        if one is not None and one.published_as not in bundle:
+            return Step(Do.RETIRE, "it or its root is tainted or not in the stored bundle", one)
     if prepared is not None and not usable(prepared, now):
         return Step(Do.RETIRE, "it is not valid now", prepared)
     if active is None or not usable(active, now):

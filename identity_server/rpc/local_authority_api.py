@@ -5,14 +5,16 @@ from __future__ import annotations
 from identity_server.domain.authority import AuthorityKind
 from identity_server.rpc.caller import Context, current_caller
 from identity_server.services.local_authority import AuthorityView, LocalAuthorities
+from identity_server.services.upstream_authorities import UpstreamAuthorities
 from spiffe_core.wire._gen.spire.api.server.localauthority.v1 import localauthority_pb2 as pb
 
 
 class LocalAuthorityApi:
     """Authorities by command."""
 
-    def __init__(self, authorities: LocalAuthorities) -> None:
+    def __init__(self, authorities: LocalAuthorities, upstream: UpstreamAuthorities) -> None:
         self._authorities = authorities
+        self._upstream = upstream
 
     async def GetX509AuthorityState(
         self, _request: pb.GetX509AuthorityStateRequest, _context: Context
@@ -105,18 +107,18 @@ class LocalAuthorityApi:
         return pb.RevokeWITAuthorityResponse(revoked_authority=await self._revoke("wit", request.authority_id))
 
     async def TaintX509UpstreamAuthority(
-        self, _request: pb.TaintX509UpstreamAuthorityRequest, _context: Context
+        self, request: pb.TaintX509UpstreamAuthorityRequest, _context: Context
     ) -> pb.TaintX509UpstreamAuthorityResponse:
-        """Only for servers below an upstream authority."""
-        self._authorities.refuse_upstream()
-        return pb.TaintX509UpstreamAuthorityResponse()
+        """Everything below this upstream authority rotates. Only for servers that have an upstream."""
+        await self._upstream.taint(current_caller(), request.subject_key_id)
+        return pb.TaintX509UpstreamAuthorityResponse(upstream_authority_subject_key_id=request.subject_key_id)
 
     async def RevokeX509UpstreamAuthority(
-        self, _request: pb.RevokeX509UpstreamAuthorityRequest, _context: Context
+        self, request: pb.RevokeX509UpstreamAuthorityRequest, _context: Context
     ) -> pb.RevokeX509UpstreamAuthorityResponse:
-        """Only for servers below an upstream authority."""
-        self._authorities.refuse_upstream()
-        return pb.RevokeX509UpstreamAuthorityResponse()
+        """This upstream authority leaves the bundle. Only for servers that have an upstream."""
+        await self._upstream.revoke(current_caller(), request.subject_key_id)
+        return pb.RevokeX509UpstreamAuthorityResponse(upstream_authority_subject_key_id=request.subject_key_id)
 
     def _states(self, kind: AuthorityKind) -> dict[str, pb.AuthorityState]:
         found = self._authorities.states(kind)

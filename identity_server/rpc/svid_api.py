@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from identity_server.rpc.agent_api import svid_to_proto
 from identity_server.rpc.caller import Context, current_caller
+from identity_server.services.downstream import Downstream
 from identity_server.services.issue_svids import IssueSvids, Terms, Wanted
 from identity_server.services.issue_tokens import IssueTokens, TokenTerms, WantedWit
 from identity_server.services.issuer import IssuedX509
@@ -21,8 +22,9 @@ from spiffe_core.wit_svid import WitSvid
 class SvidApi:
     """SVIDs for workloads and for administrators."""
 
-    def __init__(self, issue: IssueSvids, tokens: IssueTokens) -> None:
+    def __init__(self, issue: IssueSvids, tokens: IssueTokens, downstream: Downstream) -> None:
         self._issue = issue
+        self._downstream = downstream
         self._tokens = tokens
 
     async def MintX509SVID(
@@ -44,6 +46,13 @@ class SvidApi:
             else:
                 _add_svid(response, answer)
         return response
+
+    async def NewDownstreamX509CA(
+        self, request: svid_pb2.NewDownstreamX509CARequest, _context: Context
+    ) -> svid_pb2.NewDownstreamX509CAResponse:
+        """A CA certificate for a downstream server's key, the certificates above it, and the roots."""
+        made = self._downstream.new_ca(current_caller(), request.csr, request.preferred_ttl)
+        return svid_pb2.NewDownstreamX509CAResponse(ca_cert_chain=made.chain, x509_authorities=made.roots)
 
     async def MintJWTSVID(
         self, request: svid_pb2.MintJWTSVIDRequest, _context: Context

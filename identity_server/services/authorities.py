@@ -30,6 +30,7 @@ from identity_server.domain.authority import (
     Status,
     key_slot,
     settled,
+    usable,
 )
 from identity_server.domain.orders import key_digest
 from identity_server.domain.published import expired_ids, signing_ids
@@ -41,13 +42,14 @@ from identity_server.domain.rotation import (
     longest_whole_ttl,
     next_step,
 )
-from identity_server.ports import AuditLog, KeyManager, Store
+from identity_server.ports import AuditLog, KeyManager, Store, UpstreamAuthority
 from identity_server.services.audited import audited, changed
 from identity_server.services.authority_commands import KINDS, WORDS, carry_out, in_force, prune
-from identity_server.services.authority_lines import CaSettings, Line, TokenSettings, belongs, lines_of
+from identity_server.services.authority_lines import Birth, CaSettings, Line, TokenSettings, belongs
 from identity_server.services.issuer import IssuedX509, Issuer
+from identity_server.services.issuers import lines_of
 from spiffe_core.clock import Clock
-from spiffe_core.crypto.keys import spki_der
+from spiffe_core.crypto.keys import PrivateKey, spki_der
 from spiffe_core.errors import (
     CorruptState,
     IdentityError,
@@ -80,15 +82,18 @@ class Authorities:
         audit: AuditLog,
         settings: CaSettings,
         entropy: Callable[[int], bytes],
+        upstream: UpstreamAuthority | None = None,
     ) -> None:
         self._store, self._keys, self._clock, self._audit = store, keys, clock, audit
         self._settings = settings
+        self.below_upstream = upstream is not None
+        """Whether somebody else signs our CA certificate."""
         self._offload = Offload("keys", 1)
         self._busy = asyncio.Lock()
         self._seen: dict[AuthorityKind, tuple[str, float]] = {}  # the prepared authority, and since when it is known
         self._looked: tuple[float, float] | None = None  # wall and monotonic time of the last tick
         self._no_pruning_until = 0.0
-        self.issuers, self._lines = lines_of(settings, store=store, clock=clock, entropy=entropy)
+        self.issuers, self._lines = lines_of(settings, store=store, clock=clock, entropy=entropy, upstream=upstream)
         """What signs, by kind; the same objects for the process's life."""
         self.held = False
         """True while the database has lost what this server knew: no step is taken by what it shows then."""
@@ -302,18 +307,30 @@ class Authorities:
         if journal.prepared is not None or (holder is not None and holder.status is not Status.OLD):
             raise Unavailable("the state in memory is behind the database; trying again")
         self._require_history()
-        authority = await self._offload(self._make, line, slot, self._now())
-        await self._change(line, Prepare(authority), authority, actor)
+        active = slots.active
+        scheduled = not actor and active is not None and usable(active, self._now())
+        if scheduled:
+            line.require_due()
+        key = await self._offload(self._fresh_key, line, slot)
+        now = self._now()
+        birth = await line.bear(key, now, self._offload, active.not_after if scheduled and active is not None else 0)
+        self._require_history()
+        authority = self._born(line, slot, birth, now, slots)
+        await self._change(line, Prepare(authority, birth.roots), authority, actor)
         return authority
 
-    def _make(self, line: Line, slot: SlotName, now: int) -> Authority:
-        """A new key in `slot` and an authority of it. On the key thread: RSA keys and disks take their time."""
+    def _fresh_key(self, line: Line, slot: SlotName) -> PrivateKey:
+        """A new key in `slot`. On the key thread: RSA keys and disks take their time."""
         name = key_slot(line.kind, slot)
-        public = self._keys.generate(name, line.key_kind)
+        self._keys.generate(name, line.key_kind)
         key = self._keys.signer(name)
         if key is None:
             raise Internal("the key manager lost a key it just made", slot=name)
-        birth = line.bear(public, key, now)
+        return key
+
+    def _born(self, line: Line, slot: SlotName, birth: Birth, now: int, slots: Slots) -> Authority:
+        """The authority of a new key. Below a root that is known already there is nothing to wait for."""
+        known = [one.published_at for one in slots if birth.anchor_id and one.published_as == birth.anchor_id]
         return Authority(
             authority_id=birth.authority_id,
             server_id=self._settings.server_id,
@@ -322,8 +339,10 @@ class Authorities:
             certificate=birth.material,
             issued_at=now,
             not_after=birth.not_after,
-            published_at=now,
+            published_at=min(known, default=now),
             kind=line.kind,
+            upstream_chain=birth.chain,
+            anchor_id=birth.anchor_id,
         )
 
     async def _change(self, line: Line, command: Command, about: Authority, actor: str = "") -> None:
@@ -358,7 +377,7 @@ class Authorities:
     def _follow(self, line: Line, slots: Slots, bundle: frozenset[str]) -> None:
         """Make the signer the journal's active authority, if it stands in the stored bundle; else nobody signs."""
         active, seated = slots.active, line.seated
-        if active is None or active.authority_id not in bundle:
+        if active is None or active.published_as not in bundle:
             if seated is not None:
                 log.error(
                     "the active authority left the journal or the bundle, or was tainted; it signs no more",

@@ -37,7 +37,7 @@ from identity_server.domain.published import (
 from identity_server.domain.rotation import expired_authorities
 from identity_server.ports import UnitOfWork
 from spiffe_core.bundle import TrustBundle
-from spiffe_core.errors import Internal, InvalidRequest
+from spiffe_core.errors import Internal, InvalidRequest, Unavailable
 from spiffe_core.spiffe_id import TrustDomain
 
 KINDS: tuple[AuthorityKind, ...] = get_args(AuthorityKind)
@@ -58,12 +58,26 @@ def carry_out(
             uow.authorities.remove(event.authority.authority_id)
             continue
         if isinstance(event, Prepared):
-            stored = with_published(bundle if bundle is not None else TrustBundle(trust_domain), event.authority)
+            before = bundle if bundle is not None else TrustBundle(trust_domain)
+            stored = with_published(before, event.authority, event.roots)
+            _check_birth(uow, stored, event)
             if event.replaced is not None:
                 uow.authorities.remove(event.replaced.authority_id)
             uow.bundles.put(stored)
         uow.authorities.put(event.authority)
     return events
+
+
+def _check_birth(uow: UnitOfWork, bundle: TrustBundle, event: Prepared) -> None:
+    """What an upstream authority chose for us may neither be tainted nor belong to somebody already."""
+    new = event.authority
+    if new.anchor_id and new.anchor_id not in signing_ids(bundle, new.kind):
+        raise Unavailable(
+            f"the upstream authority signs below the root {new.anchor_id}, which is tainted here; let it sign below another"
+        )
+    holder = uow.authorities.get(new.authority_id)
+    if holder is not None and holder != event.replaced:
+        raise Internal("the key identifier of a new authority names another one already", authority_id=new.authority_id)
 
 
 def prune(
@@ -89,10 +103,10 @@ def prune(
 
 
 def in_force(journal: Iterable[Authority], kind: AuthorityKind, kinds: Iterable[AuthorityKind]) -> frozenset[str]:
-    """The ids of authorities of one kind that sign or will sign; none of a kind that is switched off."""
+    """The ids under which authorities of one kind that sign or will sign stand in the bundle; none if it is switched off."""
     if kind not in kinds:
         return frozenset()
-    return frozenset(one.authority_id for one in journal if one.kind == kind and one.status is not Status.OLD)
+    return frozenset(one.published_as for one in journal if one.kind == kind and one.status is not Status.OLD)
 
 
 def taint(

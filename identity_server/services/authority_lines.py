@@ -15,13 +15,12 @@ from cryptography import x509
 
 from identity_server.domain.authority import Authority, AuthorityKind
 from identity_server.domain.issuance import parent_of, prepare, sign
-from identity_server.domain.profiles import CA_SUBJECT, Profile, plan_ca
-from identity_server.ports import Store
+from identity_server.domain.profiles import CA_SUBJECT, plan_ca
 from identity_server.services.issuer import Issuer, Signer, draw_serial
 from identity_server.services.token_issuer import JwtIssuer, TokenSigner, WitIssuer
-from spiffe_core.clock import Clock
 from spiffe_core.crypto.keys import KeyKind, PrivateKey, PublicKey, spki_der
 from spiffe_core.errors import CorruptState
+from spiffe_core.runtime.offload import Offload
 from spiffe_core.spiffe_id import TrustDomain
 
 Entropy: TypeAlias = Callable[[int], bytes]
@@ -60,11 +59,17 @@ class CaSettings:
 
 @dataclass(frozen=True, slots=True)
 class Birth:
-    """What a new key becomes: its id, what is published of it, and when it ends."""
+    """What a new key becomes: its id, what is published of it, and when it ends.
+
+    The last three are what an upstream authority adds; `roots` are published in the stead of `material` then.
+    """
 
     authority_id: str
     material: bytes
     not_after: int
+    chain: tuple[bytes, ...] = ()
+    roots: tuple[bytes, ...] = ()
+    anchor_id: str = ""
 
 
 class Line(Protocol):
@@ -73,8 +78,20 @@ class Line(Protocol):
     kind: AuthorityKind
     key_kind: KeyKind
 
-    def bear(self, public: PublicKey, key: PrivateKey, now: int) -> Birth:
-        """Make an authority of a fresh key. On the key manager's thread: signing may take its time."""
+    def require_due(self) -> None:
+        """Before a key is made for a rotation that can wait.
+
+        Raises:
+            Unavailable: the last attempt failed a moment ago; it is too early for another.
+        """
+        ...
+
+    async def bear(self, key: PrivateKey, now: int, work: Offload, outlive: int = 0) -> Birth:
+        """Make an authority of a fresh key. What takes its time runs on `work`, the key manager's thread.
+
+        Raises:
+            Unavailable: an upstream authority is needed and does not help now, or would end no later than `outlive`.
+        """
         ...
 
     @property
@@ -100,22 +117,20 @@ class X509Line:
 
     kind: AuthorityKind = "x509"
 
-    def __init__(
-        self,
-        issuer: Issuer,
-        *,
-        trust_domain: TrustDomain,
-        key_kind: KeyKind,
-        lifetime: timedelta,
-        subject: x509.Name,
-        entropy: Entropy,
-    ) -> None:
-        self._issuer, self._trust_domain = issuer, trust_domain
-        self._lifetime, self._subject, self._entropy = lifetime, subject, entropy
-        self.key_kind = key_kind
+    def __init__(self, issuer: Issuer, settings: CaSettings, entropy: Entropy) -> None:
+        self._issuer, self._trust_domain = issuer, settings.trust_domain
+        self._lifetime, self._subject, self._entropy = settings.ca_ttl, settings.subject, entropy
+        self.key_kind = settings.key_kind
 
-    def bear(self, public: PublicKey, key: PrivateKey, now: int) -> Birth:
+    def require_due(self) -> None:
+        """Nobody else is needed."""
+
+    async def bear(self, key: PrivateKey, now: int, work: Offload, outlive: int = 0) -> Birth:  # noqa: ARG002  # it does
         """Self-sign a certificate."""
+        return await work(self._self_signed, key, now)
+
+    def _self_signed(self, key: PrivateKey, now: int) -> Birth:
+        public = key.public_key()
         plan = plan_ca(
             self._trust_domain,
             public,
@@ -150,8 +165,14 @@ class TokenLine:
         self.kind: AuthorityKind = issuer.kind
         self.key_kind = key_kind
 
-    def bear(self, public: PublicKey, key: PrivateKey, now: int) -> Birth:  # noqa: ARG002  # the key signs nothing yet
+    def require_due(self) -> None:
+        """Nobody else is needed."""
+
+    async def bear(self, key: PrivateKey, now: int, work: Offload, outlive: int = 0) -> Birth:  # noqa: ARG002  # the key signs nothing yet, and every life is as long as the next
         """Draw a key id."""
+        return self._named(key.public_key(), now)
+
+    def _named(self, public: PublicKey, now: int) -> Birth:
         return Birth(draw_key_id(self._entropy), spki_der(public), now + int(self._lifetime.total_seconds()))
 
     @property
@@ -166,48 +187,6 @@ class TokenLine:
     def vacate(self) -> None:
         """Let nobody sign."""
         self._issuer.signer = None
-
-
-@dataclass(frozen=True, slots=True)
-class Issuers:
-    """What signs, by kind. None where the kind is switched off."""
-
-    x509: Issuer
-    jwt: JwtIssuer | None
-    wit: WitIssuer | None
-
-
-def lines_of(
-    settings: CaSettings, *, store: Store, clock: Clock, entropy: Entropy
-) -> tuple[Issuers, dict[AuthorityKind, Line]]:
-    """The issuers of the kinds that are switched on, and the lines that seat authorities in them."""
-    whole = int(settings.x509_ttl.total_seconds())
-    ttls = {
-        Profile.WORKLOAD: whole,
-        Profile.SERVER: whole,
-        Profile.AGENT: int(settings.agent_ttl.total_seconds()),
-    }
-    issuer = Issuer(store=store, clock=clock, entropy=entropy, default_ttls=ttls)
-    lines: list[Line] = [
-        X509Line(
-            issuer,
-            trust_domain=settings.trust_domain,
-            key_kind=settings.key_kind,
-            lifetime=settings.ca_ttl,
-            subject=settings.subject,
-            entropy=entropy,
-        )
-    ]
-    jwt: JwtIssuer | None = None
-    wit: WitIssuer | None = None
-    if settings.jwt is not None:
-        ttl = int(settings.jwt.default_ttl.total_seconds())
-        jwt = JwtIssuer(store=store, clock=clock, default_ttl=ttl, entropy=entropy, issuer=settings.jwt.issuer)
-        lines.append(TokenLine(jwt, key_kind=settings.jwt.key_kind, lifetime=settings.ca_ttl, entropy=entropy))
-    if settings.wit is not None:
-        wit = WitIssuer(store=store, clock=clock, default_ttl=int(settings.wit.default_ttl.total_seconds()))
-        lines.append(TokenLine(wit, key_kind=settings.wit.key_kind, lifetime=settings.ca_ttl, entropy=entropy))
-    return Issuers(issuer, jwt, wit), {line.kind: line for line in lines}
 
 
 def belongs(authority: Authority, key: PrivateKey | None) -> bool:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cryptography import x509
 
 from identity_server.domain.authority import Authority
 from identity_server.domain.body import Bodies
-from identity_server.domain.issuance import parent_of, sign
-from identity_server.domain.profiles import Parent, Profile, plan_leaf
+from identity_server.domain.issuance import parent_of, prepare, sign
+from identity_server.domain.minted_ca import room_below
+from identity_server.domain.profiles import Parent, Plan, Profile, downstream_subject, plan_ca, plan_leaf
 from identity_server.domain.published import published_ids, signing_ids
 from identity_server.domain.rotation import expiry_floor
+from identity_server.domain.upstream import MAX_CHAIN
 from identity_server.ports import Store
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.clock import Clock
+from spiffe_core.crypto.certificates import read_certificate
 from spiffe_core.crypto.keys import PrivateKey, PublicKey, spki_der, subject_key_id
 from spiffe_core.dns_name import check_dns_name
-from spiffe_core.errors import CorruptState, InvalidCsr, InvalidRequest, Unavailable
+from spiffe_core.errors import CorruptState, InvalidCsr, InvalidRequest, PreconditionFailed, Unavailable
 from spiffe_core.spiffe_id import SpiffeId
 
 _SERIAL_BYTES = 16
@@ -41,6 +44,8 @@ class Signer:
     authority: Authority
     parent: Parent
     key: PrivateKey = field(repr=False)
+    room_below: bool = True
+    """Whether the certificates above and the authority's own allow a CA below it."""
     bodies: Bodies = field(default_factory=Bodies, compare=False, repr=False)
 
     @classmethod
@@ -55,7 +60,13 @@ class Signer:
             raise CorruptState(
                 f"the key in slot {authority.key_slot} is not that of authority {authority.authority_id}"
             )
-        return cls(authority, parent, key)
+        chain = [read_certificate(der) for der in authority.upstream_chain or (authority.certificate,)]
+        return cls(
+            authority,
+            replace(parent, not_after=min(parent.not_after, authority.not_after)),
+            key,
+            room_below=len(chain) < MAX_CHAIN and room_below(chain),
+        )
 
 
 class Issuer:
@@ -69,6 +80,7 @@ class Issuer:
         self.signer: Signer | None = None
         self._issued_at = 0
         self._bundle: TrustBundle | None = None
+        self._journal: tuple[Authority, ...] = ()
         self._signing: frozenset[str] = frozenset()
         self._taken: frozenset[str] = frozenset()
 
@@ -89,10 +101,7 @@ class Issuer:
             Unavailable: no authority is active.
         """
         kind = Profile(profile)
-        signer = self.signer
-        self._look_at_bundle()
-        if signer is None or signer.authority.authority_id not in self._signing:
-            raise Unavailable("no signing authority is active; one is being prepared, try again shortly")
+        signer = self._ready()
         if ttl < 0:
             raise InvalidRequest("ttl: must not be negative; 0 means the default", field="ttl")
         names = tuple(check_dns_name(name, field="dns_names") for name in dns_names)
@@ -110,22 +119,59 @@ class Issuer:
             subject=subject,
             at_least_until=expiry_floor(self._issued_at, now, seconds),
         )
-        if plan.key_id.hex() in self._taken:
-            raise InvalidCsr("public_key: this is the key of a signing authority; make a new key", field="public_key")
+        self._refuse_taken(plan)
         leaf = sign(signer.bodies.prepare(plan), signer.key)
         if not expiry_floor(self._issued_at, now, 1):
             self._issued_at = now
         return IssuedX509((leaf, *signer.authority.upstream_chain), spiffe_id, str(plan.serial), plan.not_after)
 
+    def issue_ca(self, public_key: PublicKey, ttl: int) -> IssuedX509:
+        """Sign a CA below ours, for a downstream server.
+
+        Raises:
+            InvalidRequest: the key may not be certified.
+            PreconditionFailed: a path length above allows no CA below ours.
+            Unavailable: no authority is active.
+        """
+        signer = self._ready()
+        above = signer.authority.upstream_chain
+        if not signer.room_below:
+            raise PreconditionFailed("a path length above this server's CA certificate allows no CA below it")
+        plan = plan_ca(
+            signer.parent.trust_domain,
+            public_key,
+            lifetime=ttl,
+            now=int(self._clock.now().timestamp()),
+            serial=draw_serial(self._entropy),
+            subject=downstream_subject(signer.parent.name, 1 + len(above)),
+            parent=signer.parent,
+        )
+        self._refuse_taken(plan)
+        return IssuedX509((sign(prepare(plan), signer.key), *above), plan.spiffe_id, str(plan.serial), plan.not_after)
+
+    def _ready(self) -> Signer:
+        """The signer, if its certificate or root stands untainted in the stored bundle of this moment."""
+        signer = self.signer
+        self._look_at_bundle()
+        if signer is None or signer.authority.published_as not in self._signing:
+            raise Unavailable("no signing authority is active; one is being prepared, try again shortly")
+        return signer
+
+    def _refuse_taken(self, plan: Plan) -> None:
+        if plan.key_id.hex() in self._taken:
+            raise InvalidCsr("public_key: this is the key of a signing authority; make a new key", field="public_key")
+
     def _look_at_bundle(self) -> None:
         """Who may sign, and whose keys are no subject's: the authorities in our stored bundle, of every server and kind."""
-        bundles = self._store.state.value.bundles
-        own = bundles.own if bundles is not None else None
-        if own is self._bundle:
+        state = self._store.state.value
+        own = state.bundles.own if state.bundles is not None else None
+        if own is self._bundle and state.authorities is self._journal:
             return
+        self._journal = state.authorities
         self._bundle, self._signing = own, signing_ids(own, "x509")
         tokens = (*own.jwt_authorities, *own.wit_authorities) if own is not None else ()
-        self._taken = published_ids(own, "x509") | {subject_key_id(one.key).hex() for one in tokens}  # N-C-07
+        ours = {one.authority_id for one in state.authorities if one.kind == "x509"}
+        self._taken = published_ids(own, "x509") | ours | {subject_key_id(one.key).hex() for one in tokens}  # N-C-07
 
 
 def draw_serial(entropy: Callable[[int], bytes]) -> int:

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from cryptography import x509
-
 from identity_server.domain.access import Caller
 from identity_server.domain.audit import AuthorityChanged
 from identity_server.domain.authority import Authority, AuthorityKind, Status
@@ -24,6 +22,7 @@ from identity_server.services.audited import audited
 from identity_server.services.authorities import Authorities
 from identity_server.services.authority_commands import WORDS, revoke, taint
 from identity_server.services.authority_lines import spki_of
+from identity_server.services.upstream_commands import issuer_id
 from spiffe_core.clock import Clock
 from spiffe_core.errors import InvalidRequest, PreconditionFailed
 from spiffe_core.spiffe_id import TrustDomain
@@ -126,14 +125,6 @@ class LocalAuthorities:
             await self._store.execute(lambda uow: uow.orders.report(order_id, errand))
         return view_of(row)
 
-    def refuse_upstream(self) -> None:
-        """Upstream authorities cannot be tainted or revoked where there are none.
-
-        Raises:
-            PreconditionFailed: always, on a server that is its own root.
-        """
-        raise PreconditionFailed("upstream authority is not configured")
-
     def _about(
         self, caller: Caller, verb: str, kind: AuthorityKind, authority_id: str
     ) -> tuple[AuthorityView, AuthorityChanged]:
@@ -150,19 +141,13 @@ class LocalAuthorities:
         return AuthorityView(authority_id, expires_at), event
 
     def _refuse_below_upstream(self, kind: AuthorityKind, word: str) -> None:
-        active = self._authorities.slots(kind).active
-        if active is not None and active.upstream_chain:
+        if kind == "x509" and self._authorities.below_upstream:
             raise PreconditionFailed(f"local authority can't be {word} if there is an upstream authority")
 
 
 def view_of(authority: Authority) -> AuthorityView:
     """An authority as the API shows it."""
-    upstream = ""
-    if authority.upstream_chain:
-        certificate = x509.load_der_x509_certificate(authority.certificate)
-        above = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
-        upstream = above.hex() if above is not None else ""
-    return AuthorityView(authority.authority_id, authority.not_after, upstream)
+    return AuthorityView(authority.authority_id, authority.not_after, issuer_id(authority))
 
 
 def _require_id(authority_id: str, before: str = "") -> None:

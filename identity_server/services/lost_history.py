@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from identity_server.domain.authority import Authority
-from identity_server.domain.published import published_ids, with_published, with_tainted
+from identity_server.domain.published import published_ids, tainted_ids, with_published, with_tainted
 from identity_server.domain.state import HistoryChange
 from identity_server.ports import AuditLog, Store, UnitOfWork
 from identity_server.services.audited import audited, changed
@@ -47,12 +47,12 @@ class LostHistory:
         journal = uow.authorities.of_server(self._server_id)
         stored = uow.bundles.get(self._trust_domain)
         bundle = stored if stored is not None else TrustBundle(self._trust_domain)
-        missing = tuple(one for one in known if one.authority_id not in published_ids(bundle, one.kind))
+        missing = tuple(one for one in known if one.published_as not in published_ids(bundle, one.kind))
         for one in missing:
-            bundle = with_published(bundle, one)
+            bundle = with_published(bundle, one, _roots(before, one))
         for one in known:
-            if one.tainted:
-                bundle = with_tainted(bundle, one.kind, one.authority_id)
+            if one.tainted or (one.anchor_id and one.anchor_id in tainted_ids(before, one.kind)):
+                bundle = with_tainted(bundle, one.kind, one.published_as)
         if before is not None and bundle.sequence <= before.sequence and bundle != before:
             bundle = replace(bundle, sequence=before.sequence + 1)  # relying parties never go back to a lower number
         ids = {one.authority_id for one in known}
@@ -63,3 +63,10 @@ class LostHistory:
             uow.authorities.put(one)
         uow.bundles.put(bundle)
         return tuple(one.authority_id for one in missing)
+
+
+def _roots(before: TrustBundle | None, authority: Authority) -> tuple[bytes, ...]:
+    """The upstream roots by which an authority was published; none if it is its own root."""
+    if before is None or not authority.anchor_id:
+        return ()
+    return tuple(one.der for one in before.x509_authorities if one.key_id == authority.anchor_id)

@@ -95,7 +95,7 @@ class OwnIdentity:
         )
         now = self._clock.now()
         self._identity = TlsIdentity(issued.chain, to_pkcs8(key))
-        self._authority_id = signer.authority.authority_id if signer is not None else ""
+        self._authority_id = signer.authority.published_as if signer is not None else ""
         self._judged = None
         self.renew_at = renew_at(now, datetime.fromtimestamp(issued.not_after, UTC), jitter=self._jitter())
         self._on_renewed(self._clock.monotonic() - began)

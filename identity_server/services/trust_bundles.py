@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,19 +10,23 @@ from identity_server.domain.access import Caller
 from identity_server.domain.audit import BundleChanged
 from identity_server.domain.federation import untainted, with_published_key
 from identity_server.domain.listing import Page
-from identity_server.ports import AuditLog, Store, UnitOfWork
+from identity_server.ports import AuditLog, Store, UnitOfWork, UpstreamAuthority
 from identity_server.services.audited import audited
 from identity_server.services.registration import page_limit
+from identity_server.services.upstream_lines import publish_upstream
 from spiffe_core.bundle import JwtAuthority, TrustBundle, X509Authority
-from spiffe_core.errors import InvalidRequest, NotFound
+from spiffe_core.errors import InvalidRequest, NotFound, Unimplemented
 from spiffe_core.spiffe_id import TrustDomain
 
 
 class TrustBundles:
     """Reads from the latest state; adds authorities that others sign with."""
 
-    def __init__(self, *, store: Store, audit: AuditLog, trust_domain: TrustDomain) -> None:
+    def __init__(
+        self, *, store: Store, audit: AuditLog, trust_domain: TrustDomain, upstream: UpstreamAuthority | None = None
+    ) -> None:
         self._store = store
+        self._upstream = upstream
         self._audit = audit
         self._trust_domain = trust_domain
 
@@ -75,8 +80,21 @@ class TrustBundles:
             return await self._store.execute(lambda uow: _append(uow, given))
 
     async def publish_jwt_authority(self, caller: Caller, key: JwtAuthority) -> tuple[JwtAuthority, ...]:
-        """Add the key with which a downstream server signs JWT-SVIDs; all JWT keys of the trust domain."""
+        """Add the key with which a downstream server signs JWT-SVIDs; all JWT keys of the trust domain.
+
+        Where an upstream publishes JWT keys it gets the key first, and our bundle all that the upstream has then.
+
+        Raises:
+            Conflict: the key ID stands for another key.
+            Unavailable: the upstream cannot publish it now.
+        """
         given = untainted(TrustBundle(self._trust_domain, jwt_authorities=(key,)))
+        if self._upstream is not None:
+            with contextlib.suppress(Unimplemented):
+                keys = {one.key_id: one for one in await publish_upstream(self._upstream, given.jwt_authorities[0])}
+                given = untainted(
+                    TrustBundle(self._trust_domain, jwt_authorities=tuple({**keys, key.key_id: key}.values()))
+                )
         with audited(self._audit, self._change(caller, "publish", given)):
             return (await self._store.execute(lambda uow: _append(uow, given))).jwt_authorities
 

@@ -226,6 +226,7 @@ def authority_values(authority: Authority) -> Values:
         "not_after": authority.not_after,
         "published_at": authority.published_at,
         "tainted": authority.tainted,
+        "anchor_id": authority.anchor_id.encode(),
     }
 
 
@@ -246,6 +247,7 @@ def authority_of(row: Row[Any]) -> Authority:
             not_after=row.not_after,
             published_at=row.published_at,
             tainted=row.tainted,
+            anchor_id=(row.anchor_id or b"").decode(),
         ),
     )
 

@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeEngine
 
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 """The Alembic revision that this code is written for: the newest under `migrations/versions`."""
 
 Big = BigInteger().with_variant(Integer, "sqlite")
@@ -191,6 +191,7 @@ authority = Table(
     Column("not_after", Big, nullable=False),
     Column("published_at", Big, nullable=False),
     Column("tainted", Boolean, nullable=False),
+    Column("anchor_id", octets(128), nullable=True),  # of the upstream root; empty or NULL if self-signed
 )
 
 authority_order = Table(  # what all servers are to do with their authorities

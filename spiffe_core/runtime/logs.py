@@ -5,7 +5,7 @@ nothing can change meanwhile) and puts it into a bounded queue; a writer thread 
 the queue is full or the disk refuses, lines are dropped and counted, and a line says how many once writing works
 again: logging never stops issuing.
 
-A line is JSON with `ts`, `level`, `logger`, `msg` and, when there is something to say, `request` (the id of the request
+A line is JSON with SPIRE's `time`, `level`, `subsystem_name`, `msg` and, when there is something to say, `request_id` (the id of the request
 being served), `facts` (from `extra={"facts": {...}}` and from the `facts` of an `IdentityError`) and `trace`. Every character outside printable
 ASCII is escaped, so that no caller-controlled text can forge a line, colour a terminal or reorder what is shown. The
 "text" style is for people: `HH:MM:SS level message key=value`.
@@ -266,13 +266,13 @@ def _open_log(path: Path) -> int:
 
 def _json_line(record: logging.LogRecord) -> str:
     event: dict[str, object] = {
-        "ts": _instant(record).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "time": _instant(record).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "level": record.levelname.lower(),
-        "logger": record.name,
+        "subsystem_name": record.name,
         "msg": _clean(record.getMessage(), MAX_VALUE_CHARS),
     }
     if request := current_request_id():
-        event["request"] = request
+        event["request_id"] = request
     if facts := _facts(record):
         event["facts"] = facts
     if trace := _trace(record):
@@ -287,7 +287,7 @@ def _text_line(record: logging.LogRecord) -> str:
         _visible(_clean(record.getMessage(), MAX_VALUE_CHARS)),
     ]
     if request := current_request_id():
-        parts.append(f"request={request}")
+        parts.append(f"request_id={request}")
     for name, value in _facts(record).items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=True, default=str)
         text = _visible(text)

@@ -85,7 +85,6 @@ async def test_dashboards_get_numbers_from_a_real_prometheus(both, tmp_path):
     live, agent = both
     targets = {"server": live.server.monitor.metrics_address, "agent": agent.agent.monitor.metrics_address}
     async with prometheus(tmp_path, targets) as api:
-        assert await api.until("up == 1") == [1.0]
         await api.until("count(up == 1) == 2")
         for _ in range(3):  # rates need two samples that differ
             await work(live, agent)

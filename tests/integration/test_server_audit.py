@@ -74,7 +74,7 @@ async def test_every_call_by_every_kind_of_caller_leaves_a_line_with_its_outcome
         for method in (one for one in METHODS if "grpc.health" not in one):
             code, request = await called(channel, method)
             expected.append((name, method, held & ACCESS[method], code, request))
-    by_request = {line["request"]: line for line in await lines(live, "call")}
+    by_request = {line["request_id"]: line for line in await lines(live, "call")}
     assert len({one[-1] for one in expected}) == len(expected), "no two calls share an id"
     for name, method, allowed, code, request in expected:
         line = by_request[request]

@@ -300,10 +300,10 @@ async def test_log_lines_and_audit_lines_of_one_call_share_a_request_id(live):
     await live.entries(entry())
     await live.entries(entry(path="/other"))
     lines = [json.loads(line) for line in live.server.audit._path.read_text().splitlines()]
-    first, second = (line["request"] for line in lines if line["event"] == "entry" and line["outcome"] == "begun")
+    first, second = (line["request_id"] for line in lines if line["event"] == "entry" and line["outcome"] == "begun")
     assert len(first) == 16
     assert first != second
-    assert all("request" not in line for line in lines if line["event"] == "authority")
+    assert all("request_id" not in line for line in lines if line["event"] == "authority")
 
 
 async def test_the_reference_of_an_internal_error_is_the_request_id(live, monkeypatch, caplog):

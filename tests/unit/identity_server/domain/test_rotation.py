@@ -109,7 +109,7 @@ def test_the_next_step(name: str) -> None:
 
 def test_an_authority_taken_out_of_the_bundle_is_retired_not_republished() -> None:
     """A root that an operator removed does not come back by itself."""
-    assert Step(Do.RETIRE, "it is tainted or not in the stored bundle", ACTIVE) == next_step(
+    assert Step(Do.RETIRE, "it or its root is tainted or not in the stored bundle", ACTIVE) == next_step(
         Slots(ACTIVE), T0, bundle=frozenset({"o"})
     )
     assert Do.RETIRE is next_step(Slots(ACTIVE, PREPARED), T0 + 13 * HOUR, bundle=frozenset({"a"})).do

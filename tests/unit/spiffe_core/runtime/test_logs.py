@@ -51,10 +51,10 @@ def lines(stream: io.StringIO) -> Iterator[Lines]:
 def test_a_line_has_time_level_logger_message_and_facts(lines: Lines) -> None:
     log.warning("rotated %s", "A", extra={"facts": {"slot": "x509-CA-A", "count": 3, "ok": True, "none": None}})
     (line,) = lines()
-    assert list(line) == ["ts", "level", "logger", "msg", "facts"]
-    assert (line["level"], line["logger"], line["msg"]) == ("warning", "test.logs", "rotated A")
+    assert list(line) == ["time", "level", "subsystem_name", "msg", "facts"]
+    assert (line["level"], line["subsystem_name"], line["msg"]) == ("warning", "test.logs", "rotated A")
     assert line["facts"] == {"slot": "x509-CA-A", "count": 3, "ok": True, "none": None}
-    assert line["ts"].endswith("Z")
+    assert line["time"].endswith("Z")
 
 
 FORGERIES = [
