@@ -15,8 +15,8 @@ import enum
 import logging
 import os
 import secrets
-from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +24,7 @@ import grpc.aio
 
 from spiffe_core.clock import Clock, SystemClock
 from spiffe_core.errors import IdentityError, InvalidRequest, Kind, Unavailable
+from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.wire._gen import workload_pb2
 from spiffe_core.wire.channels import channel_options, unix_channel
 from spiffe_core.wire.services import Stub
@@ -62,6 +63,15 @@ class Backoff:
     def delay(self, attempt: int, jitter: float) -> float:
         """The wait after `attempt` failures in a row (0 for the first); `jitter` in [0, 1] shortens it by up to 20 %."""
         return min(self.longest, self.first * 2.0 ** min(attempt, 32)) * (1 - 0.2 * jitter)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedJwt:
+    """A JWT-SVID of this process. A bearer token: keep its text out of logs."""
+
+    spiffe_id: SpiffeId
+    token: str = field(repr=False)
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +132,48 @@ class WorkloadApiClient:
         if message is grpc.aio.EOF:
             raise Unavailable("the agent closed the stream without an answer")
         return self._read(message)
+
+    async def fetch_jwt(
+        self,
+        audience: Sequence[str],
+        *,
+        spiffe_id: SpiffeId | None = None,
+        timeout: float = 10.0,  # noqa: ASYNC109  # gRPC's own deadline
+    ) -> tuple[FetchedJwt, ...]:
+        """JWT-SVIDs for `audience`: of every identity of this process, or of one; the default identity first.
+
+        What a token says is for whoever it is presented to; the holder need not verify it.
+
+        Raises:
+            Forbidden: no identity is issued to this process.
+            Unavailable: the agent cannot be reached, or has no token to give.
+            InvalidRequest: the request, or what came, may not be used.
+        """
+        request = workload_pb2.JWTSVIDRequest(audience=audience, spiffe_id="" if spiffe_id is None else str(spiffe_id))
+        try:
+            answer = await self._service().FetchJWTSVID(request, metadata=METADATA, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        if answer is None or not answer.svids or not all(one.svid and one.spiffe_id for one in answer.svids):
+            raise InvalidRequest("the agent's answer holds no token")  # WAPI-16
+        return tuple(FetchedJwt(SpiffeId.parse(one.spiffe_id), one.svid, one.hint) for one in answer.svids)
+
+    async def fetch_jwt_bundles(self, *, timeout: float = 10.0) -> dict[str, bytes]:  # noqa: ASYNC109  # gRPC's own deadline
+        """JWK Sets by trust domain ID.
+
+        Raises:
+            Forbidden, Unavailable: as for `fetch_jwt`.
+        """
+        call = self._service().FetchJWTBundles(workload_pb2.JWTBundlesRequest(), metadata=METADATA, timeout=timeout)
+        try:
+            message = await call.read()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+        if message is grpc.aio.EOF or message is None:
+            raise Unavailable("the agent closed the stream without an answer")
+        return dict(message.bundles)
 
     async def watch_x509(
         self, on_error: Callable[[IdentityError], None] | None = None

@@ -3,6 +3,7 @@
     daemon_commands.py   run, validate, healthcheck
     api.py               api fetch x509, api watch: the Workload API as a workload sees it
     api_tokens.py        the same for JWT- and WIT-SVIDs
+    files.py             files: identities as files
     admin.py             debug, logger: the running agent, over its admin socket
 
 Modules are imported when their command is called. Flags and output follow SPIRE's `spire-agent`.
@@ -36,6 +37,7 @@ def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
         "validate": (f"{_HERE}.daemon_commands:validate_command", "Check a configuration and print what it means"),
         "healthcheck": (f"{_HERE}.daemon_commands:healthcheck_command", "Ask the running agent whether it is well"),
         "api": (f"{_HERE}.api:group", "Ask the Workload API, as a workload would"),
+        "files": (f"{_HERE}.files:files_command", "Write identities into files and keep them current"),
         "debug": (f"{_HERE}.admin:debug", "What the agent is and what it holds"),
         "logger": (f"{_HERE}.admin:logger", "The level of the agent's log"),
     },

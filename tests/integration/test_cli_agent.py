@@ -349,6 +349,11 @@ def test_the_commands_are_those_of_the_issue():
         "api watch jwt",
         "api watch wit",
         "api validate jwt",
+        "files",
+        "debug getinfo",
+        "logger get",
+        "logger set",
+        "logger reset",
     }
 
 

@@ -1,0 +1,143 @@
+"""A directory of files replaced in one step, so that nobody finds a certificate beside another certificate's key.
+
+    tls/                      made by us, or there already and ours
+    tls/.data -> .v-6f1c...   the one link that is replaced (rename(2) is atomic)
+    tls/.v-6f1c.../svid.pem   a complete set
+    tls/svid.pem -> .data/svid.pem
+
+A reader that opens files one after the other while the link is replaced can still see two sets; who must not, reads
+them through one open directory (`.data`), or uses the combined file. The set before the present one is kept until the
+next swap, for readers that have opened its directory.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from node_agent.file_sets.content import Content
+from spiffe_core.errors import ConfigError
+
+DATA = ".data"
+_VERSION = ".v-"
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Who owns the files, None for whoever writes them, and their modes."""
+
+    uid: int | None = None
+    gid: int | None = None
+    mode: int = 0o644
+    key_mode: int = 0o600
+
+
+def swap(directory: Path, files: Mapping[str, Content], owner: Ownership) -> None:
+    """Make `files` the content of `directory`.
+
+    Raises:
+        ConfigError: the directory belongs to somebody else, others can write to it, or a name in it is not ours.
+        OSError: the disk refused; what stood there before stands there still.
+    """
+    folder = _prepared(directory, owner)
+    try:
+        version = f"{_VERSION}{secrets.token_hex(8)}"
+        os.mkdir(version, 0o700, dir_fd=folder)
+        try:
+            _write_all(folder, version, files, owner)
+            _replace_link(folder, DATA, version)
+        except BaseException:
+            shutil.rmtree(directory / version, ignore_errors=True)
+            raise
+        for name in files:
+            _link_once(folder, directory, name)
+        _tidy(folder, directory, keep=version, names=frozenset(files))
+    finally:
+        os.close(folder)
+
+
+def _prepared(directory: Path, owner: Ownership) -> int:
+    """The open directory, made if it is not there."""
+    if not directory.exists():
+        directory.mkdir(mode=0o755)
+        directory.chmod(0o755)
+        _chown(directory, owner)
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    found = os.fstat(folder)
+    allowed = {os.geteuid(), 0 if owner.uid is None else owner.uid}
+    if found.st_uid not in allowed or found.st_mode & (stat.S_IWOTH | stat.S_IWGRP):
+        os.close(folder)
+        raise ConfigError(
+            f"{directory}: must belong to the user that writes it and be writable for nobody else; chown and chmod it",
+            field="directory",
+        )
+    return folder
+
+
+def _write_all(folder: int, version: str, files: Mapping[str, Content], owner: Ownership) -> None:
+    inner = os.open(version, os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
+    try:
+        for name, content in files.items():
+            file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=inner)
+            with os.fdopen(file, "wb") as out:
+                out.write(content.data)
+                _own(out.fileno(), owner)
+                os.fchmod(out.fileno(), owner.key_mode if content.private else owner.mode)
+                out.flush()
+                os.fsync(out.fileno())
+        _own(inner, owner)
+        os.fchmod(inner, 0o755)
+        os.fsync(inner)
+    finally:
+        os.close(inner)
+
+
+def _replace_link(folder: int, name: str, target: str) -> None:
+    temporary = f"{_VERSION}link-{secrets.token_hex(4)}"
+    os.symlink(target, temporary, dir_fd=folder)
+    os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    os.fsync(folder)
+
+
+def _link_once(folder: int, directory: Path, name: str) -> None:
+    target = f"{DATA}/{name}"
+    try:
+        if os.readlink(name, dir_fd=folder) == target:
+            return
+    except FileNotFoundError:
+        os.symlink(target, name, dir_fd=folder)
+        return
+    except OSError:
+        pass
+    raise ConfigError(f"{directory / name}: is not ours; remove it, or choose another name", field="directory")
+
+
+def _tidy(folder: int, directory: Path, *, keep: str, names: frozenset[str]) -> None:
+    """Remove sets older than the last but one, and links to files that are written no more."""
+    versions = [name for name in os.listdir(folder) if name.startswith(_VERSION) and name != keep]
+    ordered = sorted(versions, key=lambda name: os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime_ns)
+    for name in ordered[:-1]:
+        path = directory / name
+        if path.is_symlink():
+            path.unlink()
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    for name in os.listdir(folder):
+        path = directory / name
+        if name not in names and path.is_symlink() and path.readlink() == Path(DATA, name):
+            path.unlink()
+
+
+def _chown(path: Path, owner: Ownership) -> None:
+    if owner.uid is not None or owner.gid is not None:
+        os.chown(path, -1 if owner.uid is None else owner.uid, -1 if owner.gid is None else owner.gid)
+
+
+def _own(file: int, owner: Ownership) -> None:
+    if owner.uid is not None or owner.gid is not None:
+        os.fchown(file, -1 if owner.uid is None else owner.uid, -1 if owner.gid is None else owner.gid)

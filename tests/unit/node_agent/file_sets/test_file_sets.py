@@ -1,0 +1,221 @@
+"""Identities as files: what stands in them, the swap, and what is refused."""
+
+import json
+import os
+import stat
+import threading
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, pkcs12
+
+from node_agent.file_sets.content import Content, chosen, x509_files
+from node_agent.file_sets.notify import run_command, send_signal
+from node_agent.file_sets.settings import FileSet, FilesSettings, load
+from node_agent.file_sets.swap import Ownership, swap
+from spiffe_core.bundle import BundleSet
+from spiffe_core.bundle_document import load_bundle_map
+from spiffe_core.errors import ConfigError, Unavailable
+from spiffe_core.runtime.settings import build_settings
+from spiffe_core.x509_svid import X509Svid
+from tests.authority import SpiffeTestCA
+from workload_api.x509_context import X509Context
+
+
+@pytest.fixture(scope="module")
+def context():
+    ca, foreign = SpiffeTestCA("example.org"), SpiffeTestCA("fed.test")
+    svids = []
+    for path, hint in (("/web", ""), ("/db", "data")):
+        made = ca.issue(f"spiffe://example.org{path}")
+        svids.append(X509Svid.load(made.chain, made.key, hint=hint))
+    bundle = foreign.bundle()
+    return X509Context(tuple(svids), BundleSet(ca.bundle(), {bundle.trust_domain: bundle}))
+
+
+def wanted(tmp_path, **over):
+    return build_settings(FileSet, {"directory": str(tmp_path / "tls"), **over}, source="test")
+
+
+def test_certificate_key_and_bundle_belong_together(tmp_path, context):
+    files = x509_files(context, wanted(tmp_path, combined="both.pem"))
+    leaf = x509.load_pem_x509_certificate(files["svid.pem"].data)
+    assert load_pem_private_key(files["svid.key"].data, None).public_key() == leaf.public_key()
+    assert [content.private for content in files.values()] == [False, True, False, True]
+    assert files["both.pem"].data == files["svid.pem"].data + files["svid.key"].data
+    assert len(x509.load_pem_x509_certificates(files["bundle.pem"].data)) == 1
+    assert "PRIVATE" not in repr(files["svid.key"].private)
+
+
+def test_federated_bundles_and_grpcs_map(tmp_path, context):
+    """Integrations section 8: X.509 keys only, no `kid`."""
+    files = x509_files(context, wanted(tmp_path, federated=True, bundle_map="map.json"))
+    assert len(x509.load_pem_x509_certificates(files["bundle.pem"].data)) == 2
+    document = json.loads(files["map.json"].data)
+    assert set(document["trust_domains"]) == {"example.org", "fed.test"}
+    for bundle in document["trust_domains"].values():
+        assert {key["use"] for key in bundle["keys"]} == {"x509-svid"}
+        assert not any("kid" in key for key in bundle["keys"])
+    assert len(load_bundle_map(files["map.json"].data)) == 2
+
+
+def test_pkcs12_opens_with_its_password_alone(tmp_path, context):
+    files = x509_files(context, wanted(tmp_path, pkcs12="svid.p12", pkcs12_password_file="/p"), b"sesame")
+    key, leaf, others = pkcs12.load_key_and_certificates(files["svid.p12"].data, b"sesame")
+    assert key.public_key() == leaf.public_key()
+    assert len(others) == 1
+    with pytest.raises(ValueError, match="password"):
+        pkcs12.load_key_and_certificates(files["svid.p12"].data, b"other")
+
+
+def test_an_identity_is_chosen_by_id_by_hint_or_is_the_first(tmp_path, context):
+    assert chosen(context, wanted(tmp_path)).spiffe_id.path == "/web"
+    assert chosen(context, wanted(tmp_path, hint="data")).spiffe_id.path == "/db"
+    assert chosen(context, wanted(tmp_path, spiffe_id="spiffe://example.org/db")).spiffe_id.path == "/db"
+    with pytest.raises(ConfigError, match=r"it has spiffe://example\.org/web, spiffe://example\.org/db"):
+        chosen(context, wanted(tmp_path, spiffe_id="spiffe://example.org/other"))
+
+
+WRONG = {
+    "a relative directory": {"directory": "tls"},
+    "a name with a slash": {"certificate": "../svid.pem"},
+    "a hidden name": {"key": ".data"},
+    "two files of one name": {"certificate": "x", "key": "x"},
+    "nothing to write": {"certificate": "", "key": "", "bundle": ""},
+    "a key for everybody": {"key_mode": "0644"},
+    "no mode": {"mode": "rw-r--r--"},
+    "a signal to nobody": {"signal": "HUP"},
+    "an unknown signal": {"signal": "KILL", "pid_file": "/p"},
+    "PKCS#12 without a password": {"pkcs12": "x.p12"},
+    "two choices": {"spiffe_id": "spiffe://a/b", "hint": "c"},
+    "a token for nobody": {"jwt": [{"name": "t", "audience": []}]},
+    "an unknown key": {"directroy": "/x"},
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_setting_is_named(tmp_path, case):
+    with pytest.raises(ConfigError):
+        wanted(tmp_path, **WRONG[case])
+
+
+def test_two_sets_need_two_directories(tmp_path):
+    one = {"directory": str(tmp_path)}
+    with pytest.raises(ConfigError, match="same directory"):
+        build_settings(FilesSettings, {"set": [one, one]}, source="test")
+
+
+def test_the_example_is_valid():
+    from pathlib import Path
+
+    settings = load(Path(__file__).parents[4] / "deploy/config/files.toml")
+    assert settings.sets[0].jwt[0].audience == ("vault",)
+
+
+# The swap
+
+
+def content(number):
+    return {"svid.pem": Content(b"certificate %d" % number), "svid.key": Content(b"key %d" % number, private=True)}
+
+
+def test_modes_links_and_nothing_left_over(tmp_path):
+    target = tmp_path / "tls"
+    for number in range(5):
+        swap(target, content(number), Ownership(mode=0o644, key_mode=0o640))
+    assert (target / "svid.pem").read_bytes() == b"certificate 4"
+    assert stat.S_IMODE((target / "svid.key").stat().st_mode) == 0o640
+    assert stat.S_IMODE((target / "svid.pem").stat().st_mode) == 0o644
+    assert len([name for name in os.listdir(target) if name.startswith(".v-")]) == 2
+    swap(target, {"other.pem": Content(b"x")}, Ownership())
+    assert sorted(name for name in os.listdir(target) if not name.startswith(".")) == ["other.pem"]
+
+
+def test_a_reader_of_one_directory_never_sees_two_sets(tmp_path):
+    """The issue's promise: a thousand swaps, a reader that opens `.data` once and reads both files through it."""
+    target = tmp_path / "tls"
+    swap(target, content(0), Ownership())
+    stop = threading.Event()
+    torn, seen = [], set()
+
+    def read():
+        while not stop.is_set():
+            folder = os.open(target / ".data", os.O_RDONLY)
+            try:
+                pair = []
+                for name in ("svid.pem", "svid.key"):
+                    file = os.open(name, os.O_RDONLY, dir_fd=folder)
+                    pair.append(os.read(file, 100).split()[1])
+                    os.close(file)
+            except FileNotFoundError:
+                continue  # two swaps while this reader slept
+            finally:
+                os.close(folder)
+            seen.add(pair[0])
+            if pair[0] != pair[1]:
+                torn.append(pair)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(1, 300):
+        swap(target, content(number), Ownership())
+    stop.set()
+    reader.join()
+    assert torn == []
+    assert len(seen) > 3
+
+
+def test_what_is_not_ours_is_not_overwritten(tmp_path):
+    """S67: a file or a link at one of our names, a directory that others may write to, a link in its place."""
+    target = tmp_path / "tls"
+    target.mkdir()
+    (target / "svid.key").write_text("precious")
+    with pytest.raises(ConfigError, match="is not ours"):
+        swap(target, content(1), Ownership())
+    assert (target / "svid.key").read_text() == "precious"
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    with pytest.raises(ConfigError, match="writable for nobody else"):
+        swap(open_to_all, content(1), Ownership())
+    (tmp_path / "link").symlink_to(target)
+    with pytest.raises(OSError, match="link"):
+        swap(tmp_path / "link", content(1), Ownership())
+
+
+def test_a_disk_that_refuses_leaves_the_old_set(tmp_path, monkeypatch):
+    """R-cases of a full disk: the old set stays whole and nothing is left over."""
+    target = tmp_path / "tls"
+    swap(target, content(1), Ownership())
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        swap(target, content(2), Ownership())
+    monkeypatch.undo()
+    assert (target / "svid.key").read_bytes() == b"key 1"
+    assert len([name for name in os.listdir(target) if name.startswith(".v-")]) == 1
+
+
+async def test_commands_run_without_a_shell_and_are_bounded(tmp_path):
+    mark = tmp_path / "a;b"
+    await run_command(["touch", str(mark)], 10)
+    assert mark.exists()
+    with pytest.raises(Unavailable, match="exit code 3: no"):
+        await run_command(["sh", "-c", "echo no; exit 3"], 10)
+    with pytest.raises(Unavailable, match="could not be started"):
+        await run_command([str(tmp_path / "none")], 10)
+    with pytest.raises(Unavailable, match="was killed"):
+        await run_command(["sleep", "60"], 0.05)
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "-1", "99999999"])
+def test_a_signal_goes_to_one_process_or_nowhere(tmp_path, text):
+    path = tmp_path / "pid"
+    path.write_text(text)
+    with pytest.raises(Unavailable, match="no process to signal"):
+        send_signal("HUP", path)
+    with pytest.raises(Unavailable):
+        send_signal("HUP", tmp_path / "none")
