@@ -163,12 +163,12 @@ def test_a_token_without_kid_is_tried_with_a_bounded_number_of_keys() -> None:
 
 
 def test_hostile_tokens_are_refused_quickly() -> None:
-    """N-J-40."""
+    """N-J-40. Judged by the processor's time: the machine may be busy with something else."""
     texts = ["." * 1_000_000, "a" * 65_536, f"{HEAD}.{b64('[' * 40_000)}.{SIGNATURE}", "é.é.é"]
-    started = time.perf_counter()
+    started = time.process_time()
     for text in texts:
         assert refused(text) in {Reason.MALFORMED, Reason.TOO_LARGE}
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_the_verified_id_is_a_value() -> None:

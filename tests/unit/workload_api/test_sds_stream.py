@@ -119,7 +119,7 @@ class TestNames:
     def test_nothing_expired_is_handed_out(self, ca):
         """N-A-26."""
         mixed = WorkloadView((ca.identity("/old", seconds=60), ca.identity("/web", seconds=3600)), ca.bundle())
-        later = NOW + timedelta(seconds=120)
+        later = SystemClock().now() + timedelta(seconds=120)
         found = secrets(mixed, now=later)
         assert found.get("spiffe://example.org/old") is None
         assert (
@@ -127,7 +127,7 @@ class TestNames:
             or found.get("default").tls_certificate == found.get(WEB).tls_certificate
         )
         with pytest.raises(Unavailable):
-            secrets(mixed, now=NOW + timedelta(hours=2))
+            secrets(mixed, now=later + timedelta(hours=2))
 
 
 NODES = {
