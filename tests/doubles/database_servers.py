@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,7 +49,8 @@ class DatabaseServer:
     gentle: signal.Signals
     """What ends it in order, whoever is connected."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
+        self.settings = dict(settings or {})
         self.folder = Path(tempfile.mkdtemp(prefix=f"mun-{self.kind[:2]}-", dir=_fast_directory()))
         self.folder.chmod(0o755)
         self.data = self.folder / "data"
@@ -82,6 +83,20 @@ class DatabaseServer:
             except subprocess.CalledProcessError as error:
                 said = self.log.read_text(errors="replace")[-2000:]
                 raise AssertionError(f"{self.kind} cannot be made:\n{said}") from error
+
+    def secret(self, name: str, content: bytes) -> Path:
+        """A file that only the server's account can read."""
+        path = self.folder / name
+        path.write_bytes(content)
+        path.chmod(0o600)
+        self._give(path)
+        return path
+
+    def restart(self, **settings: str) -> None:
+        """With other settings."""
+        self.stop(self.gentle)
+        self.settings = settings
+        self.start()
 
     def _give(self, path: Path) -> None:
         if self._owner is not None:
@@ -203,6 +218,7 @@ class PostgreSQL(DatabaseServer):
             "unix_socket_directories": self.run,
             "max_connections": 400,
             "shared_buffers": "32MB",
+            **self.settings,
         }
         self.spawn(
             [
@@ -291,10 +307,11 @@ class MariaDB(DatabaseServer):
                 f"--datadir={self.data}",
                 f"--socket={self.run / 'mysqld.sock'}",
                 f"--pid-file={self.run / 'pid'}",
-                "--skip-networking",
+                *(() if "port" in self.settings else ("--skip-networking",)),
                 "--max-connections=400",
                 "--innodb-buffer-pool-size=64M",
                 "--innodb-flush-log-at-trx-commit=1",
+                *(f"--{name}={value}" for name, value in self.settings.items()),
             ]
         )
         self.await_answer(self._knock, OSError)
