@@ -57,7 +57,7 @@ class ServerAddress:
                 field="database.tls_cert_file",
             )
         if address.verifies:
-            address.roots()
+            address.check_files()
         address.password()
         return address
 
@@ -106,6 +106,18 @@ class ServerAddress:
                 field="database.tls_ca_file",
             )
         return str(path)
+
+    def check_files(self) -> None:
+        """See that the files for TLS are there: waiting for the database would not bring them.
+
+        Raises:
+            ConfigError: one is missing; names the key.
+        """
+        self.roots()
+        for key in ("tls_ca_file", "tls_cert_file", "tls_key_file"):
+            path: Path | None = getattr(self.access, key)
+            if path is not None and not path.is_file():
+                raise ConfigError(f"database.{key}: there is no file {path}", field=f"database.{key}")
 
     def _here(self) -> bool:
         if self.host == "localhost":

@@ -238,7 +238,8 @@ class PostgreSQL(DatabaseServer):
         return f"postgresql://{USER}@/{name}?host={self.run}"
 
     def execute(self, database: str, *statements: str) -> list[tuple[Any, ...]]:
-        with psycopg.connect(host=str(self.run), user=USER, dbname=database, autocommit=True) as connection:
+        port = int(self.settings.get("port", "5432"))
+        with psycopg.connect(host=str(self.run), port=port, user=USER, dbname=database, autocommit=True) as connection:
             for statement in statements:
                 cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
