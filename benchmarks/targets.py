@@ -1,0 +1,91 @@
+"""What is measured: a server of ours or a real SPIRE server, behind the same few words."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Protocol, Self
+
+from deploy.demo.stack import Daemon, LocalStack, free_port
+
+TRUST_DOMAIN = "bench.test"
+UNLIMITED = "[ratelimit]\nattestation = false\nsigning = false\n"
+
+
+class Target(Protocol):
+    """A running server."""
+
+    name: str
+    admin_socket: Path
+    port: int
+    server: Daemon | None
+
+    def start_server(self) -> Daemon: ...
+
+    def close(self) -> None: ...
+
+
+class Muniment(LocalStack):
+    """Our server, its rate limits off, audit and log on."""
+
+    name = "muniment"
+
+    def __init__(self, *, workers: int = 0, database: str = "") -> None:
+        self.workers = workers
+        self.database_kind = "PostgreSQL" if database else "SQLite"
+        text = UNLIMITED + (f'[database]\nurl = "{database}"\n' if database else "")
+        super().__init__(TRUST_DOMAIN, server=text, ca=f"signing_workers = {workers}\n" if workers else "")
+
+
+class Spire:
+    """A SPIRE server out of a directory with its binaries: SQLite, keys on disk, its rate limits off."""
+
+    name = "spire"
+
+    def __init__(self, binaries: Path) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="bench-spire-"))
+        self.port = free_port()
+        self.admin_socket = self.folder / "admin.sock"
+        self.server: Daemon | None = None
+        self._binary = binaries / "spire-server"
+        (self.folder / "data").mkdir()
+        (self.folder / "server.conf").write_text(
+            f"""
+server {{
+    bind_address = "127.0.0.1"
+    bind_port = "{self.port}"
+    socket_path = "{self.admin_socket}"
+    data_dir = "{self.folder}/data"
+    trust_domain = "{TRUST_DOMAIN}"
+    log_level = "INFO"
+    ca_key_type = "ec-p256"
+    ratelimit {{ attestation = false  signing = false }}
+}}
+plugins {{
+    DataStore "sql" {{ plugin_data {{
+        database_type = "sqlite3"
+        connection_string = "{self.folder}/data/datastore.sqlite3"
+    }} }}
+    NodeAttestor "join_token" {{ plugin_data {{}} }}
+    KeyManager "disk" {{ plugin_data {{ keys_path = "{self.folder}/data/keys.json" }} }}
+}}
+"""
+        )
+
+    def start_server(self) -> Daemon:
+        argv = [str(self._binary), "run", "-config", str(self.folder / "server.conf")]
+        self.server = Daemon(argv, self.folder / "server.log")
+        self.server.wait_serving(self.admin_socket)
+        return self.server
+
+    def close(self) -> None:
+        if self.server is not None:
+            self.server.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
