@@ -55,7 +55,8 @@ async def timed(
         async def caller_loop(caller: int, until: float = until) -> None:
             nonlocal done
             while time.perf_counter() < until:
-                done += await call(caller)
+                made = await call(caller)
+                done += made
 
         await asyncio.gather(*map(caller_loop, range(callers)))
         elapsed, used = time.perf_counter() - start, cpu_of(pid) - before

@@ -73,6 +73,7 @@ from identity_server.services.server_log import ServerLog
 from identity_server.services.trust_bundles import TrustBundles
 from identity_server.services.upstream_authorities import UpstreamAuthorities
 from identity_server.settings import CaSubject, Pkcs11Section, RateLimitSection, ServerSettings
+from identity_server.signing.pool import SigningWorkers
 from identity_server.store.database import Access
 from identity_server.store.sql_store import SqlStore
 from identity_server.upstream import upstream_of
@@ -127,6 +128,7 @@ class Server:
     drain: Drain
     throttle: Throttle
     monitor: Monitor
+    workers: SigningWorkers
     address: tuple[str, int] = ("", 0)
 
     @classmethod
@@ -184,6 +186,7 @@ class Server:
         await self.grpc.stop(DRAIN_SECONDS)
         await self.door.emptied(FLUSH_SECONDS)
         await self.door.close()
+        await self.workers.close()
         await self.admissions.settled()
         if self.upstream is not None:
             await self.upstream.close()
@@ -289,6 +292,9 @@ async def _compose(  # the one place where everything has a name
         new_id=_new_id,
     )
     downstream = Downstream(issuer=issuer, store=store, audit=audit, ca_ttl=int(settings.ca.ttl.total_seconds()))
+    workers = SigningWorkers(settings.ca.signing_workers, clock)
+    undo.push_async_callback(workers.close)
+    workers.start()
     issue = IssueSvids(
         entitlements=entitlements,
         issuer=issuer,
@@ -297,6 +303,7 @@ async def _compose(  # the one place where everything has a name
         audit=audit,
         trust_domain=trust_domain,
         default_ttl=int(settings.svid.default_x509_ttl.total_seconds()),
+        signers=workers if settings.ca.signing_workers else None,
     )
     drain = Drain()
     door = FrontDoor(
@@ -364,6 +371,7 @@ async def _compose(  # the one place where everything has a name
         drain=drain,
         throttle=throttle,
         monitor=watch,
+        workers=workers,
     )
 
 

@@ -9,6 +9,7 @@ work, and it never waits, signs or calls plug-ins.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar
 
 from identity_server.domain.agents import AttestedAgent
@@ -16,6 +17,7 @@ from identity_server.domain.audit import AuditEvent
 from identity_server.domain.authority import Authority, AuthorityKind
 from identity_server.domain.federation import FederationRelationship
 from identity_server.domain.join_tokens import JoinToken
+from identity_server.domain.leaf_order import LeafOrder, SignedLeaf, SigningKey
 from identity_server.domain.listing import AgentFilter, EntryFilter, Page
 from identity_server.domain.orders import Errand, Order, Progress
 from identity_server.domain.state import State
@@ -346,6 +348,29 @@ class UpstreamAuthority(Protocol):
 
     async def close(self) -> None:
         """Stop following. Calling it twice does nothing."""
+        ...
+
+
+class LeafSigners(Protocol):
+    """Processes beside this one that verify requests and sign leaves."""
+
+    @property
+    def ready(self) -> int:
+        """How many of them take orders now."""
+        ...
+
+    def seat(self) -> AbstractAsyncContextManager[None]:
+        """Wait for room at one of them."""
+        ...
+
+    async def sign(
+        self, key: SigningKey, taken: frozenset[str], orders: Sequence[tuple[LeafOrder, bytes]]
+    ) -> list[SignedLeaf | None] | None:
+        """Sign each order for the key of its request, within a `seat`.
+
+        None if that did not happen, and in the answer for each order that was not signed, whatever the reason: the
+        caller then does it itself.
+        """
         ...
 
 

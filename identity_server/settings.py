@@ -120,11 +120,14 @@ class CaSection(Section):
     key_manager: Literal["disk", "memory", "pkcs11"] = "disk"
     pkcs11: Pkcs11Section | None = None
     subject: CaSubject = CaSubject()
+    signing_workers: int = Field(default=0, ge=0, le=16)
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
         if (self.key_manager == "pkcs11") != (self.pkcs11 is not None):
             raise ValueError('key_manager = "pkcs11" and the table [ca.pkcs11] belong together; set both or neither')
+        if self.signing_workers and self.key_manager not in {"disk", "memory"}:
+            raise ValueError("signing_workers needs a key_manager that gives keys out: disk or memory")
         if self.ttl > _LONGEST_CA:
             raise ValueError("ttl must be at most 20 years")
         return self

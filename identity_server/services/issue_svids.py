@@ -7,20 +7,24 @@ own key, its own ID and its own error (S27), and the loop is given back after ev
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from identity_server.domain.access import Caller
 from identity_server.domain.audit import DONE, SvidIssued
+from identity_server.domain.leaf_order import LeafOrder
 from identity_server.domain.minting import check_mint
 from identity_server.domain.state import EntryRecord
-from identity_server.ports import AuditLog
+from identity_server.ports import AuditLog, LeafSigners
 from identity_server.services.entitlements import Entitlements
 from identity_server.services.issuer import IssuedX509, Issuer
 from spiffe_core.clock import Clock
-from spiffe_core.crypto.csr import parse_csr, proven_key
+from spiffe_core.crypto.csr import MAX_CSR_BYTES, parse_csr, proven_key
 from spiffe_core.crypto.keys import PublicKey
 from spiffe_core.errors import Exhausted, IdentityError, Internal, InvalidCsr, InvalidRequest, Unavailable
+from spiffe_core.runtime.supervise import spawn
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 
 MAX_BATCH = 500
@@ -28,6 +32,13 @@ MAX_BATCH = 500
 SLICE_SECONDS = 0.004
 """For so long signing may hold the loop before other calls get their turn (architecture A7)."""
 MAX_TTL = 2**31 - 1
+
+
+MIN_SHARED = 50
+"""Smaller batches are signed here alone: they are done before a worker would be."""
+CHUNK = 25
+SEATS_EACH = 4
+"""So many chunks of one batch may wait at each worker, so that it never waits for us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,10 @@ class Wanted:
     csr: bytes
 
 
+Answer = IssuedX509 | IdentityError | None
+"""None: memory does not know yet that the agent may have the entry, or nobody has looked."""
+
+
 class IssueSvids:
     """Signs leaves for those who may have them. Belongs to the event loop."""
 
@@ -59,6 +74,7 @@ class IssueSvids:
         audit: AuditLog,
         trust_domain: TrustDomain,
         default_ttl: int,
+        signers: LeafSigners | None = None,
     ) -> None:
         self._entitlements = entitlements
         self._issuer = issuer
@@ -67,6 +83,7 @@ class IssueSvids:
         self._audit = audit
         self._trust_domain = trust_domain
         self._default_ttl = default_ttl
+        self._signers = signers
 
     async def for_entries(self, caller: Caller, wanted: Sequence[Wanted]) -> list[IssuedX509 | IdentityError]:
         """Sign for the entries `caller` is authorised for; one answer for each item, in order.
@@ -79,18 +96,99 @@ class IssueSvids:
             raise InvalidRequest("missing parameters", field="params")
         if len(wanted) > MAX_BATCH:
             raise Exhausted(f"rate ({len(wanted)}) exceeds burst size ({MAX_BATCH}); send smaller batches")
-        answers: list[IssuedX509 | IdentityError | None] = []
-        started = self._clock.monotonic()
-        for item in wanted:
-            answers.append(self._attempt(caller, item))
-            if self._clock.monotonic() - started > SLICE_SECONDS:
-                await self._clock.sleep(0)
-                started = self._clock.monotonic()
+        answers: list[Answer] = [None] * len(wanted)
+        waiting = deque(range(len(wanted)))
+        signers = self._signers
+        if signers is not None and signers.ready and len(wanted) >= MIN_SHARED:
+            shared = deque(range(0, len(wanted), CHUNK))
+            waiting.clear()
+            tasks: set[asyncio.Task[None]] = set()
+            for _ in range(min(signers.ready * SEATS_EACH, len(shared))):
+                spawn(self._by_worker(signers, caller, wanted, answers, shared, waiting), "signing", tasks)
+            helpers = list(tasks)
+            while shared:
+                at = shared.pop()
+                waiting.extend(range(at, min(at + CHUNK, len(wanted))))
+                await self._inline(caller, wanted, answers, waiting)
+            await asyncio.gather(*helpers)
+        await self._inline(caller, wanted, answers, waiting)
         unknown = [item.entry_id for item, answer in zip(wanted, answers, strict=True) if answer is None]
         refusals = await self._entitlements.refusals(caller, unknown, "BatchNewX509SVID") if unknown else {}
         return [
             refusals[item.entry_id] if answer is None else answer for item, answer in zip(wanted, answers, strict=True)
         ]
+
+    async def _inline(
+        self, caller: Caller, wanted: Sequence[Wanted], answers: list[Answer], waiting: deque[int]
+    ) -> None:
+        """Sign what waits here and now, giving the loop back after every slice."""
+        started = self._clock.monotonic()
+        while waiting:
+            number = waiting.popleft()
+            answers[number] = self._attempt(caller, wanted[number])
+            if self._clock.monotonic() - started > SLICE_SECONDS:
+                await self._clock.sleep(0)
+                started = self._clock.monotonic()
+
+    async def _by_worker(
+        self,
+        signers: LeafSigners,
+        caller: Caller,
+        wanted: Sequence[Wanted],
+        answers: list[Answer],
+        shared: deque[int],
+        waiting: deque[int],
+    ) -> None:
+        """Have chunks signed by a worker as long as there are any; what it does not sign waits to be done here."""
+        while shared:
+            async with signers.seat():
+                if not shared:
+                    return
+                at = shared.popleft()
+                numbers = range(at, min(at + CHUNK, len(wanted)))
+                await self._chunk(signers, caller, wanted, answers, numbers)
+            waiting.extend(number for number in numbers if answers[number] is None)
+
+    async def _chunk(
+        self,
+        signers: LeafSigners,
+        caller: Caller,
+        wanted: Sequence[Wanted],
+        answers: list[Answer],
+        numbers: range,
+    ) -> None:
+        """Decide here, have it signed there. What was signed by an authority that may not sign any more is dropped."""
+        try:
+            standing = self._issuer.standing()
+            decided = [(number, *found) for number in numbers if (found := self._decide(caller, wanted[number]))]
+            orders = [(order, wanted[number].csr) for number, _, order in decided]
+            leaves = await signers.sign(standing.key, standing.taken, orders) if orders else None
+            if leaves is None or self._issuer.standing() is not standing:
+                return
+        except Unavailable:
+            return
+        for (number, record, order), leaf in zip(decided, leaves, strict=True):
+            if leaf is not None:
+                issued = self._issuer.issued(standing, order, leaf)
+                self._record(caller, "workload", issued, record)
+                answers[number] = issued
+
+    def _decide(self, caller: Caller, item: Wanted) -> tuple[EntryRecord, LeafOrder] | None:
+        """What may be signed for this item; None for whatever is not plainly good, which `_attempt` puts into words."""
+        if not item.csr or len(item.csr) > MAX_CSR_BYTES:
+            return None
+        record = self._entitlements.find(caller, item.entry_id)
+        if record is None:
+            return None
+        terms = self._terms_of(record.wire)
+        spiffe_id = SpiffeId(self._trust_domain, record.path)
+        try:
+            order = self._issuer.order(
+                "workload", spiffe_id, ttl=terms.ttl or self._default_ttl, dns_names=terms.dns_names
+            )
+        except IdentityError:
+            return None
+        return record, order
 
     def mint(self, caller: Caller, csr_der: bytes, ttl: int) -> IssuedX509:
         """Sign what an administrator's request asks for (spire_wire section 5.4)."""

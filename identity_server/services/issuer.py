@@ -10,8 +10,9 @@ from cryptography import x509
 from identity_server.domain.authority import Authority
 from identity_server.domain.body import Bodies
 from identity_server.domain.issuance import parent_of, prepare, sign
+from identity_server.domain.leaf_order import LeafOrder, SignedLeaf, SigningKey, signed
 from identity_server.domain.minted_ca import room_below
-from identity_server.domain.profiles import Parent, Plan, Profile, downstream_subject, plan_ca, plan_leaf
+from identity_server.domain.profiles import Parent, Plan, Profile, downstream_subject, plan_ca
 from identity_server.domain.published import published_ids, signing_ids
 from identity_server.domain.rotation import expiry_floor
 from identity_server.domain.upstream import MAX_CHAIN
@@ -69,6 +70,15 @@ class Signer:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A signer whose authority stands in the stored bundle, and the key identifiers (hex) that no subject may have."""
+
+    signer: Signer
+    key: SigningKey
+    taken: frozenset[str]
+
+
 class Issuer:
     """Signs leaves by profile. `signer` is swapped by the owner of the authorities; None means nobody may sign."""
 
@@ -83,6 +93,7 @@ class Issuer:
         self._journal: tuple[Authority, ...] = ()
         self._signing: frozenset[str] = frozenset()
         self._taken: frozenset[str] = frozenset()
+        self._standing: Standing | None = None
 
     def issue(
         self,
@@ -100,30 +111,52 @@ class Issuer:
             InvalidRequest: the id, key, names or ttl may not be certified; names the field.
             Unavailable: no authority is active.
         """
-        kind = Profile(profile)
+        standing = self.standing()
+        order = self.order(profile, spiffe_id, ttl=ttl, dns_names=dns_names, subject=subject)
+        return self.issued(standing, order, signed(standing.key, order, public_key, standing.taken))
+
+    def standing(self) -> Standing:
+        """Who signs at this moment, and whose keys may be no subject's; the same object as long as nothing changes.
+
+        Raises:
+            Unavailable: no authority is active.
+        """
         signer = self._ready()
+        standing = self._standing
+        if standing is None or standing.signer is not signer or standing.taken is not self._taken:
+            key = SigningKey(signer.authority.certificate, signer.parent, signer.key, signer.bodies)
+            standing = self._standing = Standing(signer, key, self._taken)
+        return standing
+
+    def order(
+        self,
+        profile: str,
+        spiffe_id: SpiffeId,
+        *,
+        ttl: int = 0,
+        dns_names: Sequence[str] = (),
+        subject: x509.Name | None = None,
+    ) -> LeafOrder:
+        """What is to be signed, before anybody looks at the key it is for.
+
+        Raises:
+            InvalidRequest: the names or ttl may not be certified; names the field.
+        """
+        kind = Profile(profile)
         if ttl < 0:
             raise InvalidRequest("ttl: must not be negative; 0 means the default", field="ttl")
         names = tuple(check_dns_name(name, field="dns_names") for name in dns_names)
         seconds = ttl or self._default_ttls.get(kind, 0)
         now = int(self._clock.now().timestamp())
-        plan = plan_leaf(
-            kind,
-            signer.parent,
-            spiffe_id,
-            public_key,
-            ttl=seconds,
-            now=now,
-            serial=draw_serial(self._entropy),
-            dns_names=names,
-            subject=subject,
-            at_least_until=expiry_floor(self._issued_at, now, seconds),
-        )
-        self._refuse_taken(plan)
-        leaf = sign(signer.bodies.prepare(plan), signer.key)
-        if not expiry_floor(self._issued_at, now, 1):
-            self._issued_at = now
-        return IssuedX509((leaf, *signer.authority.upstream_chain), spiffe_id, str(plan.serial), plan.not_after)
+        floor = expiry_floor(self._issued_at, now, seconds)
+        return LeafOrder(kind, spiffe_id, seconds, now, draw_serial(self._entropy), floor, names, subject)
+
+    def issued(self, standing: Standing, order: LeafOrder, leaf: SignedLeaf) -> IssuedX509:
+        """The answer made of an order and its leaf."""
+        if not expiry_floor(self._issued_at, order.now, 1):
+            self._issued_at = order.now
+        chain = (leaf.der, *standing.signer.authority.upstream_chain)
+        return IssuedX509(chain, order.spiffe_id, str(order.serial), leaf.not_after)
 
     def issue_ca(self, public_key: PublicKey, ttl: int) -> IssuedX509:
         """Sign a CA below ours, for a downstream server.
