@@ -30,6 +30,8 @@ MAX_MEMBERS = 256
 _HASHES: dict[str, hashes.HashAlgorithm] = {"256": hashes.SHA256(), "384": hashes.SHA384(), "512": hashes.SHA512()}
 _CURVES = {"ES256": "secp256r1", "ES384": "secp384r1", "ES512": "secp521r1"}
 _FOR_CURVE = {curve: algorithm for algorithm, curve in _CURVES.items()}
+_ECDSA = {curve: ec.ECDSA(_HASHES[algorithm[2:]]) for algorithm, curve in _CURVES.items()}
+_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 ALGORITHMS = frozenset(f"{family}{size}" for family in ("RS", "ES", "PS") for size in _HASHES)
 """RFC 7518 section 3.1, as far as JWT-SVID section 2.1 and WIT-SVID section 2.3 allow it."""
 
@@ -63,19 +65,19 @@ def fits(algorithm: str, key: PublicKey) -> bool:
 
 def encode_part(value: Mapping[str, object]) -> str:
     """A JSON object as one part of a token."""
-    return _encoded(json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode())
+    return _encoded(_JSON.encode(value).encode())
 
 
 def sign_compact(header: str, payload: str, key: PrivateKey) -> str:
     """A token of two encoded parts, signed with the algorithm that `algorithm_of` names for the key.
 
-    The key may live in a token or a KMS: it needs `sign` and `public_key` only.
+    The key may live in a token or a KMS: it needs `sign` only, and an EC key its `curve`.
     """
     data = f"{header}.{payload}".encode("ascii")
     if isinstance(key, ec.EllipticCurvePrivateKey):
-        curve = key.public_key().curve
+        curve = key.curve
         size = (curve.key_size + 7) // 8
-        r, s = decode_dss_signature(key.sign(data, ec.ECDSA(_hash_of(_FOR_CURVE[curve.name]))))
+        r, s = decode_dss_signature(key.sign(data, _ECDSA[curve.name]))
         signature = r.to_bytes(size) + s.to_bytes(size)  # RFC 7518 section 3.4: R and S, not DER
     else:
         signature = key.sign(data, padding.PKCS1v15(), _hash_of("RS256"))

@@ -38,6 +38,7 @@ from spiffe_core.wire.services import CALL_KINDS, HANDLER_FACTORIES
 from spiffe_core.wire.sockets import PrivateDirectory, UnixListener, listen_tcp, listen_unix
 from spiffe_core.wire.splice import Splice
 from spiffe_core.wire.tls import ServerTls, TlsIdentity, server_context, verified_svid
+from spiffe_core.wire.wrap_once import WrapOnce
 
 log = logging.getLogger(__name__)
 
@@ -393,9 +394,12 @@ def private_server(
     max_connection_age: float | None = None,
     max_message: int = MAX_MESSAGE_BYTES,
 ) -> grpc.aio.Server:
-    """A gRPC server bound behind `door`, not started. The first interceptor is the outermost; the guard is innermost."""
+    """A gRPC server bound behind `door`, not started. The first interceptor is the outermost; the guard is innermost.
+
+    They wrap each method once, see `wrap_once`.
+    """
     server = grpc.aio.server(
-        interceptors=[*interceptors, DoorGuard(door)],
+        interceptors=[WrapOnce([*interceptors, DoorGuard(door)])],
         options=server_options(max_connection_age=max_connection_age, max_message=max_message),
     )
     server.add_generic_rpc_handlers(tuple(handlers))
