@@ -47,6 +47,8 @@ class SigningWorkers:
         self._workers = [_Worker(number, self._offload) for number in range(count)]
         self._tasks: set[asyncio.Task[None]] = set()
         self._seats = asyncio.Semaphore(count * SEATS)
+        self.signed = 0
+        """How many leaves the workers signed."""
 
     def start(self) -> None:
         """Start the processes, without waiting for them."""
@@ -84,7 +86,10 @@ class SigningWorkers:
             )
             worker.end()
             return None
-        return leaves if leaves is None or len(leaves) == len(orders) else None
+        if leaves is None or len(leaves) != len(orders):
+            return None
+        self.signed += sum(leaf is not None for leaf in leaves)
+        return leaves
 
     async def close(self) -> None:
         """End all workers."""
