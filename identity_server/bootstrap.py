@@ -13,6 +13,7 @@ import random  # noqa: TID251  # the rim: jitter is drawn here and passed down
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from attestors.registry import NODE_VERIFIERS
 from identity_server.audit_log import AuditFile
 from identity_server.domain.rates import Rate
 from identity_server.keys import DiskKeys, MemoryKeys, set_aside
-from identity_server.monitoring import Parts, counted, metered, metrics_of, monitor, observers, rotations
+from identity_server.monitoring import Parts, counted, metered, metrics_of, monitor, observers, rotations, traced_store
 from identity_server.ports import KeyManager, UpstreamAuthority
 from identity_server.rpc.agent_api import AgentApi
 from identity_server.rpc.authority_orders_api import AuthorityOrdersApi
@@ -86,6 +87,8 @@ from spiffe_core.runtime.logs import LogLevel
 from spiffe_core.runtime.monitor import Monitor
 from spiffe_core.runtime.offload import Offload
 from spiffe_core.runtime.request_id import current_request_id
+from spiffe_core.runtime.tracing import Tracing
+from spiffe_core.runtime.tracing_setup import tracing_of
 from spiffe_core.wire.calls import CallInterceptor
 from spiffe_core.wire.convert import entry_to_proto
 from spiffe_core.wire.front_door import FrontDoor, Limits, private_server
@@ -129,6 +132,7 @@ class Server:
     throttle: Throttle
     monitor: Monitor
     workers: SigningWorkers
+    tracing: Tracing | None = None
     address: tuple[str, int] = ("", 0)
 
     @classmethod
@@ -192,6 +196,8 @@ class Server:
             await self.upstream.close()
         await self.store.close()
         self.monitor.close()
+        if self.tracing is not None:
+            self.tracing.close()
         self.audit.close()
         self.lock.close()
 
@@ -222,7 +228,10 @@ async def _compose(  # the one place where everything has a name
 ) -> Server:
     trust_domain = settings.trust_domain
     metrics = metrics_of(settings)
-    audit, store = counted(sink, metrics, clock), metered(database, metrics, clock)
+    tracing = tracing_of(settings.tracing, "identity-server", version("muniment"))
+    if tracing is not None:
+        undo.callback(tracing.close)
+    audit, store = counted(sink, metrics, clock), traced_store(metered(database, metrics, clock), tracing)
     upstream = upstream_of(settings.upstream, trust_domain, clock)
     if upstream is not None:
         undo.push_async_callback(upstream.close)
@@ -340,7 +349,7 @@ async def _compose(  # the one place where everything has a name
         door,
         services,
         [
-            CallInterceptor(observers(metrics, sink), clock.monotonic),
+            CallInterceptor(observers(metrics, sink), clock.monotonic, tracing),
             ErrorInterceptor(current_request_id),
             AccessInterceptor(door.caller_of, admissions),
             ThrottleInterceptor(door.caller_of, throttle),
@@ -372,6 +381,7 @@ async def _compose(  # the one place where everything has a name
         throttle=throttle,
         monitor=watch,
         workers=workers,
+        tracing=tracing,
     )
 
 

@@ -31,10 +31,12 @@ from identity_server.services.own_identity import OwnIdentity
 from identity_server.settings import ServerSettings
 from identity_server.store.metered import MeteredStore
 from identity_server.store.sql_store import SqlStore
+from identity_server.store.traced import TracedStore
 from spiffe_core.clock import Clock
 from spiffe_core.health import Report
 from spiffe_core.runtime.metrics import Metrics, Reading
 from spiffe_core.runtime.monitor import Monitor
+from spiffe_core.runtime.tracing import Tracing
 from spiffe_core.runtime.watchdog import Watchdog
 from spiffe_core.wire.calls import CallMetrics, Observer
 from spiffe_core.wire.front_door import FrontDoor
@@ -167,6 +169,11 @@ def metered(store: SqlStore, metrics: Metrics | None, clock: Clock) -> Store:
         return store
     store.measure_reloads(lambda seconds: metrics.observe("entry_cache_reload", seconds, status="OK"))
     return MeteredStore(store, metrics, clock.monotonic)
+
+
+def traced_store(store: Store, tracing: Tracing | None) -> Store:
+    """The store as the services use it, with a span around each command when calls are traced."""
+    return store if tracing is None else TracedStore(store)
 
 
 class CallAudit:

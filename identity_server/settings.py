@@ -23,6 +23,7 @@ from spiffe_core.runtime.settings import (
     Section,
     TelemetrySection,
     Texts,
+    TracingSection,
     build_settings,
     format_duration,
     load_settings,
@@ -240,6 +241,7 @@ class ServerSettings(Section):
     ratelimit: RateLimitSection = RateLimitSection()
     health_checks: ServerHealthSection = ServerHealthSection()
     telemetry: TelemetrySection = TelemetrySection()
+    tracing: TracingSection | None = None
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:

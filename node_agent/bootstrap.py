@@ -49,6 +49,8 @@ from spiffe_core.runtime.monitor import Monitor
 from spiffe_core.runtime.offload import Offload
 from spiffe_core.runtime.request_id import current_request_id
 from spiffe_core.runtime.supervise import Supervisor
+from spiffe_core.runtime.tracing import Tracing
+from spiffe_core.runtime.tracing_setup import tracing_of
 from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.wire.calls import CallInterceptor
 from spiffe_core.wire.dialer import Dialer, DialTrust
@@ -90,6 +92,7 @@ class Agent:
     monitor: Monitor
     parts: Parts
     interceptors: Sequence[grpc.aio.ServerInterceptor]
+    tracing: Tracing | None
     server: grpc.aio.Server = field(init=False)
 
     def __post_init__(self) -> None:
@@ -139,6 +142,8 @@ class Agent:
         await self.admin.close()
         await self.client.close()
         self.monitor.close()
+        if self.tracing is not None:
+            self.tracing.close()
         self.state.close()
 
 
@@ -179,6 +184,7 @@ def _compose(
     steady = SteadyTime(clock)
     node = NodeRecord(state, directory, Offload("state", 1))
     metrics = metrics_of(settings)
+    tracing = tracing_of(settings.tracing, "node-agent", VERSION.rpartition("/")[2])
     connection = _client(settings, node, clock)
     client = metered(connection, metrics, clock)
     attestation = AttestWorkload(
@@ -271,7 +277,7 @@ def _compose(
     started = clock.monotonic()
     delegates = DelegatedIdentity(workloads, jwt, admin_streams, admin_door.caller_of, settings.authorized_delegates)
     services = [delegates.handler(), DebugApi(look).handler(), LoggerApi(LogLevel(settings.log_level)).handler()]
-    interceptors = [CallInterceptor(observers(metrics), clock.monotonic), ErrorInterceptor(current_request_id)]
+    interceptors = [CallInterceptor(observers(metrics), clock.monotonic, tracing), ErrorInterceptor(current_request_id)]
     admin = AdminSocket(settings.admin_socket_path, admin_door, admin_streams, services, interceptors)
     parts = Parts(settings, clock, node, membership, synchronize, workloads, jwt, door, api)
     return Agent(
@@ -290,6 +296,7 @@ def _compose(
         monitor(parts, metrics),
         parts,
         interceptors,
+        tracing,
     )
 
 

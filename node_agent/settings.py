@@ -23,6 +23,7 @@ from spiffe_core.runtime.settings import (
     Section,
     TelemetrySection,
     Texts,
+    TracingSection,
     as_tuple,
     build_settings,
     load_settings,
@@ -146,6 +147,7 @@ class AgentSettings(Section):
     limits: LimitSection = LimitSection()
     health_checks: HealthCheckSection = HealthCheckSection()
     telemetry: TelemetrySection = TelemetrySection()
+    tracing: TracingSection | None = None
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:

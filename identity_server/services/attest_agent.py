@@ -33,6 +33,7 @@ from spiffe_core.errors import (
     Refusal,
 )
 from spiffe_core.runtime.offload import Offload
+from spiffe_core.runtime.tracing import span
 from spiffe_core.selectors import Selector
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 
@@ -65,10 +66,11 @@ class Attestation:
 
     async def step(self, answer: bytes | None = None) -> Challenge | None:
         """The next challenge, or None when the node is attested. A verifier that may block runs on its own thread."""
-        if getattr(self.verifier, "blocking", True):
-            outcome = await self._offload(advance, self._dialogue, answer)
-        else:
-            outcome = advance(self._dialogue, answer)
+        with span("attest.node"):
+            if getattr(self.verifier, "blocking", True):
+                outcome = await self._offload(advance, self._dialogue, answer)
+            else:
+                outcome = advance(self._dialogue, answer)
         if isinstance(outcome, Attested):
             self.verdict = outcome
             return None
@@ -221,7 +223,8 @@ class AttestAgents:
         return svid
 
     def _sign(self, agent_id: SpiffeId, csr: Csr) -> IssuedX509:
-        return self._issuer.issue("agent", agent_id, csr.public_key, ttl=self._agent_ttl)
+        with span("sign.x509_svid"):
+            return self._issuer.issue("agent", agent_id, csr.public_key, ttl=self._agent_ttl)
 
     def _csr(self, der: bytes, prefix: str) -> Csr:
         try:

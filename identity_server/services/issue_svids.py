@@ -25,6 +25,7 @@ from spiffe_core.crypto.csr import MAX_CSR_BYTES, parse_csr, proven_key
 from spiffe_core.crypto.keys import PublicKey
 from spiffe_core.errors import Exhausted, IdentityError, Internal, InvalidCsr, InvalidRequest, Unavailable
 from spiffe_core.runtime.supervise import spawn
+from spiffe_core.runtime.tracing import span
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 
 MAX_BATCH = 500
@@ -99,19 +100,20 @@ class IssueSvids:
         answers: list[Answer] = [None] * len(wanted)
         waiting = deque(range(len(wanted)))
         signers = self._signers
-        if signers is not None and signers.ready and len(wanted) >= MIN_SHARED:
-            shared = deque(range(0, len(wanted), CHUNK))
-            waiting.clear()
-            tasks: set[asyncio.Task[None]] = set()
-            for _ in range(min(signers.ready * SEATS_EACH, len(shared))):
-                spawn(self._by_worker(signers, caller, wanted, answers, shared, waiting), "signing", tasks)
-            helpers = list(tasks)
-            while shared:
-                at = shared.pop()
-                waiting.extend(range(at, min(at + CHUNK, len(wanted))))
-                await self._inline(caller, wanted, answers, waiting)
-            await asyncio.gather(*helpers)
-        await self._inline(caller, wanted, answers, waiting)
+        with span("sign.x509_svid"):
+            if signers is not None and signers.ready and len(wanted) >= MIN_SHARED:
+                shared = deque(range(0, len(wanted), CHUNK))
+                waiting.clear()
+                tasks: set[asyncio.Task[None]] = set()
+                for _ in range(min(signers.ready * SEATS_EACH, len(shared))):
+                    spawn(self._by_worker(signers, caller, wanted, answers, shared, waiting), "signing", tasks)
+                helpers = list(tasks)
+                while shared:
+                    at = shared.pop()
+                    waiting.extend(range(at, min(at + CHUNK, len(wanted))))
+                    await self._inline(caller, wanted, answers, waiting)
+                await asyncio.gather(*helpers)
+            await self._inline(caller, wanted, answers, waiting)
         unknown = [item.entry_id for item, answer in zip(wanted, answers, strict=True) if answer is None]
         refusals = await self._entitlements.refusals(caller, unknown, "BatchNewX509SVID") if unknown else {}
         return [
@@ -199,14 +201,15 @@ class IssueSvids:
         if not 0 <= ttl <= MAX_TTL:
             raise InvalidRequest(f"ttl must lie between 0 (the default) and {MAX_TTL} seconds", field="ttl")
         subject = csr.subject if csr.subject.rdns else None
-        issued = self._issuer.issue(
-            "workload",
-            spiffe_id,
-            csr.public_key,
-            ttl=ttl or self._default_ttl,
-            dns_names=csr.dns_names,
-            subject=subject,
-        )
+        with span("sign.x509_svid"):
+            issued = self._issuer.issue(
+                "workload",
+                spiffe_id,
+                csr.public_key,
+                ttl=ttl or self._default_ttl,
+                dns_names=csr.dns_names,
+                subject=subject,
+            )
         self._record(caller, "mint", issued)
         return issued
 

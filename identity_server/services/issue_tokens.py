@@ -20,6 +20,7 @@ from identity_server.services.token_issuer import Issued, JwtIssuer, WitIssuer
 from spiffe_core.clock import Clock
 from spiffe_core.errors import Exhausted, IdentityError, InvalidRequest, Unimplemented
 from spiffe_core.jwt_svid import JwtSvid, check_audience
+from spiffe_core.runtime.tracing import span
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.wit_svid import ConfirmationKey, WitSvid
 
@@ -84,7 +85,8 @@ class IssueTokens:
         if record is None:
             raise (await self._entitlements.refusals(caller, [entry_id], "NewJWTSVID"))[entry_id]
         terms = self._terms_of(record.wire)
-        svid, issued = issuer.issue(self._id_of(record), named, ttl=terms.ttl, with_jti=terms.with_jti)
+        with span("sign.jwt_svid"):
+            svid, issued = issuer.issue(self._id_of(record), named, ttl=terms.ttl, with_jti=terms.with_jti)
         self._record("jwt_svid", caller, svid, issued, named, record)
         return svid
 
@@ -94,7 +96,8 @@ class IssueTokens:
         named = check_audience(audience)
         spiffe_id = subject()
         check_subject(spiffe_id, self._trust_domain)
-        svid, issued = issuer.issue(spiffe_id, named, ttl=_checked_ttl(ttl))
+        with span("sign.jwt_svid"):
+            svid, issued = issuer.issue(spiffe_id, named, ttl=_checked_ttl(ttl))
         self._record("jwt_svid", caller, svid, issued, named)
         return svid
 
@@ -106,7 +109,8 @@ class IssueTokens:
         spiffe_id = subject()
         check_subject(spiffe_id, self._trust_domain)
         key = ConfirmationKey.read(public_key, algorithm)
-        svid, issued = issuer.issue(spiffe_id, key, ttl=_checked_ttl(ttl))
+        with span("sign.wit_svid"):
+            svid, issued = issuer.issue(spiffe_id, key, ttl=_checked_ttl(ttl))
         self._record("wit_svid", caller, svid, issued)
         return svid
 
@@ -119,11 +123,12 @@ class IssueTokens:
             raise Exhausted(f"rate ({len(wanted)}) exceeds burst size ({MAX_BATCH}); send smaller batches")
         answers: list[WitSvid | IdentityError | None] = []
         started = self._clock.monotonic()
-        for item in wanted:
-            answers.append(self._attempt(issuer, caller, item))
-            if self._clock.monotonic() - started > SLICE_SECONDS:
-                await self._clock.sleep(0)
-                started = self._clock.monotonic()
+        with span("sign.wit_svid"):
+            for item in wanted:
+                answers.append(self._attempt(issuer, caller, item))
+                if self._clock.monotonic() - started > SLICE_SECONDS:
+                    await self._clock.sleep(0)
+                    started = self._clock.monotonic()
         unknown = [item.entry_id for item, answer in zip(wanted, answers, strict=True) if answer is None]
         refusals = await self._entitlements.refusals(caller, unknown, "BatchNewWITSVID") if unknown else {}
         return [

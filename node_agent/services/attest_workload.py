@@ -21,6 +21,7 @@ from spiffe_core.clock import Clock
 from spiffe_core.errors import IdentityError, Unauthenticated, Unavailable
 from spiffe_core.runtime.offload import Offload
 from spiffe_core.runtime.supervise import spawn
+from spiffe_core.runtime.tracing import span
 from spiffe_core.selectors import Selector
 from spiffe_core.wire.peer import UnixPeer
 
@@ -89,6 +90,10 @@ class AttestWorkload:
             Unauthenticated: the process that connected is gone.
             Unavailable: no attestor could tell anything, or it took too long.
         """
+        with span("attest.workload"):
+            return await self._attest(peer)
+
+    async def _attest(self, peer: UnixPeer) -> frozenset[Selector]:
         peer.require_alive()
         deadline = self._clock.monotonic() + self._budget
         if len(self._attestors) == 1:  # no tasks for the usual case

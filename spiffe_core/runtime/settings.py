@@ -174,6 +174,25 @@ class TelemetrySection(Section):
     prometheus: PrometheusSection | None = None
 
 
+def _collector(text: str) -> str:
+    scheme, _, rest = text.partition("://")
+    if scheme not in {"http", "https"} or not rest.partition("/")[0] or not text.isascii() or not text.isprintable():
+        raise ValueError('must be a URL, for example "http://127.0.0.1:4318/v1/traces"')
+    if "@" in rest.partition("/")[0]:
+        raise ValueError("must not contain a user or a password")
+    return text
+
+
+class TracingSection(Section):
+    """[tracing]: where spans go, over OTLP/HTTP; needs the extra `muniment[otel]`. Without this table nothing is traced."""
+
+    endpoint: Annotated[str, Field(max_length=2_048), AfterValidator(_collector)]
+    sample_ratio: float = Field(default=1.0, ge=0.0, le=1.0, strict=False)
+    interval_seconds: float = Field(default=5.0, ge=0.1, le=300.0, strict=False)
+    timeout_seconds: float = Field(default=5.0, ge=0.1, le=60.0, strict=False)
+    ca_file: FilePath | None = None
+
+
 def load_settings(model: type[S], path: str | Path, overrides: Mapping[str, object] | None = None) -> S:
     """Read `path` as `model`, with `overrides` ("ca.ttl" -> value, None = not given) laid over it.
 

@@ -19,6 +19,7 @@ import grpc.aio
 
 from spiffe_core.runtime.metrics import Metrics
 from spiffe_core.runtime.request_id import TRAILER, begin_request
+from spiffe_core.runtime.tracing import Tracing
 from spiffe_core.wire.services import CALL_KINDS, HANDLER_FACTORIES
 
 _WORDS: Final = {
@@ -28,6 +29,7 @@ _WORDS: Final = {
     for code in grpc.StatusCode
 }
 """Status number -> gRPC-Go's name of it, which SPIRE's labels use: "OK", "PermissionDenied"."""
+_NUMBERS: Final = {word: number for number, word in _WORDS.items()}
 _WORD_STARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z0-9])(?=[A-Z][a-z])")
 _SHORT_NAMES: Final = {
     "spire.api.server.logger.v1.Logger": "logger",
@@ -56,8 +58,14 @@ class Observer(Protocol):
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Stands outside of all others, so that it sees the status that leaves."""
 
-    def __init__(self, observers: Sequence[Observer] = (), monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        observers: Sequence[Observer] = (),
+        monotonic: Callable[[], float] = time.monotonic,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._observers = tuple(observers)
+        self._tracing = tracing
         self._monotonic = monotonic
 
     async def intercept_service(
@@ -103,13 +111,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _begin(
         self, method: str, context: grpc.aio.ServicerContext[Any, Any]
     ) -> Callable[[BaseException | None], None]:
-        context.set_trailing_metadata(((TRAILER, begin_request()),))
+        request_id = begin_request()
+        context.set_trailing_metadata(((TRAILER, request_id),))
+        finish = None
+        if self._tracing is not None and method.rpartition("/")[0].removeprefix("/") not in _UNCOUNTED:
+            finish = self._tracing.begin(method, context.invocation_metadata() or (), request_id)
         started = self._monotonic()
         for observer in self._observers:
             observer.begun(method)
 
         def end(error: BaseException | None) -> None:
             status = _status(error, context)
+            if finish is not None:
+                finish(status, _NUMBERS[status])
             seconds = self._monotonic() - started
             reason = str(context.details() or "") if status != "OK" else ""
             for observer in self._observers:
