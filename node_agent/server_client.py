@@ -86,6 +86,7 @@ class ServerClient:
         self._anonymous = anonymous
         self._member = member
         self._skipped: dict[str, Stamp] = {}
+        self._bundle: tuple[Any, TrustBundle] | None = None
         self._proofs = Offload("prove", 1)
 
     async def start(self) -> None:
@@ -261,12 +262,17 @@ class ServerClient:
         request = bundle_pb2.GetBundleRequest(output_mask=_BUNDLE_MASK)
         with _translated(dialer):
             message = _read(await Stub(dialer.channel(), _BUNDLE).GetBundle(request, timeout=CALL_SECONDS))
+        if self._bundle is not None and self._bundle[0] == message:
+            return self._bundle[
+                1
+            ]  # unchanged, as nearly always: reading it takes longer the more authorities there are
         try:
             bundle = convert.bundle_from_proto(message)
         except InvalidRequest as error:
             raise Unavailable(f"the server's bundle cannot be used: {error.public}") from error
         if bundle.trust_domain != self._trust_domain:
             raise Unavailable(f"the server sent the bundle of {bundle.trust_domain}, not of {self._trust_domain}")
+        self._bundle = (message, bundle)
         return bundle
 
 

@@ -40,6 +40,9 @@ MAX_NAMES = 600
 MAX_SIGNATURE_CHECKS = 64
 """Signatures checked for one chain, however the presented certificates are named."""
 
+MAX_UNLIKELY_ISSUERS = 8
+"""Authorities of the right name that are tried although the certificate names another key."""
+
 Purpose: TypeAlias = Literal["client", "server"]
 
 _PURPOSES: dict[Purpose | None, frozenset[ObjectIdentifier]] = {
@@ -202,13 +205,21 @@ class _PathSearch:
         return None
 
     def _candidates(self, path: tuple[CertificateFacts, ...]) -> Iterator[CertificateFacts]:
-        """Possible issuers by name, anchors first, those whose key identifier fits before those it contradicts."""
+        """Possible issuers by name, anchors first, those whose key identifier fits before those it contradicts.
+
+        Of the latter only a few are tried: in a bundle of many authorities of one name all but one are of that sort.
+        """
         child = path[-1]
         used = {certificate.der for certificate in path[1:]}
-        named = [anchor for anchor in self._anchors if anchor.subject == child.issuer]
-        if len(path) < MAX_CHAIN:
-            named += [one for one in self._intermediates if one.subject == child.issuer and one.der not in used]
-        yield from sorted(named, key=lambda issuer: _contradicts(child, issuer))
+        further = (one for one in self._intermediates if one.der not in used) if len(path) < MAX_CHAIN else ()
+        unlikely: list[CertificateFacts] = []
+        for issuer in (*self._anchors, *further):
+            if not _contradicts(child, issuer):
+                if issuer.subject == child.issuer:
+                    yield issuer
+            elif len(unlikely) < MAX_UNLIKELY_ISSUERS and issuer.subject == child.issuer:
+                unlikely.append(issuer)
+        yield from unlikely
 
     def _check_issuer(self, path: tuple[CertificateFacts, ...], issuer: CertificateFacts) -> None:
         key = _check_key(issuer)  # (6a)

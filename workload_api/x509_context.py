@@ -73,12 +73,14 @@ def x509_context(svids: Sequence[ReceivedSvid], federated: Mapping[str, bytes], 
             if not getattr(svid, name):
                 raise InvalidRequest(f"svids[{number}].{name}: is mandatory", field=f"svids[{number}].{name}")
     own: dict[TrustDomain, TrustBundle] = {}
+    read: dict[tuple[TrustDomain, bytes], TrustBundle] = {}
     loaded: list[X509Svid] = []
     hints: set[str] = set()
     for number, svid in enumerate(svids):
         field = f"svids[{number}]"
         spiffe_id = SpiffeId.parse(svid.spiffe_id, field=f"{field}.spiffe_id")
-        bundle = _bundle(spiffe_id.trust_domain, svid.bundle, f"{field}.bundle")  # (2)
+        known = (spiffe_id.trust_domain, svid.bundle)  # SVIDs repeat it; it is read once
+        bundle = read.get(known) or read.setdefault(known, _bundle(*known, f"{field}.bundle"))  # (2)
         if own.setdefault(spiffe_id.trust_domain, bundle).x509_roots != bundle.x509_roots:
             raise InvalidBundle(f"{field}.bundle: differs from that of another SVID", field=f"{field}.bundle")
         loaded.append(_svid(svid, spiffe_id, "" if svid.hint in hints else svid.hint, field))  # (3)

@@ -68,12 +68,13 @@ def _show(kind: Kind) -> Command:
             print_json(answer)
             return
         for place in ("active", "prepared", "old"):
+            if place != "active":
+                click.echo()
             click.echo(f"{place.capitalize()} {kind.words} authority:")
             if answer.HasField(place):
                 _print_authority(getattr(answer, place), kind)
             else:
                 click.echo(f"  No {place} {kind.words} authority found")
-            click.echo()
 
     return show
 
@@ -126,7 +127,13 @@ def _named(kind: Kind, verb: str, done: str, text: str, help_text: str) -> Comma
         if not authority_id:
             raise Failure("an authority ID is required", _where_ids_are(kind))
         fields = {"authority_id": authority_id}
-        answer = _call(f"{verb.capitalize()}{kind.method}Authority", fields, socket_path, instance)
+        try:
+            answer = _call(f"{verb.capitalize()}{kind.method}Authority", fields, socket_path, instance)
+        except Failure as failure:
+            if failure.advice:
+                raise
+            what = f"could not {verb} {kind.words} authority: {failure.what}"
+            raise Failure(what, _ADVICE[verb].format(kind=kind.name), final=failure.final) from failure
         state = getattr(answer, f"{done}_authority")
         _print_answer(answer, state, kind, f"{done.capitalize()} {kind.words} authority:", output)
 
@@ -142,6 +149,15 @@ def _where_ids_are(kind: Kind) -> str:
     )
 
 
+_ADVICE: Final = {
+    "activate": "only a prepared authority can be activated; `identity-server localauthority {kind} show` has it, "
+    "`localauthority {kind} prepare` makes one",
+    "taint": "only an old authority can be tainted: the active one becomes old when another is activated; "
+    "`identity-server localauthority servers` shows which is what",
+    "revoke": "only a tainted authority can be revoked: taint it, wait until its SVIDs are replaced, then revoke; "
+    "`identity-server localauthority servers` shows which is what",
+}
+"""What to do when the server will not do it to this authority."""
 _EXAMPLE_ID: Final = {
     "x509": "8c2b1f0e5d4a39687712f0c4b3d2e1a09f8e7d6c",
     "jwt": "Zk3xR9vQ2mB7nL5tW8yH1cD4fG6jK0pS",
@@ -164,7 +180,7 @@ def _print_answer(answer: Any, state: pb.AuthorityState, kind: Kind, heading: st
 
 def _print_authority(state: pb.AuthorityState, kind: Kind) -> None:
     click.echo(f"  Authority ID: {clean(state.authority_id)}")
-    click.echo(f"  Expires at: {timestamp(state.expires_at)}")
+    click.echo(f"  Expires at: {timestamp(state.expires_at).replace(' UTC', ' +0000 UTC')}")  # as Go writes it
     if kind.name == "x509":
         upstream = clean(state.upstream_authority_subject_key_id)
         click.echo(

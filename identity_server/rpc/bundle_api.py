@@ -22,6 +22,8 @@ from spiffe_core.wire._gen.spire.api.types import bundle_pb2 as bundle_types
 from spiffe_core.wire.masks import flagged
 from spiffe_core.wire.status import item_status
 
+MAX_RENDERED: Final = 32
+"""Masks have five bits; unknown fields in one must not fill memory."""
 _FIELDS: Final = {
     "x509_authorities": "x509_authorities",
     "jwt_authorities": "jwt_authorities",
@@ -39,10 +41,21 @@ class BundleApi:
         self._bundles = bundles
         self._federated = federated
         self._trust_domain = trust_domain
+        self._rendered_of: TrustBundle | None = None
+        self._rendered: dict[bytes, bytes] = {}
 
-    async def GetBundle(self, request: bundle_pb2.GetBundleRequest, _context: Context) -> bundle_types.Bundle:
-        """The bundle of the server's own trust domain; anyone may ask."""
-        return convert.bundle_to_proto(self._bundles.own(), _output(request))
+    async def GetBundle(self, request: bundle_pb2.GetBundleRequest, _context: Context) -> bytes:
+        """The bundle of the server's own trust domain; anyone may ask. Every agent does at each sync: serialized once."""
+        bundle, mask = self._bundles.own(), _output(request)
+        if bundle is not self._rendered_of:
+            self._rendered_of, self._rendered = bundle, {}
+        asked = b"" if mask is None else b"m" + mask.SerializeToString(deterministic=True)
+        answer = self._rendered.get(asked)
+        if answer is None:
+            answer = convert.bundle_to_proto(bundle, mask).SerializeToString()
+            if len(self._rendered) < MAX_RENDERED:
+                self._rendered[asked] = answer
+        return answer
 
     async def CountBundles(
         self, _request: bundle_pb2.CountBundlesRequest, _context: Context

@@ -196,6 +196,23 @@ async def test_taints_are_read(tmp_path):
         assert (await client.fetch_bundle()).x509_authorities[0].tainted
 
 
+async def test_an_unchanged_bundle_is_read_once(tmp_path):
+    """A sync with many authorities costs what changed: the same answer gives the same value."""
+
+    class Growing:
+        bundle = CA.bundle()
+
+        async def GetBundle(self, request, context):
+            return bundle_to_proto(self.bundle)
+
+    server = Growing()
+    async with client_of(tmp_path, Bundle=server) as client:
+        first = await client.fetch_bundle()
+        assert await client.fetch_bundle() is first
+        server.bundle = server.bundle.with_x509_tainted(server.bundle.x509_authorities[0].key_id)
+        assert (await client.fetch_bundle()).x509_authorities[0].tainted
+
+
 async def test_garbage_in_a_bundle_is_an_error(tmp_path):
     class Garbage:
         async def GetBundle(self, request, context):
