@@ -31,8 +31,8 @@ from workload_api.x509_context import X509Context
 
 POLL_SECONDS = 5.0
 """How often the upstream's bundle is read, as SPIRE's plug-in does."""
-READY_SECONDS = 10.0
-"""How long a signature waits for the agent's first word."""
+READY_SECONDS = 4.0
+"""How long a request waits for the agent's first word: less than the core waits for a key to be published."""
 OLDER_POLLS = 12
 """A bundle older than the one in force comes from a server that is behind; so many in a row mean it was set back."""
 BACKOFF = Backoff(first=0.5, longest=15.0)

@@ -457,7 +457,7 @@ def test_every_page_is_reachable_from_the_readme():
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
 def test_pages_name_no_path_of_somebodys_machine(page):
-    assert not re.search(r"/(?:home|root|work|Users)/\w", page.read_text())
+    assert not re.search(r"(?<!\w)/(?:home|root|work|Users)/\w", page.read_text())  # but the API has pki/root/sign-...
 
 
 # systemd
