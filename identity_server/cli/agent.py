@@ -63,6 +63,10 @@ def filter_flags(function: F) -> F:
 
 
 def _filter(kind: type[Any], given: dict[str, Any]) -> Any:
+    from identity_server.rpc.convert import go_time
+
+    if given["expires_before"] and go_time(given["expires_before"]) is None:  # a server would pass it over
+        raise Failure("--expires-before: the date is not valid", 'for example: "2026-01-02 15:04:05 -0700 -07"')
     parts: dict[str, Any] = {
         "by_attestation_type": given["attestation_type"],
         "by_expires_before": given["expires_before"],

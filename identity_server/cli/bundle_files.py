@@ -62,4 +62,7 @@ def bundle_text(bundle: bundle_pb2.Bundle, form: str) -> str:
     """A bundle for people, ending in a line feed."""
     if form.lower() == "pem":
         return certificates_pem([authority.asn1 for authority in bundle.x509_authorities])
-    return json.dumps(json.loads(dump_bundle(bundle_from_proto(bundle))), indent=4) + "\n"
+    document = json.loads(dump_bundle(bundle_from_proto(bundle)))
+    if not bundle.sequence_number:
+        del document["spiffe_sequence"]  # the message's zero is "not known", as for SPIRE's command line
+    return json.dumps(document, indent=4) + "\n"

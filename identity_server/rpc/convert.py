@@ -65,7 +65,7 @@ def agent_filter_from_proto(message: AgentFilterMessage) -> AgentFilter:
         selectors_match=match,
         banned=message.by_banned.value if message.HasField("by_banned") else None,
         can_reattest=message.by_can_reattest.value if message.HasField("by_can_reattest") else None,
-        expires_before=_go_time(message.by_expires_before),
+        expires_before=go_time(message.by_expires_before),
     )
 
 
@@ -146,7 +146,8 @@ def _text(value: str, field: str) -> str:
     return value
 
 
-def _go_time(text: str) -> int | None:
+def go_time(text: str) -> int | None:
+    """Unix seconds of a time as SPIRE's command line writes it; None for anything else."""
     found = _GO_TIME.fullmatch(text)
     if found is None:
         return None
