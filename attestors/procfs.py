@@ -18,6 +18,8 @@ from typing import Self
 MAX_STATUS_BYTES = 64 * 1024
 """65,536 supplementary groups are allowed by Linux; a process with more than this holds is refused, not cut short."""
 MAX_STAT_BYTES = 16 * 1024
+MAX_CGROUP_BYTES = 64 * 1024
+MAX_MOUNTINFO_BYTES = 1024 * 1024
 _DELETED = b" (deleted)"
 _START_TIME = 19  # fields behind the ")" of comm; starttime is field 22 of proc_pid_stat(5)
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -102,6 +104,14 @@ class ProcessDirectory:
     def start_time(self) -> int:
         """Start time in clock ticks since boot: with the process number it names a process for good."""
         return parse_start_time(self._read("stat", MAX_STAT_BYTES))
+
+    def cgroup(self) -> str:
+        """The control groups it is in, as text (cgroups(7))."""
+        return self._read("cgroup", MAX_CGROUP_BYTES).decode("utf-8", "replace")
+
+    def mountinfo(self) -> str:
+        """Its mounts, as text (proc_pid_mountinfo(5)). The process can arrange them as it likes."""
+        return self._read("mountinfo", MAX_MOUNTINFO_BYTES).decode("utf-8", "replace")
 
     def executable_link(self) -> ExecutableLink:
         """Where `exe` points, as the kernel prints it for this reader."""

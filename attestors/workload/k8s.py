@@ -1,0 +1,204 @@
+"""What the kubelet knows of the pod a process runs in (spire_features section 18.1, integrations section 7b).
+
+The process's control groups name its container and usually its pod; the kubelet of this node lists its pods with their
+containers. A pod that has just started may not be listed yet, so the list is read again, with growing pauses, until the
+time for the attestation is over. Between two readings a list is believed for a moment, because a thousand processes
+that start together need not have it read a thousand times.
+
+The kubelet is asked over TLS with the agent's service account token, or with a client certificate. The role needs `get`
+on `nodes/pods` (on Kubernetes before 1.33 `nodes/proxy`). Without the node's name the chain is verified and the name is
+not, because the kubelet is then reached as 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any, ClassVar
+
+from attestors.api import Findings, Subject
+from attestors.cgroups import Place
+from attestors.containers import locate
+from attestors.http_client import get_https
+from attestors.procfs import ProcFs
+from attestors.workload.pods import TYPE, Found, find, read_pods, selectors_of
+from spiffe_core.errors import ConfigError, Unavailable
+
+SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+MAX_LIST_BYTES = 128 * 1024 * 1024
+MAX_TOKEN_BYTES = 64 * 1024
+LIST_SECONDS = 0.5
+"""How long a list of pods is believed."""
+RELOAD_SECONDS = 60.0
+"""How long certificates are kept; the token is read for every request."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 1.0
+_MARGIN_SECONDS = 0.2
+_OK = 200
+_MAX_PORT = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class K8sSettings:
+    """Where the kubelet is and how it is asked; SPIRE's names."""
+
+    kubelet_secure_port: int = 10250
+    kubelet_ca_path: str = f"{SERVICE_ACCOUNT}/ca.crt"
+    skip_kubelet_verification: bool = False
+    token_path: str = f"{SERVICE_ACCOUNT}/token"
+    certificate_path: str = ""
+    private_key_path: str = ""
+    use_anonymous_authentication: bool = False
+    node_name: str = ""
+    node_name_env: str = "MY_NODE_NAME"
+    disable_container_selectors: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.kubelet_secure_port <= _MAX_PORT:
+            raise ConfigError("attestors.k8s.kubelet_secure_port: must lie between 1 and 65535", field=TYPE)
+        if bool(self.certificate_path) != bool(self.private_key_path):
+            raise ConfigError(
+                "attestors.k8s: certificate_path and private_key_path belong together; set both or neither", field=TYPE
+            )
+        if self.use_anonymous_authentication and self.certificate_path:
+            raise ConfigError(
+                "attestors.k8s: use_anonymous_authentication and certificate_path exclude each other", field=TYPE
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class K8sPorts:
+    """Where processes, variables and time come from."""
+
+    proc: ProcFs = field(default_factory=ProcFs)
+    variable: Callable[[str], str] = lambda name: os.environ.get(name, "")
+    monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(slots=True)
+class _Listing:
+    """The newest list of pods, and when the request for it was sent."""
+
+    sent: float
+    pods: list[dict[str, Any]]
+
+
+class K8sAttestor:
+    """Asks the kubelet of this node. Safe to call from several threads."""
+
+    name: ClassVar[str] = TYPE
+    Settings = K8sSettings
+
+    def __init__(self, settings: K8sSettings | None = None, ports: K8sPorts | None = None) -> None:
+        self._settings = settings or K8sSettings()
+        self._ports = ports or K8sPorts()
+        self._asking = Lock()
+        self._listing: _Listing | None = None
+        self._tls: tuple[float, ssl.SSLContext] | None = None
+
+    def attest(self, subject: Subject, deadline: float) -> Findings:
+        """Look up the pod `subject` runs in now.
+
+        Raises:
+            Unauthenticated: the process has ended.
+            Unavailable: the kubelet does not answer, refuses, or does not know the container by `deadline`.
+            Internal: two pods claim the container.
+        """
+        place = locate(self._ports.proc, subject)
+        if place is None:
+            return Findings(frozenset(), ("the process runs in no container",))
+        found = self._find(place, deadline - _MARGIN_SECONDS)
+        if locate(self._ports.proc, subject) != place:
+            raise Unavailable("the calling process changed its container meanwhile; try again")
+        return Findings(selectors_of(found, container_level=not self._settings.disable_container_selectors))
+
+    def _find(self, place: Place, deadline: float) -> Found:
+        wanted, pause = self._ports.monotonic() - LIST_SECONDS, FIRST_PAUSE
+        while True:
+            pods = self._pods(wanted, deadline)
+            enough = self._settings.disable_container_selectors
+            found = find(pods, place.container_id, place.pod_uid, pod_is_enough=enough)
+            if found is not None:
+                return found
+            if self._ports.monotonic() + pause >= deadline:
+                raise Unavailable(
+                    "the kubelet lists no pod with the process's container; a pod that has just started appears soon, "
+                    "and one of another container engine never"
+                )
+            self._ports.sleep(pause)
+            wanted, pause = self._ports.monotonic(), min(pause * 2, LONGEST_PAUSE)
+
+    def _pods(self, wanted: float, deadline: float) -> list[dict[str, Any]]:
+        """A list that was asked for at `wanted` or later. One thread asks; those that wait for it share its answer."""
+        if not self._asking.acquire(timeout=max(deadline - self._ports.monotonic(), 0.0)):
+            raise Unavailable("the kubelet did not answer in time")
+        try:
+            listing = self._listing
+            if listing is None or listing.sent < wanted:
+                sent = self._ports.monotonic()
+                listing = self._listing = _Listing(sent, self._ask(deadline))
+            return listing.pods
+        finally:
+            self._asking.release()
+
+    def _ask(self, deadline: float) -> list[dict[str, Any]]:
+        name = self._settings.node_name or self._ports.variable(self._settings.node_name_env)
+        answer = get_https(
+            name or "127.0.0.1",
+            self._settings.kubelet_secure_port,
+            "/pods",
+            tls=self._context(verify_name=bool(name)),
+            headers=self._credentials(),
+            deadline=deadline,
+            limit=MAX_LIST_BYTES,
+        )
+        if answer.status in {401, 403}:
+            raise Unavailable(
+                f"the kubelet refuses the agent ({answer.status}): its service account needs `get` on `nodes/pods`, "
+                "or on `nodes/proxy` before Kubernetes 1.33"
+            )
+        if answer.status != _OK:
+            raise Unavailable(f"the kubelet answered {answer.status} when asked for its pods")
+        return read_pods(answer.body)
+
+    def _credentials(self) -> dict[str, str]:
+        if self._settings.use_anonymous_authentication or self._settings.certificate_path:
+            return {}
+        try:
+            with Path(self._settings.token_path).open("rb") as file:
+                token = file.read(MAX_TOKEN_BYTES).strip()
+        except OSError as error:
+            raise Unavailable(f"{self._settings.token_path}: cannot be read: {error.strerror}") from None
+        if not token or any(byte <= 0x20 or byte >= 0x7F for byte in token):  # noqa: PLR2004  # printable ASCII
+            raise Unavailable(f"{self._settings.token_path}: holds no service account token")
+        return {"Authorization": f"Bearer {token.decode('ascii')}"}
+
+    def _context(self, *, verify_name: bool) -> ssl.SSLContext:
+        """Certificates, read again each minute."""
+        now = self._ports.monotonic()
+        if self._tls is None or now - self._tls[0] >= RELOAD_SECONDS:
+            self._tls = (now, self._new_context(verify_name=verify_name))
+        return self._tls[1]
+
+    def _new_context(self, *, verify_name: bool) -> ssl.SSLContext:
+        chosen = self._settings
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context.check_hostname = verify_name and not chosen.skip_kubelet_verification
+            if chosen.skip_kubelet_verification:
+                context.verify_mode = ssl.CERT_NONE
+            else:
+                context.load_verify_locations(chosen.kubelet_ca_path)
+            if chosen.certificate_path:
+                context.load_cert_chain(chosen.certificate_path, chosen.private_key_path)
+        except (OSError, ssl.SSLError) as error:
+            raise Unavailable(
+                f"attestors.k8s: the certificates for the kubelet cannot be used: {error.strerror or error}"
+            ) from None
+        return context

@@ -1,0 +1,171 @@
+"""The Docker attestor against an engine's API over a real Unix socket."""
+
+import http.server
+import json
+import socketserver
+import threading
+import time
+
+import pytest
+
+from attestors.procfs import ProcFs
+from attestors.workload.docker import DockerAttestor, DockerPorts, DockerSettings
+from spiffe_core.errors import ConfigError, Unavailable
+
+ID, UNKNOWN = "a" * 64, "b" * 64
+CONTAINER = {
+    "Id": ID,
+    "Image": "sha256:1234",
+    "Config": {
+        "Image": "registry.example.org/web:1",
+        "Labels": {"app": "web", "org.example.note": "a:b"},
+        "Env": ["STAGE=prod", "EMPTY="],
+    },
+}
+
+
+class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """GET /containers/<id>/json."""
+
+    daemon_threads = True
+
+    def __init__(self, path):
+        self.asked, self.status, self.body = [], None, None
+        engine = self
+
+        class Answer(http.server.BaseHTTPRequestHandler):
+            def address_string(self):
+                return "unix"
+
+            def do_GET(self):
+                engine.asked.append(self.path)
+                known = self.path == f"/containers/{ID}/json"
+                body = engine.body if engine.body is not None else json.dumps(CONTAINER).encode()
+                self.send_response(engine.status or (200 if known else 404))
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        super().__init__(str(path), Answer)
+
+
+@pytest.fixture
+def engine(tmp_path):
+    server = Engine(tmp_path / "docker.sock")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+class Process:
+    pid, uid, gid = 4242, 0, 0
+
+    def __init__(self, root, cgroup):
+        folder = root / "4242"
+        folder.mkdir()
+        (folder / "mountinfo").write_text("")
+        self._cgroup = folder / "cgroup"
+        self.moves(cgroup)
+
+    def moves(self, cgroup):
+        self._cgroup.write_text(cgroup)
+
+    def require_alive(self):
+        pass
+
+
+def attestor(tmp_path, **over):
+    settings = {"docker_socket_path": f"unix://{tmp_path}/docker.sock", **over}
+    return DockerAttestor(DockerSettings(**settings), DockerPorts(proc=ProcFs(tmp_path)))
+
+
+def values(findings):
+    return {str(one) for one in findings.selectors}
+
+
+def soon():
+    return time.monotonic() + 5
+
+
+def test_a_container_gets_spires_selectors_and_is_asked_about_once(engine, tmp_path):
+    process, made = Process(tmp_path, f"0::/system.slice/docker-{ID}.scope\n"), attestor(tmp_path)
+    for _ in range(3):
+        assert values(made.attest(process, soon())) == {
+            "docker:label:app:web",
+            "docker:label:org.example.note:a:b",
+            "docker:env:STAGE=prod",
+            "docker:env:EMPTY=",
+            "docker:image_id:registry.example.org/web:1",
+            "docker:image_config_digest:sha256:1234",
+        }
+    assert engine.asked == [f"/containers/{ID}/json"]
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "note"),
+    [
+        ("0::/system.slice/sshd.service\n", "no container"),
+        (f"0::/docker/{UNKNOWN}\n", "does not know"),
+        (f"0::/kubepods/pod2c48913c-b29f-11e7-9350-020968147796/{ID}\n", "Kubernetes pod"),
+    ],
+)
+def test_whatever_is_not_this_engines_container_gets_none(engine, tmp_path, cgroup, note):
+    findings = attestor(tmp_path).attest(Process(tmp_path, cgroup), soon())
+    assert findings.selectors == frozenset()
+    assert note in findings.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "socket"),
+    [
+        (f"0::/machine.slice/libpod-{ID}.scope/container\n", "podman.sock"),
+        (f"0::/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{ID}.scope\n", "1000.sock"),
+    ],
+)
+def test_podmans_containers_are_asked_of_podman_and_of_the_right_user(engine, tmp_path, path, socket):
+    (tmp_path / "docker.sock").rename(tmp_path / socket)
+    made = attestor(
+        tmp_path,
+        podman_socket_path=f"unix://{tmp_path}/podman.sock",
+        podman_socket_path_template=f"unix://{tmp_path}/%d.sock",
+    )
+    assert "docker:label:app:web" in values(made.attest(Process(tmp_path, path), soon()))
+
+
+@pytest.mark.parametrize(("status", "body"), [(500, b"{}"), (200, b"no json"), (200, b"[]"), (200, b'{"Config": 5}')])
+def test_an_engine_that_talks_nonsense_is_unavailable(engine, tmp_path, status, body):
+    engine.status, engine.body = status, body
+    with pytest.raises(Unavailable):
+        attestor(tmp_path).attest(Process(tmp_path, f"0::/docker/{ID}\n"), soon())
+
+
+def test_an_engine_that_is_not_there_is_unavailable(tmp_path):
+    with pytest.raises(Unavailable, match=r"docker\.sock"):
+        attestor(tmp_path).attest(Process(tmp_path, f"0::/docker/{ID}\n"), soon())
+
+
+def test_an_absurdly_long_value_is_left_out(engine, tmp_path):
+    engine.body = json.dumps(
+        {"Image": "sha256:1", "Config": {"Env": [f"LONG={'x' * 100_000}"], "Labels": None}}
+    ).encode()
+    found = values(attestor(tmp_path).attest(Process(tmp_path, f"0::/docker/{ID}\n"), soon()))
+    assert found == {"docker:image_config_digest:sha256:1"}
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        {"docker_socket_path": "/var/run/docker.sock"},
+        {"podman_socket_path": "tcp://1.2.3.4:2375"},
+        {"podman_socket_path_template": "unix:///run/podman.sock"},
+    ],
+)
+def test_wrong_sockets_are_refused(over):
+    with pytest.raises(ConfigError):
+        DockerSettings(**over)
