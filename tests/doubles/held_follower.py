@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from contextlib import asynccontextmanager
 
 
@@ -31,3 +32,20 @@ async def seen(store, condition, seconds=10.0):
     async with asyncio.timeout(seconds):
         while not condition(store.state.value):
             await store.state.changed(store.state.version)
+
+
+@asynccontextmanager
+async def lagging(store, seconds):
+    """Everything the store's follower learns, it learns so many seconds late."""
+    follower = store._follower
+    step = follower.step
+
+    def late():
+        time.sleep(seconds)  # the follower's own thread
+        return step()
+
+    follower.step = late
+    try:
+        yield
+    finally:
+        del follower.step
