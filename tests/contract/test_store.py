@@ -53,6 +53,7 @@ AUTHORITY = Authority(
     not_after=2,
     published_at=0,
     upstream_chain=(b"\x01", b"\x00"),
+    anchor_id="ab" * 32,
 )
 
 
