@@ -49,6 +49,7 @@ class AgentCalls(Load):
         self._port, self._token, self._trusted = port, token, trusted
         self._identity: TlsIdentity | None = None
         self.own_issuer = ""
+        self._own_issuers: set[str] = set()  # of the whole chain, up to the root
         self.server_issuers: list[tuple[float, str]] = []
         """Since when the server has shown a certificate of which authority."""
 
@@ -78,7 +79,7 @@ class AgentCalls(Load):
         bundle = await stubs.bundle.GetBundle(bundle_pb2.GetBundleRequest(), timeout=15)
         believed = self._trusted().own.x509_authorities
         tainted = {one.asn1 for one in bundle.x509_authorities if one.tainted}
-        if self.own_issuer in {one.key_id for one in believed if one.der in tainted}:
+        if self._own_issuers & {one.key_id for one in believed if one.der in tainted}:
             key = generate(KeyKind.EC_P256)
             request = agent_pb2.RenewAgentRequest(params={"csr": build_csr(key, spiffe_id=None)})
             self._use((await stubs.agent.RenewAgent(request, timeout=15)).svid.cert_chain, key)
@@ -92,7 +93,10 @@ class AgentCalls(Load):
             _, writer = await asyncio.open_connection("127.0.0.1", self._port, ssl=context)
         leaf = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
         writer.transport.abort()
-        verify_x509_svid((leaf,), self._trusted().get, now=_CLOCK.now())
+        if self._own_issuers == {
+            self.own_issuer
+        }:  # else the leaf needs its chain, which each dialled connection verifies
+            verify_x509_svid((leaf,), self._trusted().get, now=_CLOCK.now())
         issuer = issuer_of(leaf)
         if not self.server_issuers or self.server_issuers[-1][1] != issuer:
             self.server_issuers.append((time.monotonic(), issuer))
@@ -100,6 +104,7 @@ class AgentCalls(Load):
     def _use(self, chain: Any, key: PrivateKey) -> None:
         self._identity = TlsIdentity(tuple(chain), to_pkcs8(key))
         self.own_issuer = issuer_of(chain[0])
+        self._own_issuers = {issuer_of(one) for one in chain}
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[Stubs]:
