@@ -324,7 +324,13 @@ async def _compose(  # the one place where everything has a name
     )
     undo.push_async_callback(door.close)
     throttle = Throttle(_rates(settings.ratelimit), clock)
-    watch = monitor(Parts(settings, clock, database, authorities, own, sink, drain, door, throttle), metrics)
+
+    def upstream_error() -> str | None:
+        error = above.last_error
+        return None if upstream is None else error.public if error is not None else ""
+
+    looked_at = Parts(settings, clock, database, authorities, own, sink, drain, door, throttle, upstream_error)
+    watch = monitor(looked_at, metrics)
     undo.callback(watch.close)
     services = (
         handlers(AGENT, AgentApi(attest, fleet)),

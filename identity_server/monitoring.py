@@ -73,6 +73,7 @@ class Parts:
     drain: Drain
     door: FrontDoor
     throttle: Throttle
+    upstream_error: Callable[[], str | None]
 
     def facts(self, watchdog: Watchdog) -> health.Facts:
         """How things stand now. Reads finished values only: it is called on several threads."""
@@ -98,6 +99,7 @@ class Parts:
             own_late=max(0.0, (now - due).total_seconds()) if due is not None else 0.0,
             loop_lag=watchdog.lag,
             loop_blocked=watchdog.blocked,
+            upstream_error=self.upstream_error(),
             ready_without_database=self.settings.health_checks.ready_without_database,
         )
 
@@ -120,7 +122,7 @@ class CountedAudit:
         self._log.record(event)
         match event:
             case SvidIssued():
-                ca = "ca" in event.profile
+                ca = event.profile == "downstream"
                 self._metrics.add("server_ca_sign_x509_ca_svid" if ca else "server_ca_sign_x509_svid")
             case TokenIssued():
                 self._metrics.add("server_ca_sign_wit_svid" if "wit" in event.profile else "server_ca_sign_jwt_svid")

@@ -44,6 +44,8 @@ class Facts:
     loop_lag: float = 0.0
     loop_blocked: bool = False
     ready_without_database: bool = False
+    upstream_error: str | None = None
+    """Why the upstream authority could not be followed, "" if it was; None where there is none."""
 
 
 def report_of(facts: Facts) -> Report:
@@ -53,6 +55,7 @@ def report_of(facts: Facts) -> Report:
             _server(facts),
             _authority(facts),
             _rotator(facts),
+            *_upstream(facts),
             _datastore(facts),
             _audit(facts),
             loop_part(facts.loop_lag, blocked=facts.loop_blocked),
@@ -96,6 +99,14 @@ def _rotator(facts: Facts) -> Part:
     if facts.rotation_error:
         return Part("server.ca.rotator", Condition.DEGRADED, facts.rotation_error)
     return Part("server.ca.rotator")
+
+
+def _upstream(facts: Facts) -> tuple[Part, ...]:
+    if facts.upstream_error is None:
+        return ()
+    if facts.upstream_error:
+        return (Part("server.upstream", Condition.DEGRADED, facts.upstream_error),)
+    return (Part("server.upstream"),)
 
 
 def _datastore(facts: Facts) -> Part:

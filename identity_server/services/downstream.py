@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from identity_server.domain.access import Caller
-from identity_server.domain.audit import SvidIssued
+from identity_server.domain.audit import DONE, SvidIssued
 from identity_server.ports import AuditLog, Store
 from identity_server.services.issuer import Issuer
 from spiffe_core.crypto.csr import proven_key
@@ -61,6 +61,7 @@ class Downstream:
                 serial=issued.serial,
                 not_after=issued.not_after,
                 actor=caller.actor,
+                outcome=DONE,
             )
         )
         return DownstreamCa(issued.chain, bundles.own.x509_roots)

@@ -172,8 +172,11 @@ class IssueSvids:
         for (number, record, order), leaf in zip(decided, leaves, strict=True):
             if leaf is not None:
                 issued = self._issuer.issued(standing, order, leaf)
-                self._record(caller, "workload", issued, record)
-                answers[number] = issued
+                try:
+                    self._record(caller, "workload", issued, record)
+                    answers[number] = issued
+                except Unavailable as error:  # what a strict audit log cannot record does not leave
+                    answers[number] = error
 
     def _decide(self, caller: Caller, item: Wanted) -> tuple[EntryRecord, LeafOrder] | None:
         """What may be signed for this item; None for whatever is not plainly good, which `_attempt` puts into words."""

@@ -50,6 +50,14 @@ def page(port, path):
         connection.close()
 
 
+def family(pid):
+    """A process and its children."""
+    yield pid
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            yield from family(int(child))
+
+
 def keys_in(value):
     """Every PKCS#8 key that stands in base64 somewhere in a JSON document."""
     if isinstance(value, dict | list):
@@ -135,6 +143,7 @@ def test_no_secret_leaves_its_place_and_no_line_is_forged():
         server, server_health, server_metrics = settings(stack.folder, "server")
         agent, agent_health, agent_metrics = settings(stack.folder, "agent")
         stack._server_text, stack._agent_text = server, agent
+        stack._ca_text = "signing_workers = 1"
         stack.write_configs()
         stack.start()
         tokens, jwts, keys = use_everything(stack)
@@ -142,15 +151,17 @@ def test_no_secret_leaves_its_place_and_no_line_is_forged():
         keys += keys_in(json.loads((stack.folder / "server-data" / "keys.json").read_text()))
         keys += keys_in(json.loads((stack.folder / "agent-data" / "agent-state.json").read_text()))
         assert len(keys) >= 4, "a workload's, the X.509 and the JWT authority's, the agent's"
+        running = [pid for daemon in (stack.server, stack.agent) for pid in family(daemon.pid)]
+        assert len(running) >= 3, "the two daemons and a signing worker"
         places = {
-            f"{name} of {daemon.pid}": (Path("/proc") / str(daemon.pid) / name).read_bytes()
-            for daemon in (stack.server, stack.agent)
+            f"{name} of {pid}": (Path("/proc") / str(pid) / name).read_bytes()
+            for pid in running
             for name in ("cmdline", "environ")
         }
         for port in (server_health, agent_health):
             places |= {f"{path} of {port}": page(port, path) for path in ("/live", "/ready")}
         places |= {f"metrics of {port}": page(port, "/metrics") for port in (server_metrics, agent_metrics)}
-        assert all(places.values())
+        assert all(found for name, found in places.items() if "environ" not in name), "a worker has no environment"
         stack.agent.stop()
         stack.server.stop()
         secrets = [spelling for key in keys for spelling in spellings(key)]

@@ -33,6 +33,7 @@ def test_a_well_server_has_no_trouble():
         ({"rotation_error": "the key store is full"}, "server.ca.rotator"),
         ({"store_trouble": "no connection", "ready_without_database": True}, "catalog.datastore"),
         ({"event_lag": 10.1, "ready_without_database": True}, "catalog.datastore"),
+        ({"upstream_error": "vault is sealed"}, "server.upstream"),
         ({"audit_healthy": False, "audit_lost": 3}, "audit"),
         ({"loop_lag": 1.1}, "event_loop"),
     ],
@@ -59,6 +60,11 @@ def test_others_should_serve_instead_of_a_server_that_is_live_and_not_ready(over
     report = of(**over)
     assert (report.live, report.ready) == (True, False)
     assert report.document()[part]["state"] == Condition.FAILED.value
+
+
+def test_an_upstream_is_a_part_where_there_is_one():
+    assert "server.upstream" not in of().document()
+    assert of(upstream_error="").document()["server.upstream"] == {"state": "ok"}
 
 
 def test_a_blocked_loop_is_not_live():
