@@ -21,7 +21,7 @@ class Target(Protocol):
     port: int
     server: Daemon | None
 
-    def start_server(self) -> Daemon: ...
+    def start_server(self, seconds: float = 60.0) -> Daemon: ...
 
     def close(self) -> None: ...
 
@@ -73,10 +73,10 @@ plugins {{
 """
         )
 
-    def start_server(self) -> Daemon:
+    def start_server(self, seconds: float = 60.0) -> Daemon:
         argv = [str(self._binary), "run", "-config", str(self.folder / "server.conf")]
         self.server = Daemon(argv, self.folder / "server.log")
-        self.server.wait_serving(self.admin_socket)
+        self.server.wait_serving(self.admin_socket, seconds)
         return self.server
 
     def close(self) -> None:

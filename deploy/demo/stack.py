@@ -133,9 +133,9 @@ class LocalStack:
         self.server = Daemon(argv, self.folder / "server.log")
         return self.server
 
-    def start_server(self) -> Daemon:
+    def start_server(self, seconds: float = 30.0) -> Daemon:
         server = self.spawn_server()
-        server.wait_serving(self.admin_socket)
+        server.wait_serving(self.admin_socket, seconds)
         return server
 
     def prepare_join(self) -> None:
