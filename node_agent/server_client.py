@@ -220,7 +220,7 @@ class ServerClient:
         with _translated(self._member):
             call = Stub(self._member.channel(), _ENTRY).SyncAuthorizedEntries(timeout=CALL_SECONDS)
             try:
-                await call.write(entry_pb2.SyncAuthorizedEntriesRequest(output_mask=_ENTRY_MASK))
+                await _say(call, entry_pb2.SyncAuthorizedEntriesRequest(output_mask=_ENTRY_MASK))
                 whole: list[Any] = []
                 seen: dict[str, Stamp] = {}
                 async for page in _pages(call):
@@ -276,6 +276,15 @@ class ServerClient:
         return bundle
 
 
+async def _say(call: Any, request: Any) -> None:
+    """Send a request. If the server has ended the stream already, what it said is read next and counts, not this."""
+    try:
+        await call.write(request)
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.INTERNAL:
+            raise
+
+
 async def _pages(call: Any) -> AsyncIterator[Any]:
     """The responses to one request: up to and with the first that says no more follow."""
     while True:
@@ -292,7 +301,7 @@ async def _fetch(call: Any, ids: Sequence[str]) -> AsyncIterator[Any]:
     """The entries with these ids, asked for in chunks; an id the server knows no more is silently missing."""
     for start in range(0, len(ids), IDS_PER_REQUEST):
         chunk = ids[start : start + IDS_PER_REQUEST]
-        await call.write(entry_pb2.SyncAuthorizedEntriesRequest(ids=chunk))
+        await _say(call, entry_pb2.SyncAuthorizedEntriesRequest(ids=chunk))
         room = len(chunk)
         async for page in _pages(call):
             room -= len(page.entries)
