@@ -20,7 +20,7 @@ from typing import Any
 from spiffe_core.errors import Unavailable
 from spiffe_core.runtime.offload import Offload
 
-CALL_SECONDS = 10.0
+CALL_SECONDS = 8.0
 MAX_ANSWER_BYTES = 1024 * 1024
 MAX_MEMBERS = 1000
 

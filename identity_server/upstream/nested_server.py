@@ -29,7 +29,7 @@ from spiffe_core.x509_svid import X509Svid
 
 CALL_SECONDS = 5.0
 """For reading the bundle and publishing a key."""
-MINT_SECONDS = 15.0
+MINT_SECONDS = 10.0
 """For a signature: the upstream may have to ask its own upstream first."""
 
 _SVID = svid_pb2.DESCRIPTOR.services_by_name["SVID"]

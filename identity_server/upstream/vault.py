@@ -2,7 +2,7 @@
 
 `POST /v1/<mount>/root/sign-intermediate` with `use_csr_values`: subject and URI SAN are those of our request, which the
 core compares with what comes back. The token's policy needs `update` on that path and nothing else of the engine.
-Vault publishes no JWT keys, and says nothing of roots but with a signature: the roots shown are those seen so far.
+Vault publishes no JWT keys, and says nothing of roots but with a signature: what is shown is the root of the newest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from identity_server.domain.foreign_chain import earliest_end_above, end_of, ordered
-from identity_server.domain.upstream import MAX_ROOTS, UpstreamCa, UpstreamView
+from identity_server.domain.upstream import UpstreamCa, UpstreamView
 from identity_server.settings_upstream_network import UpstreamVaultSection
 from identity_server.upstream.https_client import CALL_SECONDS
 from identity_server.upstream.vault_api import VaultApi
@@ -59,7 +59,7 @@ class VaultUpstream:
 
     @property
     def view(self) -> Watch[UpstreamView]:
-        """The roots of what was signed so far."""
+        """The root of what was signed last."""
         return self._view
 
     async def start(self) -> None:
@@ -130,15 +130,11 @@ class VaultUpstream:
             ) from None
 
     def _show(self, minted: UpstreamCa) -> None:
-        """Add the roots to those seen: Vault does not say which it has given up, so only their end withdraws them."""
-        now = self._clock.now()
-        seen = {authority.der: authority for authority in self._view.value.x509_authorities}
-        for der in minted.roots:
-            seen.setdefault(der, X509Authority(der))
-        kept = tuple(authority for authority in seen.values() if authority.not_after > now)[-MAX_ROOTS:]
-        if kept != self._view.value.x509_authorities:
-            self._view.publish(UpstreamView(x509_authorities=kept))
-            log.info("upstream vault: roots changed", extra={"facts": {"x509": [one.key_id for one in kept]}})
+        """The root of the newest signature: one before it that is to go can then be tainted and revoked by command."""
+        shown = UpstreamView(x509_authorities=tuple(map(X509Authority, minted.roots)))
+        if shown != self._view.value:
+            self._view.publish(shown)
+            log.info("upstream vault: root", extra={"facts": {"x509": [one.key_id for one in shown.x509_authorities]}})
 
     async def _keep_alive(self) -> None:
         failures, told = 0, ""
