@@ -15,7 +15,7 @@ import os
 import stat
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -38,6 +38,8 @@ class AuditFile:
         self._path = path
         self._now = now
         self._strict = strict
+        self._shown: tuple[Mapping[str, object] | None, str] = (None, "")
+        """The caller of the last line as JSON: a batch writes hundreds of lines for one caller."""
         self._descriptor = _STDOUT if path is None else _open(path)
         self._writing = threading.Lock()
         self._queue: deque[bytes] = deque()
@@ -148,9 +150,14 @@ class AuditFile:
         stamped = {"time": self._now().isoformat(timespec="milliseconds"), **document}
         if request := current_request_id():
             stamped["request_id"] = request
-        if caller := current_caller_facts():
-            stamped["caller"] = caller
-        return _JSON.encode(stamped).encode() + b"\n"
+        text = json.dumps(stamped, ensure_ascii=True, separators=(",", ":"))
+        facts = current_caller_facts()
+        if facts is None:
+            return f"{text}\n".encode()
+        shown = self._shown
+        if shown[0] is not facts:
+            shown = self._shown = (facts, json.dumps(facts, ensure_ascii=True, separators=(",", ":")))
+        return f'{text[:-1]},"caller":{shown[1]}}}\n'.encode()
 
 
 def _open(path: Path) -> int:
