@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -204,3 +205,28 @@ async def test_revisions_are_pruned_by_age_too(path: Path) -> None:
         await store.execute(add(2))
         await store.execute(add(3))
         assert await store.prune_log(keep_seconds=60) == old
+
+
+async def test_reads_are_bounded_in_time_and_number_and_nobody_runs_one_for_a_caller_that_left(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R24: a database that does not answer holds up neither callers nor memory."""
+    monkeypatch.setattr(sql_store, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(sql_store, "READ_THREADS", 1)
+    monkeypatch.setattr(sql_store, "MAX_READING", 2)
+    async with running_store(path) as store:
+        answer, ran = threading.Event(), []
+
+        def stuck(_uow) -> None:
+            ran.append("stuck")
+            answer.wait(20)
+
+        waiting = [asyncio.ensure_future(store.read(one)) for one in (stuck, lambda _uow: ran.append("late"))]
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable, match="too many reads"):
+            await store.read(lambda _uow: ran.append("refused"))
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(one) for one in outcomes] == [Unavailable, Unavailable]
+        answer.set()
+        assert await store.read(lambda _uow: "again") == "again"
+        assert ran == ["stuck"]
