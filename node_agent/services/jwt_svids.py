@@ -186,6 +186,8 @@ class JwtSvids:
         life = max(svid.expires_at - wall, 0.0)
         renew_at = now + life / 2 * (1 + _JITTER * self._draw())
         key_id = str(read_compact(svid.token).header.get("kid", ""))
+        if any(one.key_id == key_id and one.tainted for one in self._workloads.bundles.own.jwt_authorities):
+            return svid  # its key was tainted while the answer was under way: good for now, not to be held
         self._cache.put(key, HeldToken(svid, stamp_of(entry), key_id, renew_at, now + life))
         self._plan(key, renew_at)
         self._retry = FIRST_RETRY

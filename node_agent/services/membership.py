@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from node_agent.domain.issued import Issued, authority_ids, check_issued
+from node_agent.domain.issued import Issued, SoundAuthorities, authority_ids, check_issued
 from node_agent.domain.node_state import NodeState
 from node_agent.domain.session import (
     AttemptFailed,
@@ -52,6 +52,8 @@ from spiffe_core.spiffe_id import SpiffeId
 log = logging.getLogger(__name__)
 
 AGENT_PATH = "/spire/agent"
+TAINTED_RENEWAL = timedelta(seconds=5)
+"""How long an SVID is used that came from an authority that is tainted already."""
 _UNSTORED_SHARE = 0.1
 """The share of its life from which on a new SVID is used even though it could not be stored."""
 
@@ -243,6 +245,8 @@ class Membership:
         svid = fresh.issued.svid
         now = self._clock.now()
         renewal = renew_at(now, svid.not_after, jitter=self._draw())
+        if SoundAuthorities.of(fresh.bundle).tainted_ids & fresh.issued.authority_ids:
+            renewal = min(renewal, now + TAINTED_RENEWAL)  # tainted while the answer was under way
         changes = {
             "svid": svid,
             "renew_at": renewal,

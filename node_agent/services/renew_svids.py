@@ -90,6 +90,7 @@ class RenewSvids:
         self._failures = 0
         self._wakes = [asyncio.Event() for _ in range(LANES + 1)]
         self.refusals: Counter[str] = Counter()
+        self._judged: tuple[TrustBundle, SoundAuthorities] | None = None
         self.on_unknown_authority: Callable[[], None] = lambda: None
         workloads.on_demand = self.demand
         membership.on_change.append(self.resume)
@@ -218,8 +219,17 @@ class RenewSvids:
         svid = outcome.svid
         self._workloads.store(entry.id, held_svid(outcome, present.hint))
         if stamp_of(present) == stamp_of(entry):
-            renewal = renew_at(now, svid.not_after, jitter=self._draw())
-            self._plan.schedule(entry.id, self._steady.at(renewal))
+            renewal = self._steady.at(renew_at(now, svid.not_after, jitter=self._draw()))
+            if not self._sound().carry(outcome.anchor, outcome.authority_ids):  # tainted while the answer was under way
+                renewal = min(renewal, self._steady.now() + FIRST_GATE)
+            self._plan.schedule(entry.id, renewal)
+
+    def _sound(self) -> SoundAuthorities:
+        """What of the bundle in force an SVID may depend on; read once for each bundle."""
+        bundle = self._workloads.bundles.own
+        if self._judged is None or self._judged[0] is not bundle:
+            self._judged = bundle, SoundAuthorities.of(bundle)
+        return self._judged[1]
 
     def _item_failed(self, entry: RegistrationEntry, error: IdentityError) -> None:
         longest = 240.0

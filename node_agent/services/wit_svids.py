@@ -195,6 +195,8 @@ class WitSvids:
         jwk = json.dumps({**private_key_to_jwk(key), "alg": ALGORITHM}, separators=(",", ":"))
         identity = WitIdentity(entry.spiffe_id, answer.token, jwk, present.hint)
         renew_at = now + life / 2 * (1 + _JITTER * self._draw())
+        if any(one.key_id == key_id and one.tainted for one in self._workloads.bundles.own.wit_authorities):
+            renew_at = min(renew_at, now + FIRST_RETRY)  # its key was tainted while the answer was under way
         self._held[entry.id] = _Held(identity, stamp_of(entry), key_id, renew_at, now + life)
 
     async def _checked(self, token: str, entry: RegistrationEntry, confirmed: dict[str, str]) -> tuple[str, int]:

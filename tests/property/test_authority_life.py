@@ -112,6 +112,7 @@ class Server:
     ids: Callable[[], str]
     keys: KeptKeys = field(default_factory=KeptKeys)
     lagging: bool = False
+    looked_at: tuple[Authority, ...] = ()
     steps: int = 0
     dies_at: int = -1
 
@@ -150,10 +151,10 @@ class Server:
         """See what was committed; a journal that another server changed is looked after at once, as the daemon does."""
         if self.lagging:
             return
-        before = self.store.state.value.authorities
         self.store.reload()
-        if self.store.state.value.authorities != before:
+        if self.store.state.value.authorities != self.looked_at:
             await self.authorities.tick()
+            self.looked_at = self.store.state.value.authorities
 
     def sign(self, kind: AuthorityKind) -> tuple[str, int]:
         """Issue one of a kind: which authority signed it, and until when it is good."""

@@ -152,6 +152,19 @@ async def test_a_tainted_keys_tokens_are_dropped_at_once():
     assert second.token != first.token
 
 
+async def test_a_token_that_was_signed_before_its_key_was_tainted_is_not_held():
+    """It crossed the sync that told of the taint: whoever waited gets it, the next one a new one."""
+    world, jwt = await serving()
+    world.server.taint_key("jwt-1")
+    await world.sync.once()
+    first = await one(jwt)
+    assert len(jwt) == 0
+    world.server.new_jwt_key("jwt-2")
+    await world.sync.once()
+    assert (await one(jwt)).token != first.token
+    assert len(jwt) == 1
+
+
 async def test_a_token_of_a_key_newer_than_the_bundle_is_checked_with_the_newest_bundle():
     world, jwt = await serving()
     world.server.new_jwt_key("jwt-2")

@@ -365,6 +365,27 @@ async def test_a_tainted_authority_renews_the_own_svid_now():
     assert "renew" not in world.server.calls
 
 
+async def test_an_own_svid_that_was_signed_before_its_authority_was_tainted_is_renewed_soon():
+    """It crossed the sync that told of the taint; asked for again every few seconds, not at once and not at half-life."""
+    world = await joined()
+    late = world.server.ca
+    world.server.taint(late)
+    await world.membership.accept_bundle(world.server.bundle())
+    await world.membership.advance()
+    assert world.server.calls.count("renew") == 1
+    await world.membership.advance()
+    assert world.server.calls.count("renew") == 1
+    world.server.rotate()
+    await world.membership.accept_bundle(world.server.bundle())
+    world.clock.advance(6)
+    await world.membership.advance()
+    assert world.server.calls.count("renew") >= 2
+    calls = world.server.calls.count("renew")
+    world.clock.advance(60)
+    await world.membership.advance()
+    assert world.server.calls.count("renew") == calls
+
+
 async def test_a_renewal_the_server_has_no_record_for_means_attesting_anew():
     world = await joined(reattestable=False)
     world.server.evict()

@@ -143,6 +143,21 @@ async def test_svids_of_a_tainted_authority_are_replaced_at_once():
     assert {svid.anchor for _, svid in world.workloads.all_held()} == {world.server.ca.der}
 
 
+async def test_an_answer_that_was_signed_before_its_authority_was_tainted_is_replaced_soon():
+    """spire_features 16.4: it crossed the sync that told of the taint, so nobody else would replace it before half-life."""
+    world = await serving()
+    late = world.server.ca
+    world.server.taint(late)
+    await world.sync.once()
+    await world.fetch()
+    assert held(world).anchor == late.der, "it is still signing as far as this test is concerned"
+    world.server.rotate()
+    await world.sync.once()
+    world.clock.advance(2)
+    await world.fetch()
+    assert held(world).anchor == world.server.ca.der
+
+
 async def test_svids_of_a_removed_authority_are_replaced_at_once():
     world = await serving()
     old = world.server.ca
