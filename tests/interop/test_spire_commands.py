@@ -227,3 +227,22 @@ def test_minted_json_holds_der(four: Four) -> None:
         leaf = x509.load_der_x509_certificate(base64.b64decode(found["x509_svid"][0]))
         key = load_der_private_key(base64.b64decode(found["private_key"]), None)
         assert leaf.public_key() == key.public_key()
+
+
+@pytest.mark.parametrize(("kind", "words"), [("x509", "X.509"), ("jwt", "JWT")])
+def test_localauthority_prints_what_spires_does(four: Four, kind: str, words: str) -> None:
+    """spire_features 7.1 and 20: texts letter by letter, JSON field by field, the same refusal."""
+    for side in four.sides:
+        prepared = [shape_of_text(one("localauthority", kind, "prepare")) for one in (side.ours, side.stock)]
+        assert prepared[0] == prepared[1]
+        assert side.ours("localauthority", kind, "show") == side.stock("localauthority", kind, "show")
+    four.json("localauthority", kind, "show")
+    for refused in four.failures("localauthority", kind, "taint", "-authorityID", "nope").values():
+        assert f"could not taint {words} authority: " in refused.done.stderr
+
+
+def shape_of_text(text: str) -> list[str]:
+    """Everything but the values, which are new each time."""
+    return [
+        line if ": " not in line or "No upstream" in line else line.partition(": ")[0] for line in text.splitlines()
+    ]

@@ -131,6 +131,20 @@ async def test_a_tainted_keys_tokens_are_replaced_at_once():
         assert new.token != old.token
 
 
+async def test_a_token_that_was_signed_before_its_key_was_tainted_is_replaced_soon():
+    """It crossed the sync that told of the taint; nobody else would replace it before half-life."""
+    world, wit = await serving()
+    world.server.taint_key("wit-1")
+    await world.sync.once()
+    with wit.subscribe_wit(UID) as watch:
+        (old,) = (await next_view(watch)).wit_svids
+        version = watch.version
+        world.server.wit_keys["wit-2"] = world.server.wit_keys.pop("wit-1")
+        world.clock.advance(60)
+        (new,) = (await next_view(watch, version)).wit_svids
+        assert [read_compact(one.token).header["kid"] for one in (old, new)] == ["wit-1", "wit-2"]
+
+
 async def test_a_banned_agent_forgets_every_key():
     """A19."""
     world, wit = await serving()
