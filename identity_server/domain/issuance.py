@@ -30,6 +30,7 @@ _RSA_SHA256 = bytes.fromhex("300d06092a864886f70d01010b0500")
 _DUMMY_ECDSA_SIGNATURE = bytes.fromhex("3006020101020101")
 _DUMMY_RSA_SIGNATURE = bytes(256)
 _P384_BITS = 384
+_ECDSA = {made.name: ec.ECDSA(made) for made in (hashes.SHA256(), hashes.SHA384())}
 _SEQUENCE, _BIT_STRING = 0x30, 0x03
 _SHORT_FORM = 0x80
 
@@ -96,7 +97,7 @@ def sign(ticket: ReadyToSign, key: PrivateKey) -> bytes:
     signer = ticket.plan.signing_key
     algorithm = _hash_for(signer)
     if isinstance(key, ec.EllipticCurvePrivateKey):
-        signature = key.sign(tbs, ec.ECDSA(algorithm))
+        signature = key.sign(tbs, _ECDSA[algorithm.name])
     else:
         signature = key.sign(tbs, padding.PKCS1v15(), algorithm)
     return der_element(_SEQUENCE, tbs + _algorithm_of(signer) + der_element(_BIT_STRING, b"\0" + signature))

@@ -24,6 +24,7 @@ from spiffe_core.errors import InvalidCertificate, InvalidCsr
 from spiffe_core.spiffe_id import SpiffeId
 
 MAX_CSR_BYTES = 16 * 1024
+_ECDSA = {made.name: ec.ECDSA(made) for made in (hashes.SHA256(), hashes.SHA384(), hashes.SHA512())}
 
 _SUBJECT_OIDS = {
     "C": NameOID.COUNTRY_NAME,
@@ -134,7 +135,7 @@ def _signature_good(request: x509.CertificateSigningRequest, public_key: PublicK
     if not isinstance(public_key, ec.EllipticCurvePublicKey) or algorithm is None:
         return request.is_signature_valid
     try:
-        public_key.verify(request.signature, request.tbs_certrequest_bytes, ec.ECDSA(algorithm))
+        public_key.verify(request.signature, request.tbs_certrequest_bytes, _ECDSA[algorithm.name])
     except InvalidSignature:
         return False
     return True
