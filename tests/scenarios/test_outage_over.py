@@ -1,0 +1,102 @@
+"""R37: an outage ends and every agent comes back at the same moment, over real mutual TLS, each from its own address."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from deploy.demo.stack import LocalStack
+from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
+from spiffe_core.wire.channels import unix_channel
+from spiffe_core.wire.services import Stub
+from tests.doubles.plain_agents import PlainAgent, Refused
+
+AGENT = agent_pb2.DESCRIPTOR.services_by_name["Agent"]
+
+
+def cpu_seconds(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_mb(pid):
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+async def insistent(act, *words):
+    """What an agent does about a closed connection or a full queue: it tries again, a little later."""
+    for attempt in range(200):
+        try:
+            return await act(*words)
+        except (OSError, EOFError, Refused) as error:
+            if isinstance(error, Refused) and error.args[0][0] not in {"8", "1"}:  # RESOURCE_EXHAUSTED, UNAVAILABLE
+                raise
+            await asyncio.sleep(min(2.0, 0.05 * (attempt + 1)))
+    raise AssertionError("never let in")
+
+
+async def watched(stub, over):
+    """Latencies of an administrator who keeps asking meanwhile."""
+    found = []
+    while not over.is_set():
+        start = time.monotonic()
+        await stub.CountAgents(agent_pb2.CountAgentsRequest(), timeout=50)
+        found.append(time.monotonic() - start)
+        await asyncio.sleep(0.02)
+    return sorted(found)
+
+
+async def herd(count, seconds):
+    with LocalStack("herd.test") as stack:
+        await asyncio.to_thread(stack.start_server)
+        async with unix_channel(stack.admin_socket) as channel:
+            admin = Stub(channel, AGENT)
+            tokens = [
+                (await admin.CreateJoinToken(agent_pb2.CreateJoinTokenRequest(ttl=600))).value for _ in range(count)
+            ]
+            agents = [PlainAgent(number, stack.port, stack.folder) for number in range(count)]
+            pid = stack.server.pid
+            begin, cpu = time.monotonic(), cpu_seconds(pid)
+            ids = await asyncio.gather(
+                *(insistent(agent.attest, token) for agent, token in zip(agents, tokens, strict=True))
+            )
+            joined, cpu_joined = time.monotonic() - begin, cpu_seconds(pid) - cpu
+            assert len(set(ids)) == count
+            memory = resident_mb(pid)
+            stack.server.kill()
+            await asyncio.to_thread(stack.start_server)
+            pid, over = stack.server.pid, asyncio.Event()
+            watching = asyncio.ensure_future(watched(admin, over))
+            begin, cpu = time.monotonic(), cpu_seconds(pid)
+            answers = await asyncio.gather(*(insistent(agent.sync) for agent in agents))
+            back, cpu_back = time.monotonic() - begin, cpu_seconds(pid) - cpu
+            over.set()
+            latencies = await watching
+            p99 = latencies[int(len(latencies) * 0.99)]
+            print(
+                f"{count} agents: joined in {joined:.1f} s ({cpu_joined / count * 1000:.1f} CPU-ms each), back in "
+                f"{back:.1f} s ({cpu_back / count * 1000:.1f} CPU-ms each), administrator's p99 {p99 * 1000:.0f} ms, "
+                f"{memory:.0f} then {resident_mb(pid):.0f} MB"
+            )
+            assert len(answers) == count
+            assert (await admin.CountAgents(agent_pb2.CountAgentsRequest())).count == count
+            assert back < seconds
+            assert resident_mb(pid) < 400
+            return p99
+
+
+@pytest.mark.slow
+async def test_two_hundred_agents_come_back_at_once():
+    """R37, scaled: all are let in, none twice, memory stays bounded."""
+    await herd(200, 50)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+async def test_two_thousand_agents_come_back_at_once():
+    """R37: all within 60 s, and the calls of others answered within a second meanwhile."""
+    assert await herd(2000, 60) < 1.0
