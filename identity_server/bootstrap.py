@@ -248,7 +248,7 @@ async def _compose(  # the one place where everything has a name
         clock=clock,
         audit=audit,
         trust_domain=trust_domain,
-        key_kind=KeyKind(settings.ca.key_type),
+        key_kind=KeyKind.EC_P256 if settings.ca.post_quantum else KeyKind(settings.ca.key_type),
         jitter=lambda: random.uniform(-1, 1),  # noqa: S311  # spreads load, guards nothing
         offload=offload,
         on_renewed=rotations(metrics),

@@ -23,7 +23,7 @@ from identity_server.domain.orders import Errand, Order, Progress
 from identity_server.domain.state import State
 from identity_server.domain.upstream import UpstreamCa, UpstreamView
 from spiffe_core.bundle import JwtAuthority, TrustBundle
-from spiffe_core.crypto.keys import KeyKind, PrivateKey, PublicKey
+from spiffe_core.crypto.keys import AuthorityKey, AuthorityPublicKey, KeyKind
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.runtime.watch import Watch
 from spiffe_core.spiffe_id import TrustDomain
@@ -293,11 +293,11 @@ class KeyManager(Protocol):
         """Look whether the keys can be used, for `trouble`. May block; called at every tick of the authorities."""
         ...
 
-    def generate(self, slot: str, kind: KeyKind) -> PublicKey:
+    def generate(self, slot: str, kind: KeyKind) -> AuthorityPublicKey:
         """Make a key in `slot`, replacing what was there."""
         ...
 
-    def signer(self, slot: str) -> PrivateKey | None:
+    def signer(self, slot: str) -> AuthorityKey | None:
         """The key in `slot`, or something that signs like it; None if the slot is empty."""
         ...
 

@@ -86,6 +86,7 @@ def _issuer(text: str) -> str:
 
 
 KeyType = Literal["ec-p256", "ec-p384", "rsa-2048", "rsa-4096"]
+AuthorityKeyType = Literal[KeyType, "ml-dsa-44", "ml-dsa-65", "ml-dsa-87"]
 Trust = Annotated[TrustDomain, parsed_by(TrustDomain.parse), PlainSerializer(str)]
 
 
@@ -117,14 +118,23 @@ class CaSection(Section):
     """[ca]: the signing authority and its key."""
 
     ttl: Lifespan = timedelta(hours=24)
-    key_type: Literal["ec-p256", "ec-p384", "rsa-2048", "rsa-4096"] = "ec-p256"
+    key_type: AuthorityKeyType = "ec-p256"
     key_manager: Literal["disk", "memory", "pkcs11"] = "disk"
     pkcs11: Pkcs11Section | None = None
     subject: CaSubject = CaSubject()
     signing_workers: int = Field(default=0, ge=0, le=16)
 
+    @property
+    def post_quantum(self) -> bool:
+        """Whether the authorities' keys are ML-DSA, an experiment."""
+        return self.key_type.startswith("ml-dsa-")
+
     @model_validator(mode="after")
     def _bounded(self) -> Self:
+        if self.post_quantum and self.key_manager == "pkcs11":
+            raise ValueError(
+                f'key_type = "{self.key_type}" keys cannot be made in a PKCS#11 token; use key_manager "disk"'
+            )
         if (self.key_manager == "pkcs11") != (self.pkcs11 is not None):
             raise ValueError('key_manager = "pkcs11" and the table [ca.pkcs11] belong together; set both or neither')
         if self.signing_workers and self.key_manager not in {"disk", "memory"}:
@@ -132,6 +142,12 @@ class CaSection(Section):
         if self.ttl > _LONGEST_CA:
             raise ValueError("ttl must be at most 20 years")
         return self
+
+
+class ExperimentalSection(Section):
+    """[experimental]: what may change or go, and is not for production."""
+
+    ml_dsa: bool = False
 
 
 class SvidSection(Section):
@@ -230,6 +246,7 @@ class ServerSettings(Section):
     log_file: str = ""
     log_format: Literal["json", "text"] = "json"
     ca: CaSection = CaSection()
+    experimental: ExperimentalSection = ExperimentalSection()
     svid: SvidSection = SvidSection()
     jwt: JwtSection = JwtSection()
     wit: WitSection = WitSection()
@@ -247,12 +264,28 @@ class ServerSettings(Section):
     def _sensible(self) -> Self:
         if not self.data_dir.is_absolute():
             raise ValueError("data_dir: must be an absolute path")
+        if self.ca.post_quantum:
+            self._post_quantum()
         if max(self.svid.default_x509_ttl, self.agent_ttl) > self.ca.ttl:
             raise ValueError(
                 f"svid.default_x509_ttl and svid.agent_ttl must not be longer than ca.ttl ({format_duration(self.ca.ttl)}); "
                 "shorten them or lengthen ca.ttl"
             )
         return self
+
+    def _post_quantum(self) -> None:
+        """ML-DSA is for X.509 authorities that sign for themselves, and only where it was asked for."""
+        kind = self.ca.key_type
+        if not self.experimental.ml_dsa:
+            raise ValueError(f'ca.key_type = "{kind}" is an experiment; it needs experimental.ml_dsa = true')
+        if self.upstream is not None:
+            raise ValueError(f'ca.key_type = "{kind}" needs a server that signs for itself; leave [upstream] out')
+        for name, wanted, chosen in (
+            ("jwt", not self.jwt.disabled, self.jwt.key_type),
+            ("wit", self.wit.enabled, self.wit.key_type),
+        ):
+            if wanted and chosen is None:
+                raise ValueError(f'{name}.key_type must be set, for example to "ec-p256": "{kind}" keys sign no tokens')
 
     @property
     def agent_ttl(self) -> timedelta:

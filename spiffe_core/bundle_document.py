@@ -32,8 +32,14 @@ from spiffe_core.bundle import (
     X509Authority,
 )
 from spiffe_core.crypto.certificates import MAX_CERTIFICATE_BYTES, public_key_of
-from spiffe_core.crypto.jwk import PRIVATE_MEMBERS, key_from_jwk, key_to_jwk
-from spiffe_core.crypto.keys import check_verification_key, spki_der
+from spiffe_core.crypto.jwk import (
+    PRIVATE_MEMBERS,
+    authority_key_from_jwk,
+    authority_key_to_jwk,
+    key_from_jwk,
+    key_to_jwk,
+)
+from spiffe_core.crypto.keys import check_authority_key, spki_der
 from spiffe_core.errors import InvalidBundle, InvalidCertificate
 from spiffe_core.spiffe_id import TrustDomain, shown
 
@@ -147,9 +153,9 @@ def load_bundle_pem(data: bytes, trust_domain: TrustDomain) -> LoadedBundle:
 def _document(bundle: TrustBundle, *, with_hint: bool) -> dict[str, object]:
     keys: list[dict[str, object]] = []
     for authority in bundle.x509_authorities:
-        key = check_verification_key(public_key_of(authority.facts), field="x509_authorities")
+        key = check_authority_key(public_key_of(authority.facts), field="x509_authorities")
         x5c = [base64.b64encode(authority.der).decode("ascii")]
-        keys.append({"use": "x509-svid", **key_to_jwk(key), "x5c": x5c})
+        keys.append({"use": "x509-svid", **authority_key_to_jwk(key), "x5c": x5c})
     keys.extend({"use": "jwt-svid", "kid": jwt.key_id, **key_to_jwk(jwt.key)} for jwt in bundle.jwt_authorities)
     keys.extend({"use": "wit-svid", "kid": wit.key_id, **key_to_jwk(wit.key)} for wit in bundle.wit_authorities)
     if {jwt.key_id for jwt in bundle.jwt_authorities} & {wit.key_id for wit in bundle.wit_authorities}:
@@ -194,7 +200,7 @@ def _ca(der: bytes) -> X509Authority:
     usage = authority.facts.key_usage
     if not authority.facts.is_ca or usage is None or not usage.key_cert_sign:
         raise InvalidBundle("the certificate is not a CA that may sign certificates", field="x5c")
-    check_verification_key(public_key_of(authority.facts), field="x5c")
+    check_authority_key(public_key_of(authority.facts), field="x5c")
     return authority
 
 
@@ -249,12 +255,12 @@ class _Loader:
                 raise InvalidBundle("use: is missing or unknown")
 
     def _x509_key(self, jwk: Mapping[str, object]) -> None:
-        key = key_from_jwk(jwk)
+        key = authority_key_from_jwk(jwk)
         certificates = jwk.get("x5c")
         if not isinstance(certificates, list) or not certificates:
             raise InvalidBundle("x5c: is missing or empty")
         authority = _ca(_certificate(certificates[0]))
-        if spki_der(key) != spki_der(check_verification_key(public_key_of(authority.facts), field="x5c")):
+        if spki_der(key) != spki_der(check_authority_key(public_key_of(authority.facts), field="x5c")):
             raise InvalidBundle("x5c: the certificate holds another key than the JWK")
         if len(certificates) > 1:
             self._warn("x5c: holds more than one certificate; only the first is used")

@@ -29,7 +29,7 @@ from spiffe_core.crypto.certificates import (
     public_key_of,
     read_certificate,
 )
-from spiffe_core.crypto.keys import PublicKey, check_verification_key, spki_der
+from spiffe_core.crypto.keys import AuthorityPublicKey, check_authority_key, check_verification_key, spki_der
 from spiffe_core.crypto.name_constraints import violation
 from spiffe_core.errors import InvalidCertificate, Reason, VerificationFailed
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
@@ -222,7 +222,7 @@ class _PathSearch:
         yield from unlikely
 
     def _check_issuer(self, path: tuple[CertificateFacts, ...], issuer: CertificateFacts) -> None:
-        key = _check_key(issuer)  # (6a)
+        key = _check_key(issuer, signs=True)  # (6a)
         child = path[-1]
         if not signature_allowed(child.certificate, key):
             raise VerificationFailed(
@@ -297,9 +297,11 @@ def _check_purpose(facts: CertificateFacts, purposes: frozenset[ObjectIdentifier
         raise VerificationFailed("the extendedKeyUsage does not allow this use", Reason.EXTENDED_KEY_USAGE)
 
 
-def _check_key(facts: CertificateFacts) -> PublicKey:
+def _check_key(facts: CertificateFacts, *, signs: bool = False) -> AuthorityPublicKey:
+    """The key of a certificate, held to the policy for leaves or for those that sign certificates."""
+    policy = check_authority_key if signs else check_verification_key
     try:
-        key = check_verification_key(public_key_of(facts), field="certificate")
+        key = policy(public_key_of(facts), field="certificate")
     except InvalidCertificate as refusal:
         raise VerificationFailed(refusal.public, Reason.WEAK_ALGORITHM) from None
     if isinstance(key, ec.EllipticCurvePublicKey) and spki_der(key) not in facts.certificate.tbs_certificate_bytes:

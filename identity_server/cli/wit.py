@@ -34,7 +34,7 @@ def group() -> None:
 @flag(
     "--key-type",
     "keyType",
-    type=click.Choice([kind.value for kind in KeyKind]),
+    type=click.Choice([kind.value for kind in KeyKind if not kind.post_quantum]),
     default="ec-p256",
     show_default=True,
     help="The kind of key that is made for the workload.",

@@ -13,13 +13,13 @@ from typing import Any, NoReturn
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, mldsa, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.utils import Buffer
 
 from identity_server.domain.lint import Finding, LintFailed, contents, elements, lint
 from identity_server.domain.profiles import Parent, Plan, extensions
-from spiffe_core.crypto.keys import PrivateKey, PublicKey, spki_der
+from spiffe_core.crypto.keys import AuthorityKey, AuthorityPublicKey, MlDsaPrivateKey, MlDsaPublicKey, spki_der
 from spiffe_core.errors import CorruptState, InvalidId
 from spiffe_core.spiffe_id import SpiffeId
 
@@ -27,6 +27,13 @@ from spiffe_core.spiffe_id import SpiffeId
 _ECDSA_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
 _ECDSA_SHA384 = bytes.fromhex("300a06082a8648ce3d040303")
 _RSA_SHA256 = bytes.fromhex("300d06092a864886f70d01010b0500")
+# RFC 9881 section 2: ML-DSA, no parameters.
+_ML_DSA: dict[type[MlDsaPublicKey], bytes] = {
+    mldsa.MLDSA44PublicKey: bytes.fromhex("300b0609608648016503040311"),
+    mldsa.MLDSA65PublicKey: bytes.fromhex("300b0609608648016503040312"),
+    mldsa.MLDSA87PublicKey: bytes.fromhex("300b0609608648016503040313"),
+}
+_DUMMY_ML_DSA_SIGNATURE = bytes(2420)
 _DUMMY_ECDSA_SIGNATURE = bytes.fromhex("3006020101020101")
 _DUMMY_RSA_SIGNATURE = bytes(256)
 _P384_BITS = 384
@@ -91,12 +98,16 @@ def admit(plan: Plan, der: bytes, to_be_signed: bytes) -> ReadyToSign:
     return ReadyToSign(plan, to_be_signed)
 
 
-def sign(ticket: ReadyToSign, key: PrivateKey) -> bytes:
+def sign(ticket: ReadyToSign, key: AuthorityKey) -> bytes:
     """Redeem a ticket: the finished certificate (DER) of exactly the linted bytes."""
     tbs = ticket.redeem()
     signer = ticket.plan.signing_key
     algorithm = _hash_for(signer)
-    if isinstance(key, ec.EllipticCurvePrivateKey):
+    if isinstance(key, MlDsaPrivateKey) or algorithm is None:
+        if not isinstance(key, MlDsaPrivateKey) or algorithm is not None:
+            raise CorruptState("the key is of another kind than the one the certificate names as its signer")
+        signature = key.sign(tbs)
+    elif isinstance(key, ec.EllipticCurvePrivateKey):
         signature = key.sign(tbs, _ECDSA[algorithm.name])
     else:
         signature = key.sign(tbs, padding.PKCS1v15(), algorithm)
@@ -118,7 +129,7 @@ def parent_of(certificate: bytes) -> Parent:
         spiffe_id = SpiffeId.parse(uri)
     except (ValueError, x509.ExtensionNotFound, InvalidId) as error:
         raise CorruptState(f"authority journal: a certificate cannot be used: {error}; restore the database") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey) or spiffe_id.path:
+    if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey | MlDsaPublicKey) or spiffe_id.path:
         raise CorruptState("authority journal: a certificate is not an authority of ours; restore the database")
     return Parent(
         trust_domain=spiffe_id.trust_domain,
@@ -151,20 +162,63 @@ class _RsaRecorder:
         return _DUMMY_RSA_SIGNATURE
 
 
+class _MlDsaRecorder:
+    """Passes for an ML-DSA private key, whose public half the builder asks for."""
+
+    recorded = b""
+
+    def __init__(self, public_key: AuthorityPublicKey) -> None:
+        self._public_key = public_key
+
+    def public_key(self) -> AuthorityPublicKey:
+        return self._public_key
+
+    def sign(self, data: Buffer, context: Buffer | None = None) -> bytes:  # noqa: ARG002  # pyca's signature
+        self.recorded = bytes(data)
+        return _DUMMY_ML_DSA_SIGNATURE
+
+
+class _MlDsa44Recorder(_MlDsaRecorder):
+    """For one parameter set each: the builder takes the algorithm from the class."""
+
+
+class _MlDsa65Recorder(_MlDsaRecorder):
+    pass
+
+
+class _MlDsa87Recorder(_MlDsaRecorder):
+    pass
+
+
+mldsa.MLDSA44PrivateKey.register(_MlDsa44Recorder)
+mldsa.MLDSA65PrivateKey.register(_MlDsa65Recorder)
+mldsa.MLDSA87PrivateKey.register(_MlDsa87Recorder)
 ec.EllipticCurvePrivateKey.register(_EcRecorder)
 rsa.RSAPrivateKey.register(_RsaRecorder)
 
 
-def _recorder(key: PublicKey) -> Any:
+def _recorder(key: AuthorityPublicKey) -> Any:
+    match key:
+        case mldsa.MLDSA44PublicKey():
+            return _MlDsa44Recorder(key)
+        case mldsa.MLDSA65PublicKey():
+            return _MlDsa65Recorder(key)
+        case mldsa.MLDSA87PublicKey():
+            return _MlDsa87Recorder(key)
     return _EcRecorder() if isinstance(key, ec.EllipticCurvePublicKey) else _RsaRecorder()
 
 
-def _hash_for(key: PublicKey) -> hashes.SHA256 | hashes.SHA384:
+def _hash_for(key: AuthorityPublicKey) -> hashes.SHA256 | hashes.SHA384 | None:
+    if isinstance(key, MlDsaPublicKey):
+        return None
     wide = isinstance(key, ec.EllipticCurvePublicKey) and key.key_size == _P384_BITS
     return hashes.SHA384() if wide else hashes.SHA256()
 
 
-def _algorithm_of(key: PublicKey) -> bytes:
+def _algorithm_of(key: AuthorityPublicKey) -> bytes:
+    for kind, identifier in _ML_DSA.items():
+        if isinstance(key, kind):
+            return identifier
     if not isinstance(key, ec.EllipticCurvePublicKey):
         return _RSA_SHA256
     return _ECDSA_SHA384 if key.key_size == _P384_BITS else _ECDSA_SHA256

@@ -13,7 +13,7 @@ from cryptography import x509
 from identity_server.domain.body import Bodies
 from identity_server.domain.issuance import sign
 from identity_server.domain.profiles import Parent, Profile, plan_leaf
-from spiffe_core.crypto.keys import PrivateKey, PublicKey
+from spiffe_core.crypto.keys import AuthorityKey, PublicKey
 from spiffe_core.errors import InvalidCsr
 from spiffe_core.spiffe_id import SpiffeId
 
@@ -46,7 +46,7 @@ class SigningKey:
 
     certificate: bytes = field(repr=False)
     parent: Parent
-    key: PrivateKey = field(repr=False)
+    key: AuthorityKey = field(repr=False)
     bodies: Bodies = field(default_factory=Bodies, compare=False, repr=False)
 
 

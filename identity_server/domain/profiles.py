@@ -17,7 +17,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from spiffe_core.crypto.keys import PublicKey, check_public_key, spki_der, subject_key_id
+from spiffe_core.crypto.keys import (
+    AuthorityPublicKey,
+    MlDsaPublicKey,
+    PublicKey,
+    check_public_key,
+    spki_der,
+    subject_key_id,
+)
 from spiffe_core.errors import InvalidRequest, Unavailable
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 
@@ -75,7 +82,7 @@ class Parent:
     name_der: bytes
     key_id: bytes
     not_after: int
-    public_key: PublicKey
+    public_key: AuthorityPublicKey
     spki: bytes = field(repr=False)
 
 
@@ -85,7 +92,7 @@ class Plan:
 
     profile: Profile
     spiffe_id: SpiffeId
-    public_key: PublicKey
+    public_key: AuthorityPublicKey
     spki: bytes = field(repr=False)
     key_id: bytes
     subject: x509.Name
@@ -106,7 +113,7 @@ class Plan:
         return self.subject if self.parent is None else self.parent.name
 
     @property
-    def signing_key(self) -> PublicKey:
+    def signing_key(self) -> AuthorityPublicKey:
         """The public half of the key that will sign."""
         return self.public_key if self.parent is None else self.parent.public_key
 
@@ -163,7 +170,7 @@ def plan_leaf(
 
 def plan_ca(
     trust_domain: TrustDomain,
-    public_key: PublicKey,
+    public_key: AuthorityPublicKey,
     *,
     lifetime: int,
     now: int,
@@ -179,7 +186,8 @@ def plan_ca(
         InvalidRequest: the key or the lifetime may not be in an authority.
         Unavailable: the parent has expired.
     """
-    check_public_key(public_key, field="public_key")
+    if not isinstance(public_key, MlDsaPublicKey):
+        check_public_key(public_key, field="public_key")
     if lifetime <= 0:
         raise InvalidRequest("ca.ttl: must be a positive number of seconds", field="ca.ttl")
     not_after = now + lifetime
@@ -224,7 +232,7 @@ def extensions(plan: Plan) -> tuple[tuple[x509.ExtensionType, bool], ...]:
     )
 
 
-def leaf_usage(public_key: PublicKey) -> tuple[x509.KeyUsage, bool]:
+def leaf_usage(public_key: AuthorityPublicKey) -> tuple[x509.KeyUsage, bool]:
     """Key usage of a leaf with this key (X509-22 to X509-24, architecture A4)."""
     return RSA_LEAF_USAGE if isinstance(public_key, rsa.RSAPublicKey) else EC_LEAF_USAGE
 

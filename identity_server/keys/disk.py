@@ -15,7 +15,14 @@ import stat
 from pathlib import Path
 
 from identity_server.keys.slots import MAX_SLOTS, Keys, well_formed, with_key
-from spiffe_core.crypto.keys import KeyKind, PrivateKey, PublicKey, from_pkcs8, generate, to_pkcs8
+from spiffe_core.crypto.keys import (
+    AuthorityKey,
+    AuthorityPublicKey,
+    KeyKind,
+    authority_from_pkcs8,
+    generate_authority_key,
+    to_pkcs8,
+)
 from spiffe_core.errors import ConfigError, CorruptState, InvalidCertificate
 from spiffe_core.runtime.durable import private_directory, read_private, remove_leftovers, write_durably
 
@@ -42,13 +49,13 @@ class DiskKeys:
     def check(self) -> None:
         """Nothing to ask: what signs is in memory."""
 
-    def generate(self, slot: str, kind: KeyKind) -> PublicKey:
+    def generate(self, slot: str, kind: KeyKind) -> AuthorityPublicKey:
         """Make a key in `slot`, replacing what was there. Blocks on the disk (and on RSA): not for the event loop."""
-        key = generate(kind)
+        key = generate_authority_key(kind)
         self._replace(with_key(self._keys, slot, key))
         return key.public_key()
 
-    def signer(self, slot: str) -> PrivateKey | None:
+    def signer(self, slot: str) -> AuthorityKey | None:
         """The key in `slot`, or None."""
         return self._keys.get(slot)
 
@@ -115,13 +122,13 @@ def _load(path: Path) -> Keys:
     return {slot: _load_key(path, slot, text) for slot, text in document["keys"].items()}
 
 
-def _load_key(path: Path, slot: str, text: object) -> PrivateKey:
+def _load_key(path: Path, slot: str, text: object) -> AuthorityKey:
     if not well_formed(slot):
         raise _refused(path, "a slot's name is not letters, digits and dashes")
     if not isinstance(text, str):
         raise _refused(path, f"the key in slot {slot} is not text")
     try:
-        return from_pkcs8(base64.b64decode(text, validate=True), field=slot)
+        return authority_from_pkcs8(base64.b64decode(text, validate=True), field=slot)
     except binascii.Error:
         raise _refused(path, f"the key in slot {slot} is not base64") from None
     except InvalidCertificate as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from identity_server.keys.slots import Keys, with_key
-from spiffe_core.crypto.keys import KeyKind, PrivateKey, PublicKey, generate
+from spiffe_core.crypto.keys import AuthorityKey, AuthorityPublicKey, KeyKind, generate_authority_key
 
 
 class MemoryKeys:
@@ -19,13 +19,13 @@ class MemoryKeys:
     def check(self) -> None:
         """Nothing to ask: what signs is in memory."""
 
-    def generate(self, slot: str, kind: KeyKind) -> PublicKey:
+    def generate(self, slot: str, kind: KeyKind) -> AuthorityPublicKey:
         """Make a key in `slot`, replacing what was there."""
-        key = generate(kind)
+        key = generate_authority_key(kind)
         self._keys = with_key(self._keys, slot, key)
         return key.public_key()
 
-    def signer(self, slot: str) -> PrivateKey | None:
+    def signer(self, slot: str) -> AuthorityKey | None:
         """The key in `slot`, or None."""
         return self._keys.get(slot)
 

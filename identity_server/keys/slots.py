@@ -6,13 +6,13 @@ import re
 from collections.abc import Collection
 from typing import TypeAlias
 
-from spiffe_core.crypto.keys import PrivateKey
+from spiffe_core.crypto.keys import AuthorityKey
 from spiffe_core.errors import InvalidRequest
 
 MAX_SLOTS = 16
 _SLOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 
-Keys: TypeAlias = dict[str, PrivateKey]
+Keys: TypeAlias = dict[str, AuthorityKey]
 
 
 def well_formed(slot: str) -> bool:
@@ -32,7 +32,7 @@ def check_slot(slot: str, taken: Collection[str]) -> None:
         raise InvalidRequest(f"slot: all {MAX_SLOTS} slots are taken; delete one first", field="slot")
 
 
-def with_key(keys: Keys, slot: str, key: PrivateKey) -> Keys:
+def with_key(keys: Keys, slot: str, key: AuthorityKey) -> Keys:
     """These keys with `key` in `slot`; `keys` itself is not altered.
 
     Raises:

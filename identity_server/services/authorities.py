@@ -32,6 +32,7 @@ from identity_server.domain.authority import (
     settled,
     usable,
 )
+from identity_server.domain.issuance import parent_of
 from identity_server.domain.orders import key_digest
 from identity_server.domain.published import expired_ids, signing_ids
 from identity_server.domain.rotation import (
@@ -48,8 +49,9 @@ from identity_server.services.authority_commands import KINDS, WORDS, carry_out,
 from identity_server.services.authority_lines import Birth, CaSettings, Line, TokenSettings, belongs
 from identity_server.services.issuer import IssuedX509, Issuer
 from identity_server.services.issuers import lines_of
+from identity_server.services.tls_self_test import SelfTest, tls_self_test
 from spiffe_core.clock import Clock
-from spiffe_core.crypto.keys import PrivateKey, spki_der
+from spiffe_core.crypto.keys import AuthorityKey, ml_dsa_kind, spki_der
 from spiffe_core.errors import (
     CorruptState,
     IdentityError,
@@ -83,9 +85,12 @@ class Authorities:
         settings: CaSettings,
         entropy: Callable[[int], bytes],
         upstream: UpstreamAuthority | None = None,
+        *,
+        self_test: SelfTest | None = None,
     ) -> None:
         self._store, self._keys, self._clock, self._audit = store, keys, clock, audit
         self._settings = settings
+        self._self_test = self_test or tls_self_test(settings.trust_domain, clock, entropy)
         self.below_upstream = upstream is not None
         """Whether somebody else signs our CA certificate."""
         self._offload = Offload("keys", 1)
@@ -121,12 +126,16 @@ class Authorities:
         Raises:
             CorruptState: a persistent key of an authority in force is missing or another one.
             Unavailable: the database or the key store cannot be used now.
+            PreconditionFailed: our own TLS could not verify what the authority signs.
         """
         self._warn_of_short_life()
         async with self._busy:
             self._look_at_clock()
             server = self._settings.server_id
             journal = await self._store.read(lambda uow: uow.authorities.of_server(server))
+            for one in Slots.of(journal, "x509"):
+                if one.status is Status.ACTIVE:
+                    await self._require_verifiable(one)
             lost = [(line, one) for line in self._lines.values() for one in self._lost(Slots.of(journal, line.kind))]
             for line, one in lost:
                 await self._change(line, Retire(one.authority_id), one)
@@ -319,8 +328,10 @@ class Authorities:
         await self._change(line, Prepare(authority, birth.roots), authority, actor)
         return authority
 
-    def _fresh_key(self, line: Line, slot: SlotName) -> PrivateKey:
+    def _fresh_key(self, line: Line, slot: SlotName) -> AuthorityKey:
         """A new key in `slot`. On the key thread: RSA keys and disks take their time."""
+        if line.key_kind.post_quantum:
+            self._self_test(line.key_kind)
         name = key_slot(line.kind, slot)
         self._keys.generate(name, line.key_kind)
         key = self._keys.signer(name)
@@ -347,12 +358,22 @@ class Authorities:
 
     async def _change(self, line: Line, command: Command, about: Authority, actor: str = "") -> None:
         """Audit, then decide and write in one transaction, then let the signer follow."""
+        if isinstance(command, Activate):
+            await self._require_verifiable(about)
         now, settings = self._now(), self._settings
         with audited(self._audit, changed(type(command).__name__.lower(), about, actor)):
             await self._store.execute(
                 lambda uow: carry_out(uow, settings.server_id, settings.trust_domain, line.kind, command, now)
             )
         self._follow(line, *self._view(line))
+
+    async def _require_verifiable(self, authority: Authority) -> None:
+        """Refuse an authority of an experimental kind that our own TLS could not verify."""
+        if authority.kind != "x509":
+            return
+        kind = ml_dsa_kind(parent_of(authority.certificate).public_key)
+        if kind is not None:
+            await self._offload(self._self_test, kind)
 
     async def _prune(self) -> None:
         """Remove authorities and journal rows a day after they expired, of whichever kind and server (R31)."""

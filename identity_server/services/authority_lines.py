@@ -18,7 +18,7 @@ from identity_server.domain.issuance import parent_of, prepare, sign
 from identity_server.domain.profiles import CA_SUBJECT, plan_ca
 from identity_server.services.issuer import Issuer, Signer, draw_serial
 from identity_server.services.token_issuer import JwtIssuer, TokenSigner, WitIssuer
-from spiffe_core.crypto.keys import KeyKind, PrivateKey, PublicKey, spki_der
+from spiffe_core.crypto.keys import AuthorityKey, AuthorityPublicKey, KeyKind, MlDsaPrivateKey, spki_der
 from spiffe_core.errors import CorruptState
 from spiffe_core.runtime.offload import Offload
 from spiffe_core.spiffe_id import TrustDomain
@@ -86,7 +86,7 @@ class Line(Protocol):
         """
         ...
 
-    async def bear(self, key: PrivateKey, now: int, work: Offload, outlive: int = 0) -> Birth:
+    async def bear(self, key: AuthorityKey, now: int, work: Offload, outlive: int = 0) -> Birth:
         """Make an authority of a fresh key. What takes its time runs on `work`, the key manager's thread.
 
         Raises:
@@ -99,7 +99,7 @@ class Line(Protocol):
         """The authority that signs."""
         ...
 
-    def seat(self, authority: Authority, key: PrivateKey) -> None:
+    def seat(self, authority: Authority, key: AuthorityKey) -> None:
         """Let it sign from now on.
 
         Raises:
@@ -125,11 +125,11 @@ class X509Line:
     def require_due(self) -> None:
         """Nobody else is needed."""
 
-    async def bear(self, key: PrivateKey, now: int, work: Offload, outlive: int = 0) -> Birth:  # noqa: ARG002  # it does
+    async def bear(self, key: AuthorityKey, now: int, work: Offload, outlive: int = 0) -> Birth:  # noqa: ARG002  # it does
         """Self-sign a certificate."""
         return await work(self._self_signed, key, now)
 
-    def _self_signed(self, key: PrivateKey, now: int) -> Birth:
+    def _self_signed(self, key: AuthorityKey, now: int) -> Birth:
         public = key.public_key()
         plan = plan_ca(
             self._trust_domain,
@@ -146,7 +146,7 @@ class X509Line:
         """The authority that signs."""
         return self._issuer.signer.authority if self._issuer.signer is not None else None
 
-    def seat(self, authority: Authority, key: PrivateKey) -> None:
+    def seat(self, authority: Authority, key: AuthorityKey) -> None:
         """Let it sign from now on."""
         self._issuer.signer = Signer.of(authority, key)
 
@@ -168,11 +168,11 @@ class TokenLine:
     def require_due(self) -> None:
         """Nobody else is needed."""
 
-    async def bear(self, key: PrivateKey, now: int, work: Offload, outlive: int = 0) -> Birth:  # noqa: ARG002  # the key signs nothing yet, and every life is as long as the next
+    async def bear(self, key: AuthorityKey, now: int, work: Offload, outlive: int = 0) -> Birth:  # noqa: ARG002  # the key signs nothing yet, and every life is as long as the next
         """Draw a key id."""
         return self._named(key.public_key(), now)
 
-    def _named(self, public: PublicKey, now: int) -> Birth:
+    def _named(self, public: AuthorityPublicKey, now: int) -> Birth:
         return Birth(draw_key_id(self._entropy), spki_der(public), now + int(self._lifetime.total_seconds()))
 
     @property
@@ -180,8 +180,10 @@ class TokenLine:
         """The authority that signs."""
         return self._issuer.signer.authority if self._issuer.signer is not None else None
 
-    def seat(self, authority: Authority, key: PrivateKey) -> None:
+    def seat(self, authority: Authority, key: AuthorityKey) -> None:
         """Let it sign from now on."""
+        if isinstance(key, MlDsaPrivateKey):
+            raise CorruptState(f"the key in slot {authority.key_slot} is ML-DSA, which signs no tokens")
         self._issuer.signer = TokenSigner.of(authority, key)
 
     def vacate(self) -> None:
@@ -189,7 +191,7 @@ class TokenLine:
         self._issuer.signer = None
 
 
-def belongs(authority: Authority, key: PrivateKey | None) -> bool:
+def belongs(authority: Authority, key: AuthorityKey | None) -> bool:
     """Whether `key` is the authority's private half."""
     if key is None:
         return False

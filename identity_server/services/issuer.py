@@ -20,7 +20,7 @@ from identity_server.ports import Store
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.clock import Clock
 from spiffe_core.crypto.certificates import read_certificate
-from spiffe_core.crypto.keys import PrivateKey, PublicKey, spki_der, subject_key_id
+from spiffe_core.crypto.keys import AuthorityKey, PublicKey, spki_der, subject_key_id
 from spiffe_core.dns_name import check_dns_name
 from spiffe_core.errors import CorruptState, InvalidCsr, InvalidRequest, PreconditionFailed, Unavailable
 from spiffe_core.spiffe_id import SpiffeId
@@ -44,13 +44,13 @@ class Signer:
 
     authority: Authority
     parent: Parent
-    key: PrivateKey = field(repr=False)
+    key: AuthorityKey = field(repr=False)
     room_below: bool = True
     """Whether the certificates above and the authority's own allow a CA below it."""
     bodies: Bodies = field(default_factory=Bodies, compare=False, repr=False)
 
     @classmethod
-    def of(cls, authority: Authority, key: PrivateKey) -> Signer:
+    def of(cls, authority: Authority, key: AuthorityKey) -> Signer:
         """Pair an authority with its key.
 
         Raises:

@@ -23,8 +23,8 @@ from identity_server.services.issuer import Issuer, draw_serial
 from identity_server.services.token_issuer import JwtIssuer
 from spiffe_core.bundle import JwtAuthority
 from spiffe_core.clock import Clock
-from spiffe_core.crypto.keys import KeyKind, PrivateKey
-from spiffe_core.errors import IdentityError, InvalidCertificate, Unavailable, Unimplemented
+from spiffe_core.crypto.keys import AuthorityKey, KeyKind, MlDsaPrivateKey, PrivateKey
+from spiffe_core.errors import IdentityError, InvalidCertificate, PreconditionFailed, Unavailable, Unimplemented
 from spiffe_core.runtime.offload import Offload
 from spiffe_core.spiffe_id import TrustDomain
 
@@ -78,8 +78,12 @@ class UpstreamX509Line(X509Line):
         """Not while the upstream is left alone after a failure."""
         self._pauses.require_due()
 
-    async def bear(self, key: PrivateKey, now: int, work: Offload, outlive: int = 0) -> Birth:
+    async def bear(self, key: AuthorityKey, now: int, work: Offload, outlive: int = 0) -> Birth:
         """Have a certificate signed, and check all of it before anything is done with it."""
+        if isinstance(key, MlDsaPrivateKey):
+            raise PreconditionFailed(
+                "ca.key_type: an upstream authority signs EC and RSA keys only; choose one of those"
+            )
         try:
             minted = await self._minted(key, now, work)
             if minted.not_after <= outlive:
@@ -137,7 +141,7 @@ class UpstreamTokenLine(TokenLine):
         """Not while the upstream is left alone after a failure."""
         self._pauses.require_due()
 
-    async def bear(self, key: PrivateKey, now: int, work: Offload, outlive: int = 0) -> Birth:
+    async def bear(self, key: AuthorityKey, now: int, work: Offload, outlive: int = 0) -> Birth:
         """Draw a key id, and have the key published before anything is signed with it."""
         birth = await super().bear(key, now, work, outlive)
         try:

@@ -21,7 +21,7 @@ from identity_server.domain.issuance import parent_of
 from identity_server.domain.leaf_order import LeafOrder, SignedLeaf, SigningKey, signed
 from identity_server.signing.frames import PREFIX, Frame, decode, leaves_frame, order_of, sizes
 from spiffe_core.crypto.csr import proven_key
-from spiffe_core.crypto.keys import from_pkcs8
+from spiffe_core.crypto.keys import authority_from_pkcs8
 from spiffe_core.errors import IdentityError
 from spiffe_core.runtime.process import refuse_dumps
 
@@ -57,7 +57,7 @@ def serve(orders: BinaryIO, link: socket.socket) -> None:
 def _key(frame: Frame) -> SigningKey:
     certificate, pkcs8 = frame.blobs
     parent = replace(parent_of(certificate), not_after=frame.header["not_after"])
-    return SigningKey(certificate, parent, from_pkcs8(pkcs8))
+    return SigningKey(certificate, parent, authority_from_pkcs8(pkcs8, field="key"))
 
 
 def _leaf(key: SigningKey, taken: frozenset[str], order: LeafOrder, csr: bytes) -> SignedLeaf | None:

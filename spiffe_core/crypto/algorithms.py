@@ -1,13 +1,16 @@
-"""Which signature algorithms are believed: ECDSA and RSA (PKCS#1 v1.5 or PSS) with SHA-256, SHA-384 or SHA-512."""
+"""Which signature algorithms are believed: ECDSA and RSA (PKCS#1 v1.5 or PSS) with SHA-256, SHA-384 or SHA-512.
+
+Under an authority whose key is ML-DSA, its one algorithm (RFC 9881 section 2).
+"""
 
 from __future__ import annotations
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, mldsa
 from cryptography.x509.oid import SignatureAlgorithmOID
 
-from spiffe_core.crypto.keys import PublicKey
+from spiffe_core.crypto.keys import AuthorityPublicKey, MlDsaPublicKey
 
 _ECDSA = frozenset(
     {
@@ -24,11 +27,18 @@ _RSA = frozenset(
         SignatureAlgorithmOID.RSASSA_PSS,
     }
 )
+_ML_DSA: dict[type, x509.ObjectIdentifier] = {
+    mldsa.MLDSA44PublicKey: SignatureAlgorithmOID.ML_DSA_44,
+    mldsa.MLDSA65PublicKey: SignatureAlgorithmOID.ML_DSA_65,
+    mldsa.MLDSA87PublicKey: SignatureAlgorithmOID.ML_DSA_87,
+}
 _HASHES = frozenset({"sha256", "sha384", "sha512"})
 
 
-def signature_allowed(signed: x509.Certificate | x509.CertificateSigningRequest, signer: PublicKey) -> bool:
+def signature_allowed(signed: x509.Certificate | x509.CertificateSigningRequest, signer: AuthorityPublicKey) -> bool:
     """Whether `signed` names an allowed algorithm that fits the signer's kind of key."""
+    if isinstance(signer, MlDsaPublicKey):  # one algorithm for each kind of key, and no hash of its own
+        return any(isinstance(signer, kind) and signed.signature_algorithm_oid == oid for kind, oid in _ML_DSA.items())
     allowed = _ECDSA if isinstance(signer, ec.EllipticCurvePublicKey) else _RSA
     if signed.signature_algorithm_oid not in allowed:
         return False

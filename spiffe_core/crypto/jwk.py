@@ -1,4 +1,7 @@
-"""Public keys as JSON Web Keys (RFC 7517, RFC 7518 section 6): EC and RSA, public members only."""
+"""Public keys as JSON Web Keys (RFC 7517, RFC 7518 section 6): EC and RSA, public members only.
+
+The keys of X.509 authorities may be ML-DSA: `kty` AKP with `alg` and `pub`, as the IETF's draft of ML-DSA for JOSE has it.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,23 @@ import binascii
 import re
 from collections.abc import Mapping
 
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, mldsa, rsa
 
-from spiffe_core.crypto.keys import PublicKey, check_verification_key
+from spiffe_core.crypto.keys import AuthorityPublicKey, MlDsaPublicKey, PublicKey, check_verification_key
 from spiffe_core.errors import InvalidBundle, InvalidCertificate
 
-PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"})
 
 _CURVES: dict[str, ec.EllipticCurve] = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
 _NAMES = {curve.name: name for name, curve in _CURVES.items()}
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
-_MAX_MEMBER = 2048
+_MAX_MEMBER = 4096
+_ML_DSA: dict[str, type[MlDsaPublicKey]] = {
+    "ML-DSA-44": mldsa.MLDSA44PublicKey,
+    "ML-DSA-65": mldsa.MLDSA65PublicKey,
+    "ML-DSA-87": mldsa.MLDSA87PublicKey,
+}
+_ML_DSA_BYTES = {"ML-DSA-44": 1312, "ML-DSA-65": 1952, "ML-DSA-87": 2592}
 
 
 def key_to_jwk(key: PublicKey) -> dict[str, str]:
@@ -33,6 +42,28 @@ def key_to_jwk(key: PublicKey) -> dict[str, str]:
         }
     numbers = key.public_numbers()
     return {"kty": "RSA", "n": _encoded(numbers.n), "e": _encoded(numbers.e)}
+
+
+def authority_key_to_jwk(key: AuthorityPublicKey) -> dict[str, str]:
+    """As `key_to_jwk`, for the key of an X.509 authority."""
+    if not isinstance(key, MlDsaPublicKey):
+        return key_to_jwk(key)
+    name = next(name for name, kind in _ML_DSA.items() if isinstance(key, kind))
+    return {"kty": "AKP", "alg": name, "pub": _encoded(int.from_bytes(key.public_bytes_raw()), _ML_DSA_BYTES[name])}
+
+
+def authority_key_from_jwk(jwk: Mapping[str, object]) -> AuthorityPublicKey:
+    """As `key_from_jwk`, for the key of an X.509 authority.
+
+    Raises:
+        InvalidBundle: with the member that is wrong.
+    """
+    if jwk.get("kty") != "AKP":
+        return key_from_jwk(jwk)
+    name = jwk.get("alg")
+    if not isinstance(name, str) or name not in _ML_DSA:
+        raise InvalidBundle("alg: must be ML-DSA-44, ML-DSA-65 or ML-DSA-87", field="alg")
+    return _ML_DSA[name].from_public_bytes(_decoded(jwk, "pub", _ML_DSA_BYTES[name]))
 
 
 def private_key_to_jwk(key: ec.EllipticCurvePrivateKey) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """Asymmetric keys: which kinds exist here, how they are written down, and which public keys are believed.
 
-Two policies: `check_public_key` says which keys we certify (SPIRE's kinds), `check_verification_key` which keys may
-verify something, where foreign trust domains choose. Both look at numbers only and refuse before any signature is
-checked with the key.
+Three policies: `check_public_key` says which keys we certify (SPIRE's kinds), `check_verification_key` which keys may
+verify something, where foreign trust domains choose, and `check_authority_key` which keys may sign certificates: those
+and, as an experiment, ML-DSA (FIPS 204, RFC 9881). All look at numbers only and refuse before any signature is checked
+with the key.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 from typing import NoReturn, TypeAlias
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, mldsa, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -30,6 +31,11 @@ from spiffe_core.errors import InvalidCertificate
 
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PublicKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+MlDsaPrivateKey: TypeAlias = mldsa.MLDSA44PrivateKey | mldsa.MLDSA65PrivateKey | mldsa.MLDSA87PrivateKey
+MlDsaPublicKey: TypeAlias = mldsa.MLDSA44PublicKey | mldsa.MLDSA65PublicKey | mldsa.MLDSA87PublicKey
+AuthorityKey: TypeAlias = PrivateKey | MlDsaPrivateKey
+"""What may sign certificates."""
+AuthorityPublicKey: TypeAlias = PublicKey | MlDsaPublicKey
 
 _UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, CryptographyDeprecationWarning)
 
@@ -53,6 +59,14 @@ class KeyKind(enum.Enum):
     EC_P384 = "ec-p384"
     RSA_2048 = "rsa-2048"
     RSA_4096 = "rsa-4096"
+    ML_DSA_44 = "ml-dsa-44"
+    ML_DSA_65 = "ml-dsa-65"
+    ML_DSA_87 = "ml-dsa-87"
+
+    @property
+    def post_quantum(self) -> bool:
+        """Whether it is ML-DSA: for authorities only."""
+        return self in _ML_DSA
 
 
 class PrivateKeyDer:
@@ -80,8 +94,32 @@ class PrivateKeyDer:
         raise TypeError("private keys are not pickled")
 
 
+_ML_DSA: dict[KeyKind, type[MlDsaPrivateKey]] = {
+    KeyKind.ML_DSA_44: mldsa.MLDSA44PrivateKey,
+    KeyKind.ML_DSA_65: mldsa.MLDSA65PrivateKey,
+    KeyKind.ML_DSA_87: mldsa.MLDSA87PrivateKey,
+}
+
+
+def ml_dsa_kind(key: AuthorityPublicKey) -> KeyKind | None:
+    """Which kind of ML-DSA key this is; None if it is none."""
+    public: dict[KeyKind, type[MlDsaPublicKey]] = {
+        KeyKind.ML_DSA_44: mldsa.MLDSA44PublicKey,
+        KeyKind.ML_DSA_65: mldsa.MLDSA65PublicKey,
+        KeyKind.ML_DSA_87: mldsa.MLDSA87PublicKey,
+    }
+    return next((kind for kind, made in public.items() if isinstance(key, made)), None)
+
+
+def generate_authority_key(kind: KeyKind) -> AuthorityKey:
+    """Make a new key pair of any kind, for an authority."""
+    return _ML_DSA[kind].generate() if kind in _ML_DSA else generate(kind)
+
+
 def generate(kind: KeyKind) -> PrivateKey:
-    """Make a new key pair. RSA takes 50 to 300 ms: not on the event loop."""
+    """Make a new key pair for a leaf or for tokens. RSA takes 50 to 300 ms: not on the event loop."""
+    if kind.post_quantum:
+        raise ValueError(f"{kind.value} keys are for authorities only")
     if kind is KeyKind.EC_P256:
         return ec.generate_private_key(ec.SECP256R1())
     if kind is KeyKind.EC_P384:
@@ -89,7 +127,7 @@ def generate(kind: KeyKind) -> PrivateKey:
     return rsa.generate_private_key(_MIN_RSA_EXPONENT, 4096 if kind is KeyKind.RSA_4096 else 2048)
 
 
-def to_pkcs8(key: PrivateKey) -> PrivateKeyDer:
+def to_pkcs8(key: AuthorityKey) -> PrivateKeyDer:
     """The key as unencrypted PKCS#8 DER, which is what the Workload API hands out."""
     return PrivateKeyDer(key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
 
@@ -100,23 +138,37 @@ def from_pkcs8(der: bytes | PrivateKeyDer, *, field: str = "private_key") -> Pri
     Raises:
         InvalidCertificate: with `field`; the message never holds key material.
     """
-    data = der.reveal() if isinstance(der, PrivateKeyDer) else der
-    if len(data) > MAX_PRIVATE_KEY_BYTES:
-        raise InvalidCertificate(f"{field}: has more than {MAX_PRIVATE_KEY_BYTES} bytes", field=field)
-    if not _is_pkcs8(data):
-        raise InvalidCertificate(f"{field}: is not an unencrypted PKCS#8 key in DER", field=field)
-    try:
-        key = load_der_private_key(data, None)
-    except _UNREADABLE:
-        # The cause is dropped: its text could quote the input.
-        raise InvalidCertificate(f"{field}: is not a readable PKCS#8 private key", field=field) from None
+    key = _read_pkcs8(der, field)
     if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise InvalidCertificate(f"{field}: must be an EC or RSA key", field=field)
     check_public_key(key.public_key(), field=field)
     return key
 
 
-def spki_der(public_key: PublicKey) -> bytes:
+def authority_from_pkcs8(der: bytes | PrivateKeyDer, *, field: str) -> AuthorityKey:
+    """As `from_pkcs8`, and ML-DSA keys too (RFC 9881 section 6).
+
+    Raises:
+        InvalidCertificate: with `field`; the message never holds key material.
+    """
+    key = _read_pkcs8(der, field)
+    return key if isinstance(key, MlDsaPrivateKey) else from_pkcs8(der, field=field)
+
+
+def _read_pkcs8(der: bytes | PrivateKeyDer, field: str) -> object:
+    data = der.reveal() if isinstance(der, PrivateKeyDer) else der
+    if len(data) > MAX_PRIVATE_KEY_BYTES:
+        raise InvalidCertificate(f"{field}: has more than {MAX_PRIVATE_KEY_BYTES} bytes", field=field)
+    if not _is_pkcs8(data):
+        raise InvalidCertificate(f"{field}: is not an unencrypted PKCS#8 key in DER", field=field)
+    try:
+        return load_der_private_key(data, None)
+    except _UNREADABLE:
+        # The cause is dropped: its text could quote the input.
+        raise InvalidCertificate(f"{field}: is not a readable PKCS#8 private key", field=field) from None
+
+
+def spki_der(public_key: AuthorityPublicKey) -> bytes:
     """The public key as SubjectPublicKeyInfo DER."""
     return public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
@@ -139,7 +191,7 @@ def from_spki(der: bytes, *, field: str = "public_key") -> PublicKey:
     return checked
 
 
-def key_digest(public_key: PublicKey) -> bytes:
+def key_digest(public_key: AuthorityPublicKey) -> bytes:
     """SHA-256 of the SubjectPublicKeyInfo: the name of a key that nobody can forge."""
     return hashlib.sha256(spki_der(public_key)).digest()
 
@@ -149,7 +201,7 @@ P256_SPKI_PREFIX = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d030107
 P256_SPKI_BYTES = len(P256_SPKI_PREFIX) + 64
 
 
-def subject_key_id(public_key: PublicKey, spki: bytes = b"") -> bytes:
+def subject_key_id(public_key: AuthorityPublicKey, spki: bytes = b"") -> bytes:
     """SHA-1 of the SubjectPublicKeyInfo's bit string (RFC 5280 section 4.2.1.2, method 1).
 
     `spki` spares the usual P-256 key an encoding when the caller has it already.
@@ -175,6 +227,15 @@ def check_verification_key(key: object, *, field: str) -> PublicKey:
         InvalidCertificate: with `field`, naming the rule.
     """
     return _check(key, _VERIFIED_CURVES, _MAX_VERIFIED_RSA_BITS, field)
+
+
+def check_authority_key(key: object, *, field: str) -> AuthorityPublicKey:
+    """The policy for keys that sign certificates: as `check_verification_key`, and ML-DSA of any parameter set.
+
+    Raises:
+        InvalidCertificate: with `field`, naming the rule.
+    """
+    return key if isinstance(key, MlDsaPublicKey) else check_verification_key(key, field=field)
 
 
 def _check(key: object, curves: frozenset[str], max_bits: int, field: str) -> PublicKey:
