@@ -103,8 +103,10 @@ def test_a_stock_agent_rotates_when_the_root_is_replaced_by_spires_commands(
         said = stock("upstreamauthority", "taint", "-subjectKeyID", old)
         assert said == ours("upstreamauthority", "taint", "-subjectKeyID", old), "printed alike"
         assert "Tainted X.509 upstream authority" in said
+        until(lambda: "Successfully rotated agent SVID" in agent.log, 40)  # it looks at its own every five seconds
         said = stock("upstreamauthority", "revoke", "-subjectKeyID", old)
         assert "Revoked X.509 upstream authority" in said
+        until(lambda: base64.b64decode(fetched(agent.program, agent.socket)[0]["bundle"]) == new.der, 40)
         assert agent.info()["svid_chain"]
     finally:
         agent.close()
