@@ -181,16 +181,20 @@ class UpstreamAuthorities:
         """Sign below another root, if the upstream tainted ours."""
         tainted = {one.key_id for one in view.x509_authorities if one.tainted}
         active = self._authorities.active
-        if active is None or active.anchor_id not in tainted:
+        if active is None or not tainted:
+            return
+        prepared = self._authorities.slots("x509").prepared
+        if active.anchor_id not in tainted and (prepared is None or prepared.anchor_id not in tainted):
             return
         log.warning(
-            "the upstream tainted the root our authority is below; making another",
-            extra={"facts": {"root": active.anchor_id}},
+            "the upstream tainted a root that an authority of ours is below; making another",
+            extra={"facts": {"roots": sorted(tainted)}},
         )
         fresh = await self._authorities.prepare("x509", "upstream")
         if fresh.anchor_id in tainted:
             raise Unavailable("the upstream authority still signs below a root that it has tainted")
-        await self._authorities.activate("x509", fresh.authority_id, "upstream")
+        if active.anchor_id in tainted:
+            await self._authorities.activate("x509", fresh.authority_id, "upstream")
 
     def _require(self, key_id: str) -> UpstreamAuthority:
         if self._upstream is None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -13,97 +11,20 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from identity_server.domain.access import Caller, CallerKind
-from identity_server.domain.authority import Authority, Slots
+from identity_server.domain.state import HistoryChange, Position
 from identity_server.domain.upstream import UpstreamCa
-from identity_server.keys import MemoryKeys
-from identity_server.services.authorities import Authorities, CaSettings, TokenSettings
+from identity_server.services.lost_history import LostHistory
 from identity_server.services.trust_bundles import TrustBundles
-from identity_server.services.upstream_authorities import UpstreamAuthorities
 from identity_server.services.upstream_lines import MAX_PAUSE_SECONDS, MINT_SECONDS
-from spiffe_core.bundle import JwtAuthority, TrustBundle, X509Authority
+from spiffe_core.bundle import JwtAuthority, X509Authority
 from spiffe_core.crypto.keys import KeyKind, generate, spki_der
 from spiffe_core.errors import Conflict, InvalidRequest, PreconditionFailed, Unavailable
-from spiffe_core.spiffe_id import SpiffeId, TrustDomain
-from spiffe_core.x509_verify import verify_x509_svid
 from tests.authority import SpiffeTestCA
-from tests.doubles.clock import START, FakeClock
-from tests.doubles.memory_store import Database, MemoryStore
-from tests.doubles.scripted_upstream import ScriptedUpstream
+from tests.doubles.clock import START
+from tests.doubles.nested_server import TD, Nested, Silent, ca
 
-TD = TrustDomain("example.org")
-WEB = SpiffeId(TD, "/web")
 HOUR = 3_600
-LEAF = generate(KeyKind.EC_P256).public_key()
 ADMIN = Caller(CallerKind.LOCAL, "test")
-
-
-class Silent:
-    def record(self, _event: Any) -> None:
-        pass
-
-
-def ca(name: str, *, now: datetime = START, days: int = 30, **over: Any) -> SpiffeTestCA:
-    return SpiffeTestCA(name=name, now=now, ttl=timedelta(days=days), **over)
-
-
-@dataclass
-class Nested:
-    """A server below a scripted upstream, over a database that several may share."""
-
-    database: Database = field(default_factory=Database)
-    clock: FakeClock = field(default_factory=FakeClock)
-    server_id: str = "s1"
-    root: SpiffeTestCA = field(default_factory=lambda: ca("root"))
-    keys: MemoryKeys = field(default_factory=MemoryKeys)
-    jwt: bool = False
-
-    def __post_init__(self) -> None:
-        self.upstream = ScriptedUpstream(self.clock, self.root)
-
-    async def start(self) -> Nested:
-        self.store = MemoryStore(self.database, TD, self.server_id)
-        settings = CaSettings(TD, self.server_id, jwt=TokenSettings(timedelta(minutes=5)) if self.jwt else None)
-        self.authorities = Authorities(self.store, self.keys, self.clock, Silent(), settings, os.urandom, self.upstream)
-        self.above = UpstreamAuthorities(
-            upstream=self.upstream,
-            authorities=self.authorities,
-            store=self.store,
-            clock=self.clock,
-            audit=Silent(),
-            trust_domain=TD,
-            server_id=self.server_id,
-            new_id=lambda: os.urandom(8).hex(),
-        )
-        await self.upstream.start()
-        await self.authorities.start()
-        return self
-
-    def issue(self) -> tuple[bytes, ...]:
-        """A leaf that verifies against the stored bundle."""
-        issued = self.authorities.issuer.issue("workload", WEB, LEAF)
-        bundle = self.bundle
-        verify_x509_svid(issued.chain, lambda _: bundle, now=self.clock.now())
-        return issued.chain
-
-    async def follow(self) -> None:
-        await self.above.follow(self.upstream.view.value)
-
-    @property
-    def bundle(self) -> TrustBundle:
-        return self.database.bundles[TD]
-
-    @property
-    def slots(self) -> Slots:
-        return Slots.of(one for one in self.database.authorities.values() if one.server_id == self.server_id)
-
-    @property
-    def active(self) -> Authority:
-        assert self.slots.active is not None
-        return self.slots.active
-
-    async def rotated(self) -> Authority:
-        fresh = await self.authorities.prepare("x509", "test")
-        return await self.authorities.activate("x509", fresh.authority_id, "test")
 
 
 @pytest.fixture
@@ -374,6 +295,19 @@ async def test_a_root_tainted_upstream_is_left_before_it_is_tainted_here(nested:
     assert nested.bundle.x509_roots == (new.der,), "tainted and withdrawn: revoked"
 
 
+async def test_what_is_prepared_below_a_tainted_root_is_replaced(nested: Nested) -> None:
+    """It would sign next, and hold up the taint until then."""
+    await nested.start()
+    bad = nested.upstream.issuer = ca("bad")
+    await nested.authorities.prepare("x509", "test")
+    nested.upstream.issuer = nested.root
+    nested.upstream.show(nested.root, bad, tainted=(bad,))
+    active = nested.active
+    await nested.follow()
+    assert (nested.active, nested.slots.prepared.anchor_id) == (active, active.anchor_id)
+    assert [one.tainted for one in nested.bundle.x509_authorities] == [False, True]
+
+
 async def test_a_root_that_another_server_signs_below_is_tainted_after_it_left(nested: Nested) -> None:
     """A15: no server is cut off by another's haste."""
     await nested.start()
@@ -427,6 +361,34 @@ async def test_nothing_is_prepared_below_a_root_that_is_tainted_here(nested: Nes
     nested.upstream.issuer = first
     with pytest.raises(Unavailable, match="which is tainted here"):
         await nested.authorities.prepare("x509", "test")
+    nested.issue()
+
+
+async def test_a_lost_history_gets_root_and_chain_back(nested: Nested) -> None:
+    """R27, R50: a restored backup from before the new root: it is published again, with its taint, before anything is signed."""
+    await nested.start()
+    backup = nested.database.copy()
+    old = nested.root
+    nested.upstream.issuer = ca("new")
+    await nested.rotated()
+    nested.upstream.show(nested.upstream.issuer)
+    await nested.above.taint(ADMIN, ids(old)[0])
+    known = nested.store.state.value.authorities
+    before = nested.bundle
+    nested.database.authorities, nested.database.bundles = backup.authorities, backup.bundles
+    nested.store.reload()
+    with pytest.raises(Unavailable):
+        nested.issue()
+    lost = LostHistory(store=nested.store, clock=nested.clock, audit=Silent(), trust_domain=TD, server_id="s1")
+    position = Position(1, 1, 1)
+    change = HistoryChange("a backup was restored", position, position, proven=True, authorities=known, bundle=before)
+    assert await lost.publish_again(change) == (nested.active.authority_id,)
+    assert {(one.key_id, one.tainted) for one in nested.bundle.x509_authorities} == {
+        (ids(old)[0], True),
+        (ids(nested.upstream.issuer)[0], False),
+    }
+    assert nested.bundle == before
+    await nested.authorities.tick()
     nested.issue()
 
 

@@ -72,12 +72,13 @@ async def refused(call):
     return caught.value.code(), caught.value.details()
 
 
-async def test_leaves_come_with_the_certificates_between_them_and_the_root(files):
+@pytest.mark.parametrize("workers", [0, 1], ids=["inline", "signing worker"])
+async def test_leaves_come_with_the_certificates_between_them_and_the_root(files, workers):
     """The bundle holds the roots and not our CA; agents, workloads and the server itself present the chain (X509-SVID 5)."""
     root = SpiffeTestCA(name="root", ttl=timedelta(days=5))
     signer = root.intermediate(name="signer", ttl=timedelta(days=3))
     files.below(signer, root)
-    async with live_server(upstream=files.settings(bundle=True)) as server:
+    async with live_server(upstream=files.settings(bundle=True), ca={"signing_workers": workers}) as server:
         assert server.state.bundles.own.x509_roots == (root.der,)
         agent = await server.join()
         (entry_id,) = await server.entries(entry(parent=agent.path))
