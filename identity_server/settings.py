@@ -302,14 +302,16 @@ class ServerSettings(Section):
         return self.data_dir / self.database.url.removeprefix("sqlite:///")
 
     def warnings(self) -> tuple[str, ...]:
-        """What will work and is probably not meant: SPIRE's rule on SVIDs that an authority may cut short."""
+        """What will work and is probably not meant: SPIRE's rule on SVIDs that an authority may cut short, unsafe switches."""
         longest = min(self.ca.ttl / 6, _LONGEST_LEAF)
-        return tuple(
+        vault = self.upstream.vault if self.upstream is not None else None
+        short = tuple(
             f"svid.{key}: {format_duration(ttl)} is longer than {format_duration(longest)} (a sixth of ca.ttl, at most "
             "7 days); such certificates may end early when the authority rotates"
             for key, ttl in (("default_x509_ttl", self.svid.default_x509_ttl), ("agent_ttl", self.agent_ttl))
             if ttl > longest
         )
+        return short + (vault.warnings() if vault is not None else ())
 
 
 def load(path: str | Path, overrides: Mapping[str, object] | None = None) -> ServerSettings:

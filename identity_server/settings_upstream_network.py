@@ -141,6 +141,17 @@ class UpstreamVaultSection(Section):
             raise ValueError("insecure_skip_verify ignores ca_file; remove one of them")
         return self
 
+    def warnings(self) -> tuple[str, ...]:
+        """What will work and should not be left so."""
+        if not self.insecure_skip_verify:
+            return ()
+        return (
+            (
+                f"upstream.vault.insecure_skip_verify: whoever answers at {self.address} is believed, gets the credentials and "
+                "signs; remove the key, and name the authority in upstream.vault.ca_file"
+            ),
+        )
+
     @property
     def place(self) -> tuple[str, int]:
         """Host and port."""

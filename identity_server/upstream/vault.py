@@ -69,12 +69,6 @@ class VaultUpstream:
             ConfigError: one of them cannot be used.
         """
         await self._api.check()
-        if self._section.insecure_skip_verify:
-            log.warning(
-                "upstream.vault.insecure_skip_verify: whoever answers at %s is believed and gets the credentials; "
-                "remove the key and name the authority in upstream.vault.ca_file",
-                self._section.address,
-            )
         spawn(self._keep_alive(), "upstream vault token", self._tasks)
 
     async def mint_x509_ca(self, csr: bytes, ttl: int) -> UpstreamCa:

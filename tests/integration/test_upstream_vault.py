@@ -298,10 +298,9 @@ async def test_a_wrong_authority_and_a_closed_port_are_named(vault):
         assert "cannot reach localhost:1: " in await refusal(made)
 
 
-async def test_the_insecure_switch_is_warned_of(vault, caplog):
+async def test_the_insecure_switch_believes_whoever_answers(vault):
     async with upstream(vault, ca_file=None, insecure_skip_verify=True) as made:
         await made.mint_x509_ca(CSR, 3600)
-    assert "whoever answers" in caplog.text
 
 
 async def test_an_outage_heals_by_itself(tmp_path):

@@ -28,7 +28,7 @@ from tests.doubles.live_server import live_server
 from tests.doubles.simulated_vault import pem
 from tests.interop.openbao import OpenBao
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60, func_only=True)]
 
 KEY = generate(KeyKind.EC_P256)
 SUBJECT = x509.Name(

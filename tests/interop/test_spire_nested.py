@@ -19,6 +19,7 @@ from tests.doubles.nested_stack import (
     NESTED_ID,
     PROGRAM,
     TD,
+    agent_says,
     authorities,
     eventually,
     nested_below,
@@ -28,7 +29,7 @@ from tests.doubles.nested_stack import (
 )
 from tests.interop.spire import JOIN_TOKEN, Failed, StockAgent, StockServer, certificates, fetched, spire_binaries
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60, func_only=True)]
 
 NODE = f"spiffe://{TD}/stock-node"
 
@@ -73,6 +74,16 @@ def ours_below(stock: tuple[StockServer, StockAgent]) -> Iterator[LocalStack]:
 
 def state(stack: LocalStack) -> Any:
     return stack.admin_json("localauthority", "x509", "show")
+
+
+def test_the_stock_agent_tells_who_our_server_is(stock: tuple[StockServer, StockAgent]) -> None:
+    """Its Workload API gives this environment's programs the SPIFFE ID of the downstream entry."""
+    server, agent = stock
+    above = bundle_of(server.command("bundle", "show", "-format", "spiffe"))
+    eventually(
+        lambda: agent_says(agent.socket, "fetch", "x509", may_fail=True)
+    )  # its first sync may have been too early
+    assert verified(own_chain(agent.socket), above) == NESTED_ID
 
 
 def test_our_server_signs_below_a_stock_one(stock: tuple[StockServer, StockAgent], ours_below: LocalStack) -> None:

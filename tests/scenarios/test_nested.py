@@ -21,7 +21,7 @@ from tests.doubles.nested_stack import (
 )
 from tests.interop.peers import HERE, our_interpreter
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60, func_only=True)]
 
 OURS = HERE / "our_workload.py"
 AUDIENCE = "db"
@@ -65,6 +65,13 @@ def shown(stack):
 
 def state(stack):
     return stack.admin_json("localauthority", "x509", "show")
+
+
+def test_the_agent_above_tells_who_the_nested_server_is(above):
+    """The process that is to be nested gets the SPIFFE ID of its downstream entry, and no other."""
+    svids = agent_says(above.api_socket, "fetch", "x509")["svids"]
+    assert [one["spiffe_id"] for one in svids] == [NESTED_ID]
+    assert verified(own_chain(above.api_socket), bundle_of(shown(above))) == NESTED_ID
 
 
 def test_svids_of_the_nested_server_are_those_of_the_trust_domain(above, below):

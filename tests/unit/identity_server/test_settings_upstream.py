@@ -64,3 +64,10 @@ def test_mistakes_name_key_and_rule(kind, over, words):
 def test_one_way_to_log_in_is_required():
     with pytest.raises(ConfigError, match="found none"):
         make("vault", {"address": "https://vault.example.org"})
+
+
+def test_the_insecure_switch_is_warned_of():
+    """At each start, and by `validate`."""
+    (warning,) = make("vault", {**VAULT, "insecure_skip_verify": True}).warnings()
+    assert "whoever answers at https://vault.example.org is believed" in warning
+    assert make("vault", VAULT).warnings() == ()
