@@ -83,7 +83,10 @@ def _names_of(event: AuditEvent) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class AuthorityChanged(AuditEvent):
-    """An authority was prepared, activated, retired, tainted, revoked or removed; `actor` is empty for the schedule."""
+    """An authority was prepared, activated, retired, tainted, revoked or removed, or its key destroyed by another's order.
+
+    `actor` is empty for the schedule.
+    """
 
     event: ClassVar[str] = "authority"
     change: str

@@ -72,7 +72,7 @@ class Errands:
         caller = Caller(CallerKind.LOCAL, f"order {order.order_id} of {order.actor}")
         kind = order.kind
         if order.verb == "destroy":
-            slot = await self._authorities.destroy_key(order.key_digest)
+            slot = await self._local.destroy_key(caller, order)
             return f"destroyed the key in slot {slot}" if slot else "no such key here any more"
         slots = self._authorities.slots(kind)
         if order.verb == "prepare":

@@ -125,6 +125,18 @@ class LocalAuthorities:
             await self._store.execute(lambda uow: uow.orders.report(order_id, errand))
         return view_of(row)
 
+    async def destroy_key(self, caller: Caller, order: Order) -> str:
+        """Destroy the key of an authority that another server revoked; its slot, "" if there is none here any more."""
+        event = AuthorityChanged(
+            change="destroy",
+            authority_id=order.authority_id,
+            slot=WORDS[order.kind],
+            server_id=self._server_id,
+            actor=caller.actor,
+        )
+        with audited(self._audit, event):
+            return await self._authorities.destroy_key(order.key_digest)
+
     def _about(
         self, caller: Caller, verb: str, kind: AuthorityKind, authority_id: str
     ) -> tuple[AuthorityView, AuthorityChanged]:

@@ -217,6 +217,12 @@ async def test_the_key_of_an_authority_that_another_server_revoked_is_destroyed_
             await asyncio.sleep(0.02)
     assert keys_of(a) == ["x509-CA-A"]
     assert active(b) == fresh
+    await seen(b.server.store, lambda state: not state.orders)
+    lines = [json.loads(line) for line in (b.folder / "audit.jsonl").read_text().splitlines()]
+    destroyed = [
+        line["outcome"] for line in lines if (line.get("change"), line.get("authority_id")) == ("destroy", old)
+    ]
+    assert destroyed[0] == "begun"
 
 
 async def test_a_server_that_will_not_come_back_is_given_up_and_its_authority_revoked(fleet):
