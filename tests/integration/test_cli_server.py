@@ -688,6 +688,7 @@ def test_the_commands_are_those_of_the_issue():
         *(f"bundle {verb}" for verb in ("show", "count", "list", "set", "delete")),
         *(f"federation {verb}" for verb in ("create", "update", "list", "show", "delete", "refresh")),
         *(f"logger {verb}" for verb in ("get", "set", "reset")),
+        *(f"upstreamauthority {verb}" for verb in ("taint", "revoke")),
         "debug getinfo",
         *(f"{kind} mint" for kind in ("x509", "jwt", "wit")),
         *(
