@@ -8,7 +8,7 @@ from functools import partial
 
 from identity_server.rpc import convert as own
 from identity_server.rpc.caller import Context, current_caller
-from identity_server.rpc.entry_sync import all_entries, synchronise
+from identity_server.rpc.entry_sync import RevisionPages, all_entries, synchronise
 from identity_server.services.registration import Change, Outcome, Registration
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.errors import Conflict, IdentityError, InvalidEntry
@@ -27,6 +27,7 @@ class EntryApi:
         self._registration = registration
         self._trust_domain = trust_domain
         self._new_id = new_id
+        self._pages = RevisionPages()
 
     async def CountEntries(
         self, request: entry_pb2.CountEntriesRequest, _context: Context
@@ -115,10 +116,10 @@ class EntryApi:
 
     async def SyncAuthorizedEntries(
         self, requests: AsyncIterator[entry_pb2.SyncAuthorizedEntriesRequest], _context: Context
-    ) -> AsyncIterator[entry_pb2.SyncAuthorizedEntriesResponse]:
+    ) -> AsyncIterator[entry_pb2.SyncAuthorizedEntriesResponse | bytes]:
         """The same, cheaply for an agent that holds most of it already."""
         caller = current_caller()
-        async for response in synchronise(requests, lambda: self._registration.authorised(caller)):
+        async for response in synchronise(requests, lambda: self._registration.authorised(caller), self._pages):
             yield response
 
     def _read(self, message: entry_types.Entry) -> Outcome:

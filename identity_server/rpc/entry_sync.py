@@ -24,8 +24,37 @@ PAGE = 500
 SLICE = 250
 """So many entries are decoded and masked before other calls get their turn: about 2 ms."""
 
+MAX_KEPT_BYTES = 16 * 1024 * 1024
+"""Of pages of revisions: some 350,000 entries' worth, whoever's they are."""
+
 Response = entry_pb2.SyncAuthorizedEntriesResponse
 Entries = Mapping[str, EntryRecord]
+
+
+class RevisionPages:
+    """Finished pages of revisions, each kept for as long as an agent's set of entries is the same object.
+
+    A state gives the same object until something in it changes, so a steady poll costs no more than its bytes.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[Entries, tuple[bytes, ...]]] = {}
+        self._bytes = 0
+
+    def of(self, entries: Entries) -> tuple[bytes, ...] | None:
+        """The pages of this very set; None if they are not kept."""
+        kept = self._kept.get(id(entries))
+        return kept[1] if kept is not None and kept[0] is entries else None
+
+    def keep(self, entries: Entries, pages: Sequence[bytes]) -> None:
+        """Keep the pages; all others are forgotten when there is no room."""
+        size = sum(map(len, pages))
+        if self._bytes + size > MAX_KEPT_BYTES:
+            self._kept.clear()
+            self._bytes = 0
+        if size <= MAX_KEPT_BYTES and id(entries) not in self._kept:
+            self._kept[id(entries)] = (entries, tuple(pages))
+            self._bytes += size
 
 
 class Rendering:
@@ -59,8 +88,10 @@ async def all_entries(entries: Entries, mask: entry_types.EntryMask | None) -> e
 
 
 async def synchronise(
-    requests: AsyncIterator[entry_pb2.SyncAuthorizedEntriesRequest], authorised: Callable[[], Entries]
-) -> AsyncIterator[Response]:
+    requests: AsyncIterator[entry_pb2.SyncAuthorizedEntriesRequest],
+    authorised: Callable[[], Entries],
+    pages: RevisionPages,
+) -> AsyncIterator[Response | bytes]:
     """Run the protocol. `authorised` answers by the latest state each time it is asked."""
     messages = aiter(requests)
     first = await anext(messages, None)
@@ -76,22 +107,30 @@ async def synchronise(
     if len(entries) <= PAGE:
         yield Response(entries=await rendering.messages(list(entries.values())))
         return
-    async for page in _revisions(entries):
+    async for page in _revisions(entries, pages):
         yield page
     async for request in messages:
-        async for page in _requested(request.ids, authorised(), rendering):
-            yield page
+        async for full in _requested(request.ids, authorised(), rendering):
+            yield full
 
 
-async def _revisions(entries: Entries) -> AsyncIterator[Response]:
+async def _revisions(entries: Entries, pages: RevisionPages) -> AsyncIterator[bytes]:
+    kept = pages.of(entries)
+    if kept is not None:
+        for finished in kept:
+            yield finished
+        return
+    made: list[bytes] = []
     ids = sorted(entries)
     for start in range(0, len(ids), PAGE):
         page = Response(more=start + PAGE < len(ids))
         for entry_id in ids[start : start + PAGE]:
             record = entries[entry_id]
             page.entry_revisions.add(id=record.id, revision_number=record.revision_number, created_at=record.created_at)
-        yield page
+        made.append(page.SerializeToString())
+        yield made[-1]
         await asyncio.sleep(0)
+    pages.keep(entries, made)
 
 
 async def _requested(ids: Sequence[str], entries: Entries, rendering: Rendering) -> AsyncIterator[Response]:
