@@ -117,7 +117,8 @@ async def test_a_ca_ends_with_its_issuer(bao: OpenBao) -> None:
 
 
 async def test_a_client_certificate_logs_in(bao: OpenBao) -> None:
-    client = SpiffeTestCA("client.test").issue("spiffe://client.test/server")
+    named = (("CN", "muniment"),)  # OpenBao names whoever logs in by the certificate's common name
+    client = SpiffeTestCA("client.test").issue("spiffe://client.test/server", subject=named)
     bao.call("POST", "auth/cert/certs/muniment", certificate=pem(client.chain[0]), token_policies=["pki"])
     key = client.private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
     files = {
