@@ -10,23 +10,24 @@ import contextlib
 import logging
 import os
 import random  # noqa: TID251  # the rim: jitter is drawn here and passed down
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import grpc.aio
-from cryptography import x509
-from cryptography.x509.oid import NameOID
 
-from attestors.api import NodeVerifier
-from attestors.registry import NODE_VERIFIERS
 from identity_server.audit_log import AuditFile
-from identity_server.domain.rates import Rate
-from identity_server.keys import DiskKeys, MemoryKeys, set_aside
 from identity_server.monitoring import Parts, counted, metered, metrics_of, monitor, observers, rotations, traced_store
+from identity_server.opening import (
+    ca_settings,
+    new_id,
+    node_verifiers,
+    open_keys,
+    open_store,
+    server_id_of,
+    throttle_settings,
+)
 from identity_server.ports import KeyManager, UpstreamAuthority
 from identity_server.rpc.agent_api import AgentApi
 from identity_server.rpc.authority_orders_api import AuthorityOrdersApi
@@ -51,11 +52,11 @@ from identity_server.rpc.services import (
     TRUST_DOMAIN,
 )
 from identity_server.rpc.svid_api import SvidApi, terms_of, token_terms_of
-from identity_server.rpc.throttle import Throttle, ThrottleInterceptor, ThrottleSettings
+from identity_server.rpc.throttle import Throttle, ThrottleInterceptor
 from identity_server.rpc.trust_domain_api import TrustDomainApi
 from identity_server.services.admission import Admissions
 from identity_server.services.attest_agent import AttestAgents
-from identity_server.services.authorities import Authorities, CaSettings, TokenSettings
+from identity_server.services.authorities import Authorities
 from identity_server.services.authority_orders import AuthorityOrders
 from identity_server.services.downstream import Downstream
 from identity_server.services.entitlements import Entitlements
@@ -73,16 +74,13 @@ from identity_server.services.server_info import ServerInfo
 from identity_server.services.server_log import ServerLog
 from identity_server.services.trust_bundles import TrustBundles
 from identity_server.services.upstream_authorities import UpstreamAuthorities
-from identity_server.settings import CaSubject, Pkcs11Section, RateLimitSection, ServerSettings
+from identity_server.settings import ServerSettings
 from identity_server.signing.pool import SigningWorkers
-from identity_server.store.database import Access
 from identity_server.store.sql_store import SqlStore
 from identity_server.upstream import upstream_of
 from spiffe_core.clock import Clock, SystemClock
 from spiffe_core.crypto.keys import KeyKind
-from spiffe_core.entry import RegistrationEntry
-from spiffe_core.errors import ConfigError, CorruptState
-from spiffe_core.runtime.durable import DirectoryLock, lock_directory, private_directory, read_private, write_durably
+from spiffe_core.runtime.durable import DirectoryLock, lock_directory, private_directory
 from spiffe_core.runtime.logs import LogLevel
 from spiffe_core.runtime.monitor import Monitor
 from spiffe_core.runtime.offload import Offload
@@ -90,7 +88,6 @@ from spiffe_core.runtime.request_id import current_request_id
 from spiffe_core.runtime.tracing import Tracing
 from spiffe_core.runtime.tracing_setup import tracing_of
 from spiffe_core.wire.calls import CallInterceptor
-from spiffe_core.wire.convert import entry_to_proto
 from spiffe_core.wire.front_door import FrontDoor, Limits, private_server
 from spiffe_core.wire.services import handlers
 from spiffe_core.wire.status import ErrorInterceptor
@@ -103,7 +100,6 @@ SOCKET_DIRECTORY_MODE = 0o750
 FLUSH_SECONDS = 2.0
 """For so long clients may take to read what they were told last; who does not read is cut off."""
 DRAIN_SECONDS = 8.0
-_ID_BYTES = 64
 
 
 @dataclass(slots=True)
@@ -149,13 +145,13 @@ class Server:
             private_directory(settings.data_dir)
             lock = lock_directory(settings.data_dir)
             undo.callback(lock.close)
-            server_id = _server_id(settings.data_dir)
+            server_id = server_id_of(settings.data_dir)
             audit = AuditFile(
                 Path(settings.audit.file) if settings.audit.file else None, time.now, strict=settings.audit.strict
             )
             undo.callback(audit.close)
-            keys = await _open_keys(settings, server_id, time, reset_keys=reset_keys)
-            store = await _open_store(settings, server_id, time)
+            keys = await open_keys(settings, server_id, time, reset_keys=reset_keys)
+            store = await open_store(settings, server_id, time)
             undo.push_async_callback(store.close)
             await store.start()
             server = await _compose(settings, time, server_id, lock, audit, keys, store, reset_keys, undo)
@@ -237,7 +233,7 @@ async def _compose(  # the one place where everything has a name
         undo.push_async_callback(upstream.close)
         await upstream.start()
     authorities = Authorities(
-        store, keys, clock, audit, _ca_settings(settings, server_id, reset_keys=reset_keys), os.urandom, upstream
+        store, keys, clock, audit, ca_settings(settings, server_id, reset_keys=reset_keys), os.urandom, upstream
     )
     await authorities.start()
     issuer = authorities.issuer
@@ -256,17 +252,17 @@ async def _compose(  # the one place where everything has a name
     await own.tick()
     admissions = Admissions(store=store, clock=clock)
     registration = Registration(store=store, clock=clock, audit=audit)
-    fleet = Fleet(store=store, clock=clock, audit=audit, trust_domain=trust_domain, new_token=_new_id)
+    fleet = Fleet(store=store, clock=clock, audit=audit, trust_domain=trust_domain, new_token=new_id)
     attest = AttestAgents(
         store=store,
         issuer=issuer,
-        verifiers=_verifiers(settings, clock),
+        verifiers=node_verifiers(settings, clock),
         offload=offload,
         clock=clock,
         audit=audit,
         trust_domain=trust_domain,
         agent_ttl=int(settings.agent_ttl.total_seconds()),
-        new_id=_new_id,
+        new_id=new_id,
     )
     entitlements = Entitlements(store=store, audit=audit)
     tokens = IssueTokens(
@@ -285,10 +281,10 @@ async def _compose(  # the one place where everything has a name
         audit=audit,
         trust_domain=trust_domain,
         server_id=server_id,
-        new_id=_new_id,
+        new_id=new_id,
     )
     orders = AuthorityOrders(
-        authorities=authorities, store=store, clock=clock, audit=audit, server_id=server_id, new_id=_new_id
+        authorities=authorities, store=store, clock=clock, audit=audit, server_id=server_id, new_id=new_id
     )
     above = UpstreamAuthorities(
         upstream=upstream,
@@ -298,7 +294,7 @@ async def _compose(  # the one place where everything has a name
         audit=audit,
         trust_domain=trust_domain,
         server_id=server_id,
-        new_id=_new_id,
+        new_id=new_id,
     )
     downstream = Downstream(issuer=issuer, store=store, audit=audit, ca_ttl=int(settings.ca.ttl.total_seconds()))
     workers = SigningWorkers(settings.ca.signing_workers, clock)
@@ -323,7 +319,7 @@ async def _compose(  # the one place where everything has a name
         )
     )
     undo.push_async_callback(door.close)
-    throttle = Throttle(_rates(settings.ratelimit), clock)
+    throttle = Throttle(throttle_settings(settings.ratelimit), clock)
 
     def upstream_error() -> str | None:
         error = above.last_error
@@ -334,7 +330,7 @@ async def _compose(  # the one place where everything has a name
     undo.callback(watch.close)
     services = (
         handlers(AGENT, AgentApi(attest, fleet)),
-        handlers(ENTRY, EntryApi(registration, trust_domain=trust_domain, new_id=_new_id)),
+        handlers(ENTRY, EntryApi(registration, trust_domain=trust_domain, new_id=new_id)),
         handlers(SVID, SvidApi(issue, tokens, downstream)),
         handlers(
             BUNDLE,
@@ -389,145 +385,3 @@ async def _compose(  # the one place where everything has a name
         workers=workers,
         tracing=tracing,
     )
-
-
-async def _open_store(settings: ServerSettings, server_id: str, clock: Clock) -> SqlStore:
-    """On a thread: a database server may take its time, and signals must be heard meanwhile."""
-    database = settings.database
-    return await Offload("store-open", 1)(
-        SqlStore.open,
-        settings.database_place,
-        trust_domain=settings.trust_domain,
-        server_id=server_id,
-        encode=_encode,
-        clock=clock,
-        access=Access(
-            password_file=database.password_file,
-            tls=database.tls,
-            tls_ca_file=database.tls_ca_file,
-            tls_cert_file=database.tls_cert_file,
-            tls_key_file=database.tls_key_file,
-        ),
-    )
-
-
-def _encode(entry: RegistrationEntry) -> bytes:
-    return entry_to_proto(entry).SerializeToString(deterministic=True)
-
-
-def _new_id() -> str:
-    return str(uuid.uuid4())
-
-
-def _verifiers(settings: ServerSettings, clock: Clock) -> dict[str, NodeVerifier]:
-    """Join tokens, and each node attestor that has a table in the configuration."""
-    tables: dict[str, dict[str, Any]] = {"join_token": {}, **settings.attestors}
-    return {
-        name: NODE_VERIFIERS.build(name, options, _verifier_ports(name, settings, clock))
-        for name, options in tables.items()
-    }
-
-
-def _verifier_ports(name: str, settings: ServerSettings, clock: Clock) -> object | None:
-    """What an attestor needs besides its table; imported only if it is configured."""
-    if name == "x509pop":
-        from attestors.node.x509pop import VerifierPorts
-
-        return VerifierPorts(settings.trust_domain, clock.now)
-    return None
-
-
-async def _open_keys(settings: ServerSettings, server_id: str, clock: Clock, *, reset_keys: bool) -> KeyManager:
-    """On a thread if they are in a token, which may take its time."""
-    if settings.ca.key_manager == "memory":
-        return MemoryKeys()
-    if settings.ca.pkcs11 is not None:
-        return await Offload("keys-open", 1)(_token_keys, settings.ca.pkcs11, settings.data_dir, server_id, clock)
-    path = settings.data_dir / "keys.json"
-    aside = set_aside(path) if reset_keys else None
-    if aside is not None:
-        log.warning("the authority keys were set aside as %s; new ones are made", aside)
-    return DiskKeys(path)
-
-
-def _token_keys(section: Pkcs11Section, data_dir: Path, server_id: str, clock: Clock) -> KeyManager:
-    """`--reset-keys` has nothing to set aside here: keys of ours that are still in the token stay in use."""
-    try:
-        from identity_server.keys.pkcs11 import Pkcs11Keys
-        from identity_server.keys.token_link import TokenAddress
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            'ca.key_manager: "pkcs11" needs the package python-pkcs11; install Muniment as muniment[pkcs11]',
-            field="ca.key_manager",
-        ) from error
-    address = TokenAddress(
-        module=section.module,
-        pin_file=section.pin_file,
-        refused=data_dir / "pkcs11-pin-refused",
-        token=section.token,
-        slot=section.slot,
-    )
-    return Pkcs11Keys(address, prefix=section.key_label_prefix, server_id=server_id, monotonic=clock.monotonic)
-
-
-def _ca_settings(settings: ServerSettings, server_id: str, *, reset_keys: bool) -> CaSettings:
-    return CaSettings(
-        trust_domain=settings.trust_domain,
-        server_id=server_id,
-        ca_ttl=settings.ca.ttl,
-        key_kind=KeyKind(settings.ca.key_type),
-        subject=_subject(settings.ca.subject),
-        x509_ttl=settings.svid.default_x509_ttl,
-        agent_ttl=settings.agent_ttl,
-        jwt=_jwt_settings(settings),
-        wit=_wit_settings(settings),
-        reset_keys=reset_keys,
-    )
-
-
-def _jwt_settings(settings: ServerSettings) -> TokenSettings | None:
-    if settings.jwt.disabled:
-        return None
-    kind = KeyKind(settings.jwt.key_type or settings.ca.key_type)
-    return TokenSettings(settings.jwt.default_ttl, kind, settings.jwt.issuer)
-
-
-def _wit_settings(settings: ServerSettings) -> TokenSettings | None:
-    if not settings.wit.enabled:
-        return None
-    return TokenSettings(settings.wit.default_ttl, KeyKind(settings.wit.key_type or settings.ca.key_type))
-
-
-def _rates(section: RateLimitSection) -> ThrottleSettings:
-    return ThrottleSettings(
-        attestation=Rate(section.attestation_per_second, section.attestation_burst) if section.attestation else None,
-        signing=Rate(section.signing_per_second, section.signing_burst) if section.signing else None,
-        wait_seconds=section.wait_seconds,
-    )
-
-
-def _subject(subject: CaSubject) -> x509.Name:
-    parts = [x509.NameAttribute(NameOID.COUNTRY_NAME, text) for text in subject.country]
-    parts += [x509.NameAttribute(NameOID.ORGANIZATION_NAME, text) for text in subject.organization]
-    if subject.common_name:
-        parts.append(x509.NameAttribute(NameOID.COMMON_NAME, subject.common_name))
-    return x509.Name(parts)
-
-
-def _server_id(data_dir: Path) -> str:
-    """This server's name in the database (architecture A15): made once, kept in the data directory."""
-    path = data_dir / "server-id"
-    try:
-        text = read_private(path, max_bytes=_ID_BYTES).decode("ascii", "replace").strip()
-    except FileNotFoundError:
-        fresh = _new_id()
-        write_durably(path, f"{fresh}\n".encode())
-        return fresh
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        raise CorruptState(
-            f"{path}: does not hold this server's id; restore it from a backup, or delete it to join the database as a "
-            "new server with a new authority",
-            path=str(path),
-        ) from None
