@@ -18,6 +18,7 @@ from pathlib import Path
 import grpc.aio
 
 from identity_server.audit_log import AuditFile
+from identity_server.domain.server_settings import IssuingSettings
 from identity_server.monitoring import Parts, counted, metered, metrics_of, monitor, observers, rotations, traced_store
 from identity_server.opening import (
     ca_settings,
@@ -70,6 +71,7 @@ from identity_server.services.local_authority import LocalAuthorities
 from identity_server.services.lost_history import LostHistory
 from identity_server.services.own_identity import OwnIdentity
 from identity_server.services.registration import Registration
+from identity_server.services.server_agreement import ServerAgreement
 from identity_server.services.server_info import ServerInfo
 from identity_server.services.server_log import ServerLog
 from identity_server.services.trust_bundles import TrustBundles
@@ -116,6 +118,7 @@ class Server:
     upstream: UpstreamAuthority | None
     above: UpstreamAuthorities
     errands: Errands
+    agreement: ServerAgreement
     lost_history: LostHistory
     own: OwnIdentity
     admissions: Admissions
@@ -236,6 +239,14 @@ async def _compose(  # the one place where everything has a name
         store, keys, clock, audit, ca_settings(settings, server_id, reset_keys=reset_keys), os.urandom, upstream
     )
     await authorities.start()
+    agreement = ServerAgreement(
+        store=store,
+        clock=clock,
+        server_id=server_id,
+        settings=IssuingSettings.of(settings.issuing()),
+        apply=authorities.issuers.use_defaults,
+    )
+    await agreement.tick()
     issuer = authorities.issuer
     offload = Offload("attest", 16)
     own = OwnIdentity(
@@ -261,7 +272,6 @@ async def _compose(  # the one place where everything has a name
         clock=clock,
         audit=audit,
         trust_domain=trust_domain,
-        agent_ttl=int(settings.agent_ttl.total_seconds()),
         new_id=new_id,
     )
     entitlements = Entitlements(store=store, audit=audit)
@@ -307,7 +317,6 @@ async def _compose(  # the one place where everything has a name
         clock=clock,
         audit=audit,
         trust_domain=trust_domain,
-        default_ttl=int(settings.svid.default_x509_ttl.total_seconds()),
         signers=workers if settings.ca.signing_workers else None,
     )
     drain = Drain()
@@ -325,7 +334,9 @@ async def _compose(  # the one place where everything has a name
         error = above.last_error
         return None if upstream is None else error.public if error is not None else ""
 
-    looked_at = Parts(settings, clock, database, authorities, own, sink, drain, door, throttle, upstream_error)
+    looked_at = Parts(
+        settings, clock, database, authorities, agreement, own, sink, drain, door, throttle, upstream_error
+    )
     watch = monitor(looked_at, metrics)
     undo.callback(watch.close)
     services = (
@@ -371,6 +382,7 @@ async def _compose(  # the one place where everything has a name
         upstream=upstream,
         above=above,
         errands=Errands(authorities=authorities, local=local, store=store, clock=clock, server_id=server_id),
+        agreement=agreement,
         lost_history=LostHistory(store=store, clock=clock, audit=audit, trust_domain=trust_domain, server_id=server_id),
         own=own,
         admissions=admissions,

@@ -28,6 +28,7 @@ ROTATION_SECONDS = 10.0
 OWN_IDENTITY_SECONDS = 5.0
 PRUNE_SECONDS = 300.0
 RETRY_SECONDS = 5.0
+AGREEMENT_SECONDS = 30.0
 START_AGAIN_SECONDS = 5
 """A start that the database's absence ends is repeated after so long (R25)."""
 REPUBLISH_SECONDS = 1.0
@@ -153,6 +154,7 @@ async def _until_stopped(server: Server, stop: asyncio.Event) -> None:
         tasks.start(follow_journal(server), "journal")
         tasks.start(keep_own_identity(server), "own identity")
         tasks.start(keep_errands(server), "orders")
+        tasks.start(keep_agreement(server), "settings")
         tasks.start(server.above.keep_up(), "upstream")
         tasks.start(_every(PRUNE_SECONDS, lambda: prune(server), "pruning"), "pruning")
         tasks.start(guard_connections(server), "connections")
@@ -266,6 +268,21 @@ async def keep_errands(server: Server) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RETRY_SECONDS):
                 await watch.changed(version)
+
+
+async def keep_agreement(server: Server) -> None:
+    """Compare our settings with the other servers' now and then, and at once when one of them has new ones (R39)."""
+    watch = server.store.state
+    while True:
+        version, seen = watch.version, watch.value.servers_at
+        try:
+            await server.agreement.tick()
+        except IdentityError as error:
+            log.warning("the settings of the servers could not be compared: %s", error.public)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(AGREEMENT_SECONDS):
+                while watch.value.servers_at == seen:
+                    version = await watch.changed(version)
 
 
 async def prune(server: Server) -> None:

@@ -28,6 +28,7 @@ from identity_server.rpc.drain import Drain
 from identity_server.rpc.throttle import Throttle
 from identity_server.services.authorities import Authorities
 from identity_server.services.own_identity import OwnIdentity
+from identity_server.services.server_agreement import ServerAgreement
 from identity_server.settings import ServerSettings
 from identity_server.store.metered import MeteredStore
 from identity_server.store.sql_store import SqlStore
@@ -68,6 +69,7 @@ class Parts:
     clock: Clock
     store: SqlStore
     authorities: Authorities
+    agreement: ServerAgreement
     own: OwnIdentity
     audit: AuditFile
     drain: Drain
@@ -100,6 +102,7 @@ class Parts:
             loop_lag=watchdog.lag,
             loop_blocked=watchdog.blocked,
             upstream_error=self.upstream_error(),
+            differences=tuple(map(str, self.agreement.differences)),
             ready_without_database=self.settings.health_checks.ready_without_database,
         )
 
@@ -245,6 +248,7 @@ def _gauges(parts: Parts, metrics: Metrics, made: Monitor) -> None:
         "bundles": lambda: len(parts.store.state.value.bundles.all()) if parts.store.state.value.bundles else 0,
         "datastore_revision": lambda: parts.store.state.value.position.revision,
         "datastore_event_lag_seconds": lambda: parts.store.lag,
+        "settings_differ": lambda: len(parts.agreement.differences),
         "audit_lost_lines": lambda: parts.audit.lost,
         "connections": lambda: parts.door.open_connections,
         "connections_refused": lambda: [((("reason", why),), n) for why, n in dict(parts.door.refused).items()],

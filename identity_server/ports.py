@@ -20,6 +20,7 @@ from identity_server.domain.join_tokens import JoinToken
 from identity_server.domain.leaf_order import LeafOrder, SignedLeaf, SigningKey
 from identity_server.domain.listing import AgentFilter, EntryFilter, Page
 from identity_server.domain.orders import Errand, Order, Progress
+from identity_server.domain.server_settings import ServerRecord
 from identity_server.domain.state import State
 from identity_server.domain.upstream import UpstreamCa, UpstreamView
 from spiffe_core.bundle import JwtAuthority, TrustBundle
@@ -217,6 +218,22 @@ class OrderRepository(Protocol):
         ...
 
 
+class ServerRepository(Protocol):
+    """What each server that shares the database has written down about itself (reliability R39)."""
+
+    def all(self) -> tuple[ServerRecord, ...]:
+        """The servers that wrote last, newest first, at most `MAX_RECORDS`."""
+        ...
+
+    def put(self, record: ServerRecord) -> None:
+        """Store or overwrite."""
+        ...
+
+    def forget(self, before: int) -> None:
+        """Delete the records of servers that wrote last before this unix second, at most `MAX_RECORDS` of them."""
+        ...
+
+
 class UnitOfWork(Protocol):
     """The repositories inside one transaction. Read-only properties, so that adapters may be stricter."""
 
@@ -253,6 +270,11 @@ class UnitOfWork(Protocol):
     @property
     def orders(self) -> OrderRepository:
         """Orders to all servers."""
+        ...
+
+    @property
+    def servers(self) -> ServerRepository:
+        """The servers that share the database."""
         ...
 
 

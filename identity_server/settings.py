@@ -7,6 +7,7 @@ is a complete example. TTL rules follow SPIRE (spire_features sections 4.1 and 1
 from __future__ import annotations
 
 import ipaddress
+import json
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -300,6 +301,25 @@ class ServerSettings(Section):
         if self.database.url == "sqlite":
             return self.data_dir / "datastore.sqlite3"
         return self.data_dir / self.database.url.removeprefix("sqlite:///")
+
+    def issuing(self) -> dict[str, str | int | bool | None]:
+        """The settings that show in what is issued, which all servers of one database must share (R39); no secrets."""
+        subject, jwt, wit = self.ca.subject, not self.jwt.disabled, self.wit.enabled
+        return {
+            "trust_domain": str(self.trust_domain),
+            "ca.ttl": int(self.ca.ttl.total_seconds()),
+            "ca.key_type": self.ca.key_type,
+            "ca.subject": json.dumps([subject.country, subject.organization, subject.common_name]),
+            "svid.default_x509_ttl": int(self.svid.default_x509_ttl.total_seconds()),
+            "svid.agent_ttl": int(self.agent_ttl.total_seconds()),
+            "jwt.disabled": self.jwt.disabled,
+            "jwt.key_type": (self.jwt.key_type or self.ca.key_type) if jwt else None,
+            "jwt.issuer": self.jwt.issuer if jwt else None,
+            "jwt.default_ttl": int(self.jwt.default_ttl.total_seconds()) if jwt else None,
+            "wit.enabled": self.wit.enabled,
+            "wit.key_type": (self.wit.key_type or self.ca.key_type) if wit else None,
+            "wit.default_ttl": int(self.wit.default_ttl.total_seconds()) if wit else None,
+        }
 
     def warnings(self) -> tuple[str, ...]:
         """What will work and is probably not meant: SPIRE's rule on SVIDs that an authority may cut short, unsafe switches."""

@@ -46,6 +46,8 @@ class Facts:
     ready_without_database: bool = False
     upstream_error: str | None = None
     """Why the upstream authority could not be followed, "" if it was; None where there is none."""
+    differences: tuple[str, ...] = ()
+    """On which settings the servers that share the database do not agree."""
 
 
 def report_of(facts: Facts) -> Report:
@@ -56,6 +58,7 @@ def report_of(facts: Facts) -> Report:
             _authority(facts),
             _rotator(facts),
             *_upstream(facts),
+            _settings(facts),
             _datastore(facts),
             _audit(facts),
             loop_part(facts.loop_lag, blocked=facts.loop_blocked),
@@ -107,6 +110,16 @@ def _upstream(facts: Facts) -> tuple[Part, ...]:
     if facts.upstream_error:
         return (Part("server.upstream", Condition.DEGRADED, facts.upstream_error),)
     return (Part("server.upstream"),)
+
+
+def _settings(facts: Facts) -> Part:
+    if not facts.differences:
+        return Part("server.settings")
+    text = (
+        f"the servers that share the database differ: {'; '.join(facts.differences)}. Make them equal; until then the "
+        "shortest default lifetime of all servers holds"
+    )
+    return Part("server.settings", Condition.DEGRADED, text)
 
 
 def _datastore(facts: Facts) -> Part:

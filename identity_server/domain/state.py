@@ -156,7 +156,10 @@ _node_selectors_of = attrgetter("node_selectors")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What the next state differs in. None as a value means deleted; None for `authorities` or `orders`, untouched."""
+    """What the next state differs in. None as a value means deleted; None for `authorities` or `orders`, untouched.
+
+    `servers` says whether what servers have written down about themselves changed.
+    """
 
     position: Position
     entries: Mapping[str, EntryRecord | None] = field(default_factory=dict)
@@ -164,6 +167,7 @@ class Change:
     bundles: Mapping[TrustDomain, TrustBundle | None] = field(default_factory=dict)
     authorities: tuple[Authority, ...] | None = None
     orders: tuple[Order, ...] | None = None
+    servers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +206,8 @@ class State:
     """The orders to all servers that this server has not carried out yet, oldest first."""
     entries_at: Position = Position(0, 0, 0)
     """Where entries last changed."""
+    servers_at: Position = field(default=Position(0, 0, 0), compare=False)
+    """Where what the servers have written down about themselves last changed: a cue to read it."""
     _memo: dict[str, _Answer] = field(default_factory=dict, repr=False, compare=False)
 
     def apply(self, change: Change) -> State:
@@ -228,6 +234,7 @@ class State:
             authorities=self.authorities if change.authorities is None else change.authorities,
             orders=self.orders if change.orders is None else change.orders,
             entries_at=change.position if change.entries else self.entries_at,
+            servers_at=change.position if change.servers else self.servers_at,
             _memo=self._memo,
         )
 

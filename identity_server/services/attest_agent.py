@@ -99,7 +99,6 @@ class AttestAgents:
         clock: Clock,
         audit: AuditLog,
         trust_domain: TrustDomain,
-        agent_ttl: int,
         new_id: Callable[[], str],
     ) -> None:
         self._store = store
@@ -109,7 +108,6 @@ class AttestAgents:
         self._clock = clock
         self._audit = audit
         self._trust_domain = trust_domain
-        self._agent_ttl = agent_ttl
         self._new_id = new_id
 
     def begin(self, attestation_type: str, payload: bytes, csr_der: bytes) -> Attestation:
@@ -224,7 +222,7 @@ class AttestAgents:
 
     def _sign(self, agent_id: SpiffeId, csr: Csr) -> IssuedX509:
         with span("sign.x509_svid"):
-            return self._issuer.issue("agent", agent_id, csr.public_key, ttl=self._agent_ttl)
+            return self._issuer.issue("agent", agent_id, csr.public_key)
 
     def _csr(self, der: bytes, prefix: str) -> Csr:
         try:

@@ -74,7 +74,6 @@ class IssueSvids:
         clock: Clock,
         audit: AuditLog,
         trust_domain: TrustDomain,
-        default_ttl: int,
         signers: LeafSigners | None = None,
     ) -> None:
         self._entitlements = entitlements
@@ -83,7 +82,6 @@ class IssueSvids:
         self._clock = clock
         self._audit = audit
         self._trust_domain = trust_domain
-        self._default_ttl = default_ttl
         self._signers = signers
 
     async def for_entries(self, caller: Caller, wanted: Sequence[Wanted]) -> list[IssuedX509 | IdentityError]:
@@ -188,9 +186,7 @@ class IssueSvids:
         terms = self._terms_of(record.wire)
         spiffe_id = SpiffeId(self._trust_domain, record.path)
         try:
-            order = self._issuer.order(
-                "workload", spiffe_id, ttl=terms.ttl or self._default_ttl, dns_names=terms.dns_names
-            )
+            order = self._issuer.order("workload", spiffe_id, ttl=terms.ttl, dns_names=terms.dns_names)
         except IdentityError:
             return None
         return record, order
@@ -209,7 +205,7 @@ class IssueSvids:
                 "workload",
                 spiffe_id,
                 csr.public_key,
-                ttl=ttl or self._default_ttl,
+                ttl=ttl,
                 dns_names=csr.dns_names,
                 subject=subject,
             )
@@ -235,7 +231,7 @@ class IssueSvids:
                 "workload",
                 SpiffeId(self._trust_domain, record.path),
                 key,
-                ttl=terms.ttl or self._default_ttl,
+                ttl=terms.ttl,
                 dns_names=terms.dns_names,
             )
         except (Unavailable, InvalidCsr):

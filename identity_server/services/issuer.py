@@ -86,7 +86,8 @@ class Issuer:
         self, *, store: Store, clock: Clock, entropy: Callable[[int], bytes], default_ttls: dict[Profile, int]
     ) -> None:
         self._store, self._clock, self._entropy = store, clock, entropy
-        self._default_ttls = default_ttls
+        self.default_ttls = default_ttls
+        """The life in seconds of what is asked for without one, by profile."""
         self.signer: Signer | None = None
         self._issued_at = 0
         self._bundle: TrustBundle | None = None
@@ -146,7 +147,7 @@ class Issuer:
         if ttl < 0:
             raise InvalidRequest("ttl: must not be negative; 0 means the default", field="ttl")
         names = tuple(check_dns_name(name, field="dns_names") for name in dns_names)
-        seconds = ttl or self._default_ttls.get(kind, 0)
+        seconds = ttl or self.default_ttls.get(kind, 0)
         now = int(self._clock.now().timestamp())
         floor = expiry_floor(self._issued_at, now, seconds)
         return LeafOrder(kind, spiffe_id, seconds, now, draw_serial(self._entropy), floor, names, subject)

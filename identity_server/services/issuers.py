@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from identity_server.domain.authority import AuthorityKind
 from identity_server.domain.profiles import Profile
+from identity_server.domain.server_settings import DefaultTtls
 from identity_server.ports import Store, UpstreamAuthority
 from identity_server.services.authority_lines import CaSettings, Entropy, Line, TokenLine, X509Line
 from identity_server.services.issuer import Issuer
@@ -21,6 +22,14 @@ class Issuers:
     x509: Issuer
     jwt: JwtIssuer | None
     wit: WitIssuer | None
+
+    def use_defaults(self, ttls: DefaultTtls) -> None:
+        """From now on, what is asked for without a lifetime gets these."""
+        self.x509.default_ttls = {Profile.WORKLOAD: ttls.x509, Profile.SERVER: ttls.x509, Profile.AGENT: ttls.agent}
+        if self.jwt is not None and ttls.jwt:
+            self.jwt.default_ttl = ttls.jwt
+        if self.wit is not None and ttls.wit:
+            self.wit.default_ttl = ttls.wit
 
 
 def lines_of(

@@ -67,7 +67,9 @@ class _TokenIssuer:
     what: ClassVar[str]
 
     def __init__(self, *, store: Store, clock: Clock, default_ttl: int) -> None:
-        self._store, self._clock, self._default_ttl = store, clock, default_ttl
+        self._store, self._clock = store, clock
+        self.default_ttl = default_ttl
+        """The life in seconds of what is asked for without one."""
         self.signer: TokenSigner | None = None
         self._bundle: TrustBundle | None = None
         self._signing: frozenset[str] = frozenset()
@@ -88,7 +90,7 @@ class _TokenIssuer:
         if ttl < 0:
             raise InvalidRequest("ttl: must not be negative; 0 means the default", field="ttl")
         now = int(self._clock.now().timestamp())
-        end = min(now + (ttl or self._default_ttl), signer.authority.not_after)
+        end = min(now + (ttl or self.default_ttl), signer.authority.not_after)
         if end <= now:
             raise Unavailable(
                 f"the {self.what} signing key has expired; a new one is being prepared, try again shortly"

@@ -35,6 +35,7 @@ class EventKind(enum.IntEnum):
     JOIN_TOKEN = 6
     RELATIONSHIP = 7
     ORDER = 8
+    SERVER = 9
 
 
 @dataclass(frozen=True, slots=True)

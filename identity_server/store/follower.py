@@ -234,6 +234,7 @@ class Follower:
             bundles={**dict.fromkeys(map(TrustDomain, names)), **uow.bundles.many(names)},
             authorities=uow.authorities.of_server(self._server_id) if EventKind.AUTHORITY in subjects else None,
             orders=uow.orders.waiting_for(self._server_id) if EventKind.ORDER in subjects else None,
+            servers=EventKind.SERVER in subjects,
         )
 
     def _snapshot(self, connection: Connection) -> State:
@@ -250,6 +251,7 @@ class Follower:
                     bundles={bundle.trust_domain: bundle for bundle in uow.bundles.all()},
                     authorities=uow.authorities.of_server(self._server_id),
                     orders=uow.orders.waiting_for(self._server_id),
+                    servers=True,
                 )
             )
         finally:

@@ -18,6 +18,7 @@ from identity_server.ports import (
     JoinTokenRepository,
     OrderRepository,
     RelationshipRepository,
+    ServerRepository,
     Store,
     UnitOfWork,
 )
@@ -137,6 +138,10 @@ class _TimedUnitOfWork:
     @property
     def orders(self) -> OrderRepository:
         return self._uow.orders
+
+    @property
+    def servers(self) -> ServerRepository:
+        return self._uow.servers
 
     def _timed(self, name: str, repository: object) -> _Timed:
         return _Timed(repository, NAMES[name], self._metrics, self._monotonic)

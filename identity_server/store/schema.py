@@ -30,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeEngine
 
-SCHEMA_REVISION = "0004"
+SCHEMA_REVISION = "0005"
 """The Alembic revision that this code is written for: the newest under `migrations/versions`."""
 
 
@@ -238,4 +238,13 @@ authority_errand = Table(  # one server's part in an order
     Column("detail", octets(4096), nullable=False),
     Column("finished_at", Big, nullable=False),
     Index("ix_authority_errand_server_id", "server_id", "status"),
+)
+
+server_settings = Table(  # what each server has set of what it issues (R39)
+    "server_settings",
+    metadata,
+    Column("server_id", octets(255), primary_key=True),
+    Column("fingerprint", Digest, nullable=False),  # of the document
+    Column("document", Document, nullable=False),
+    Column("written_at", Big, nullable=False),  # the server's last sign of life
 )

@@ -9,13 +9,24 @@ from identity_server.store.entry_repository import NewEntries, SqlEntries
 from identity_server.store.event_log import LogUpkeep, Recorder
 from identity_server.store.order_repository import SqlOrders
 from identity_server.store.repositories import SqlAuthorities, SqlBundles, SqlJoinTokens, SqlRelationships
+from identity_server.store.server_repository import SqlServers
 from spiffe_core.spiffe_id import TrustDomain
 
 
 class SqlUnitOfWork:
     """What a command or query works with. It neither commits nor rolls back: the writer or the reader does."""
 
-    __slots__ = ("agents", "authorities", "bundles", "entries", "join_tokens", "log", "orders", "relationships")
+    __slots__ = (
+        "agents",
+        "authorities",
+        "bundles",
+        "entries",
+        "join_tokens",
+        "log",
+        "orders",
+        "relationships",
+        "servers",
+    )
 
     def __init__(
         self,
@@ -31,4 +42,5 @@ class SqlUnitOfWork:
         self.relationships = SqlRelationships(connection, recorder)
         self.authorities = SqlAuthorities(connection, recorder)
         self.orders = SqlOrders(connection, recorder)
+        self.servers = SqlServers(connection, recorder)
         self.log = LogUpkeep(connection, recorder)
