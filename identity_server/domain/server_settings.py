@@ -28,6 +28,9 @@ FORGET_SECONDS = 7 * 86_400
 MAX_RECORDS = 256
 """So many servers are compared, those that wrote last."""
 MAX_SHOWN = 128
+"""So many characters of a value are told, and of many values and servers so many:"""
+MAX_SHOWN_VALUES = 4
+MAX_SHOWN_SERVERS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +46,15 @@ class IssuingSettings:
 
     @classmethod
     def parse(cls, document: bytes) -> IssuingSettings:
-        """Read a document again; one of another version may have other keys.
+        """Read a document again. One of another version may have other keys, and values that are not so plain.
 
         Raises:
-            ValueError: it is not such a document.
+            ValueError: it is not a JSON object.
         """
         found = json.loads(document)
-        if not isinstance(found, dict) or not all(isinstance(one, str | int) or one is None for one in found.values()):
-            raise ValueError("not a JSON object of texts, whole numbers, true, false and null")
-        return cls.of(found)
+        if not isinstance(found, dict):
+            raise ValueError("not a JSON object")  # noqa: TRY004  # what was stored is wrong, not what was passed
+        return cls.of({key: _plain(value) for key, value in found.items()})
 
     @property
     def document(self) -> bytes:
@@ -86,8 +89,12 @@ class Difference:
     values: tuple[tuple[str, Value], ...]
 
     def __str__(self) -> str:
-        shown = ", ".join(f"{_shown(value)} on server {server_id}" for server_id, value in self.values)
-        return f"{self.key} is {shown}"
+        servers: dict[str, list[str]] = {}
+        for server_id, value in self.values:
+            servers.setdefault(_shown(value), []).append(server_id)
+        shown = [f"{value} on server {_listed(ids)}" for value, ids in list(servers.items())[:MAX_SHOWN_VALUES]]
+        more = len(servers) - len(shown)
+        return f"{self.key} is {', '.join(shown)}{f' and {more} other values' if more else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +143,17 @@ def default_ttls(own: IssuingSettings, everybody: Iterable[ServerRecord]) -> Def
     return DefaultTtls(shortest(X509_TTL), shortest(AGENT_TTL), shortest(JWT_TTL), shortest(WIT_TTL))
 
 
+def _plain(value: object) -> Value:
+    if value is None or isinstance(value, str | int):
+        return value
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
 def _shown(value: Value) -> str:
     text = json.dumps(value, ensure_ascii=True)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def _listed(ids: list[str]) -> str:
+    more = len(ids) - MAX_SHOWN_SERVERS
+    return " and ".join(ids) if more <= 0 else f"{' and '.join(ids[:MAX_SHOWN_SERVERS])} and {more} others"

@@ -76,7 +76,11 @@ async def test_old_records_are_forgotten_and_many_are_bounded(store: SqlStore) -
 
 async def test_a_row_that_another_program_wrote_is_named(store: SqlStore) -> None:
     """What cannot be read is not compared as if it were equal."""
-    broken = IssuingSettings((("a", 1.5),))  # type: ignore[arg-type]  # no setting is a fraction
+
+    class Broken(IssuingSettings):
+        document = b"[]"
+
+    broken = Broken(())
     await store.execute(lambda uow: uow.servers.put(replace(OWN, settings=broken)))
     with pytest.raises(CorruptState, match=r"table server_settings"):
         await store.read(lambda uow: uow.servers.all())
