@@ -278,7 +278,7 @@ def _compose(
     delegates = DelegatedIdentity(workloads, jwt, admin_streams, admin_door.caller_of, settings.authorized_delegates)
     services = [delegates.handler(), DebugApi(look).handler(), LoggerApi(LogLevel(settings.log_level)).handler()]
     interceptors = [CallInterceptor(observers(metrics), clock.monotonic, tracing), ErrorInterceptor(current_request_id)]
-    admin = AdminSocket(settings.admin_socket_path, admin_door, admin_streams, services, interceptors)
+    admin = AdminSocket(settings.admin_socket, admin_door, admin_streams, services, interceptors)
     parts = Parts(settings, clock, node, membership, synchronize, workloads, jwt, door, api)
     return Agent(
         settings,

@@ -125,7 +125,7 @@ class AgentSettings(Section):
     server_address: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     server_port: int = Field(default=8081, ge=1, le=65535)
     socket_path: Annotated[FilePath, AfterValidator(_socket)] = Field(default_factory=agent_socket)
-    admin_socket_path: Annotated[FilePath, AfterValidator(_socket)] = Field(default_factory=agent_admin_socket)
+    admin_socket_path: Annotated[FilePath, AfterValidator(_socket)] | None = None
     authorized_delegates: Annotated[tuple[Delegate, ...], BeforeValidator(as_tuple), Field(max_length=256)] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_file: str = ""
@@ -155,7 +155,8 @@ class AgentSettings(Section):
             raise ValueError("trust_bundle_path and insecure_bootstrap exclude each other; remove insecure_bootstrap")
         if self.join_token_file is not None and self.join_token.get_secret_value():
             raise ValueError("join_token_file and join_token exclude each other; keep join_token_file")
-        if self.admin_socket_path.is_relative_to(self.socket_path.parent):
+        named = self.admin_socket_path
+        if named is not None and named.is_relative_to(self.socket_path.parent):
             raise ValueError(
                 "admin_socket_path must not lie below the directory of socket_path, which workloads can see; "
                 "choose another directory"
@@ -164,6 +165,16 @@ class AgentSettings(Section):
         if foreign:
             raise ValueError(f"authorized_delegates: {foreign[0]} is not of the trust domain {self.trust_domain}")
         return self
+
+    @property
+    def admin_socket(self) -> Path:
+        """Where the admin socket is: as configured, else the usual place, or the data directory of an unusual agent.
+
+        Two agents on one machine have two `socket_path` and two `data_dir`; that must be enough to keep them apart.
+        """
+        if self.admin_socket_path is not None:
+            return self.admin_socket_path
+        return agent_admin_socket() if self.socket_path == agent_socket() else self.data_dir / "admin.sock"
 
     @property
     def key_kind(self) -> KeyKind:

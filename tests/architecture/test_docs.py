@@ -158,7 +158,7 @@ NOT_SHOWN = {
     ("file", "module", "examples"),
     [
         ("server.toml", identity_server.settings, set()),
-        ("agent.toml", node_agent.settings, {"trust_bundle_path", "join_token_file"}),
+        ("agent.toml", node_agent.settings, {"trust_bundle_path", "join_token_file", "admin_socket_path"}),
     ],
 )
 def test_the_example_files_load_and_hold_the_defaults(file, module, examples):

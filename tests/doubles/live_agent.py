@@ -38,7 +38,7 @@ class LiveAgent:
     @asynccontextmanager
     async def admin(self, service):
         """A stub of a service on the admin socket."""
-        async with unix_channel(self.agent.settings.admin_socket_path) as channel:
+        async with unix_channel(self.agent.settings.admin_socket) as channel:
             yield Stub(channel, service)
 
     @property

@@ -196,7 +196,7 @@ async def test_bundles_of_every_domain_follow_changes():
 async def test_debug_and_logger_answer_and_the_socket_is_private(capsys):
     async with serving(delegate) as (_, agent, _), agent.admin(DEBUG) as stub:
         await agent.until(agent.agent.workloads.all_held)
-        path = agent.agent.settings.admin_socket_path
+        path = agent.agent.settings.admin_socket
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         info = await stub.GetInfo(debug_pb2.GetInfoRequest())
         assert info.svid_chain[0].id.path == agent.path

@@ -7,6 +7,7 @@ import pytest
 
 from node_agent.settings import AgentSettings, from_mapping, load
 from spiffe_core.errors import ConfigError
+from spiffe_core.runtime.places import agent_admin_socket
 from spiffe_core.runtime.settings import Section, resolved
 
 SMALL = {"trust_domain": "example.org", "insecure_bootstrap": True}
@@ -36,7 +37,7 @@ def test_the_example_names_every_key_and_is_valid(repository_root):
             assert getattr(settings, name) == info.default
             continue
         assert f"\n{name} =" in text, name
-        example_only = {"trust_bundle_path", "join_token_file"}
+        example_only = {"trust_bundle_path", "join_token_file", "admin_socket_path"}
         if not info.is_required() and info.default_factory is None and name not in example_only:
             assert getattr(settings, name) == info.default, name
 
@@ -88,3 +89,12 @@ def test_overrides_win_over_the_file(tmp_path):
     path = tmp_path / "agent.toml"
     path.write_text('trust_domain = "example.org"\ninsecure_bootstrap = true\nserver_port = 1\n')
     assert load(path, {"server_port": 2, "server_address": None}).server_port == 2
+
+
+def test_two_agents_on_one_machine_need_no_third_path_to_keep_them_apart():
+    """The admin socket follows the data directory of an agent whose Workload API socket is not the usual one."""
+    assert from_mapping(SMALL).admin_socket == agent_admin_socket()
+    other = from_mapping({**SMALL, "socket_path": "/tmp/other/api.sock", "data_dir": "/tmp/other/data"})
+    assert str(other.admin_socket) == "/tmp/other/data/admin.sock"
+    with pytest.raises(ConfigError, match="workloads can see"):
+        from_mapping({**SMALL, "socket_path": "/tmp/a/api.sock", "admin_socket_path": "/tmp/a/private/admin.sock"})
