@@ -189,6 +189,11 @@ class AgentSettings(Section):
                 "INSECURE: insecure_bootstrap is on. On first contact whoever answers as the server is believed and can "
                 "take over this node. Use it for throw-away tests only; set trust_bundle_path otherwise"
             )
+        if self.attestors.get("k8s", {}).get("skip_kubelet_verification") is True:
+            found.append(
+                "INSECURE: attestors.k8s.skip_kubelet_verification is on. Whoever answers on the kubelet's port decides "
+                "which pod a workload is, and gets the agent's token; set kubelet_ca_path instead"
+            )
         if self.join_token.get_secret_value():
             found.append(
                 "the join token was given as a value, which others can read from the process list or the file; "

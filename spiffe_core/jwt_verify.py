@@ -17,8 +17,9 @@ from typing import Any
 
 from spiffe_core.bundle import JwtAuthority, TrustBundle
 from spiffe_core.crypto.jose import ALGORITHMS, Jws, fits, read_compact, read_object, signature_is_good
-from spiffe_core.errors import InvalidId, Reason, VerificationFailed
+from spiffe_core.errors import Reason, VerificationFailed
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
+from spiffe_core.token_claims import check_times, subject_of
 
 DEFAULT_LEEWAY = 30.0
 MAX_LEEWAY = 60.0
@@ -78,7 +79,7 @@ def verify_jwt_svid(
     algorithm = _algorithm(jws)  # (3)
     key_id = _key_id(jws)  # (4)
     claims = read_object(jws.payload, "payload")  # (5)
-    spiffe_id = _subject(claims)
+    spiffe_id = subject_of(claims)
     bundle = bundles(spiffe_id.trust_domain)  # (6)
     if bundle is None or bundle.trust_domain != spiffe_id.trust_domain:
         raise VerificationFailed(
@@ -91,7 +92,7 @@ def verify_jwt_svid(
             f"the trust bundle of {spiffe_id.trust_domain} has no JWT authority", Reason.EMPTY_BUNDLE
         )
     _check_signature(jws, algorithm, _candidates(bundle, algorithm, key_id))  # (7)
-    expires_at = _check_times(claims, now.timestamp(), leeway, max_lifetime)  # (8)
+    expires_at = check_times(claims, now.timestamp(), leeway, max_lifetime)  # (8)
     return VerifiedJwtSvid(spiffe_id, _check_audience(claims, names), expires_at, MappingProxyType(dict(claims)))
 
 
@@ -115,19 +116,6 @@ def _key_id(jws: Jws) -> str | None:
     return key_id
 
 
-def _subject(claims: Mapping[str, Any]) -> SpiffeId:
-    subject = claims.get("sub")
-    if not isinstance(subject, str):
-        raise VerificationFailed("sub: is missing or not text", Reason.NO_SPIFFE_ID)
-    try:
-        spiffe_id = SpiffeId.parse(subject, field="sub")
-    except InvalidId:
-        raise VerificationFailed("sub: is not a SPIFFE ID", Reason.BAD_SPIFFE_ID) from None
-    if not spiffe_id.path:
-        raise VerificationFailed("sub: a workload's SPIFFE ID has a path", Reason.BAD_SPIFFE_ID)
-    return spiffe_id
-
-
 def _candidates(bundle: TrustBundle, algorithm: str, key_id: str | None) -> list[JwtAuthority]:
     """The keys that may have signed: looked up by trust domain and key id, compared letter by letter (N-J-26)."""
     named = [one for one in bundle.jwt_authorities if key_id is None or one.key_id == key_id]
@@ -142,31 +130,6 @@ def _candidates(bundle: TrustBundle, algorithm: str, key_id: str | None) -> list
 def _check_signature(jws: Jws, algorithm: str, keys: list[JwtAuthority]) -> None:
     if not any(signature_is_good(jws, algorithm, one.key) for one in keys):
         raise VerificationFailed("the signature is not that of the trust domain's key", Reason.BAD_SIGNATURE)
-
-
-def _check_times(claims: Mapping[str, Any], now: float, leeway: float, max_lifetime: float) -> float:
-    expires_at = _number(claims, "exp")
-    if now >= expires_at + leeway:
-        raise VerificationFailed("exp: the token has expired", Reason.EXPIRED)
-    if expires_at - now > max_lifetime:
-        raise VerificationFailed("exp: the token is good for longer than this validator allows", Reason.BAD_CLAIM)
-    if "nbf" in claims and _number(claims, "nbf") > now + leeway:
-        raise VerificationFailed("nbf: the token is not valid yet", Reason.NOT_YET_VALID)
-    return expires_at
-
-
-def _number(claims: Mapping[str, Any], name: str) -> float:
-    """A NumericDate: a number of at least 0 that can be compared (`True` is none)."""
-    value = claims.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise VerificationFailed(f"{name}: is missing or not a number", Reason.BAD_CLAIM)
-    try:
-        number = float(value)
-    except OverflowError:
-        raise VerificationFailed(f"{name}: is out of range", Reason.BAD_CLAIM) from None
-    if number < 0:
-        raise VerificationFailed(f"{name}: is negative", Reason.BAD_CLAIM)
-    return number
 
 
 def _check_audience(claims: Mapping[str, Any], names: frozenset[str]) -> tuple[str, ...]:

@@ -23,8 +23,9 @@ from spiffe_core.bundle import TrustBundle, WitAuthority
 from spiffe_core.crypto.jose import ALGORITHMS, Jws, fits, read_compact, read_object, signature_is_good
 from spiffe_core.crypto.jwk import PRIVATE_MEMBERS, key_from_jwk
 from spiffe_core.crypto.keys import PublicKey
-from spiffe_core.errors import InvalidBundle, InvalidId, Reason, VerificationFailed
+from spiffe_core.errors import InvalidBundle, Reason, VerificationFailed
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
+from spiffe_core.token_claims import check_times, number_of, subject_of
 from spiffe_core.wit_svid import TYPE
 
 PROOF_TYPE = "wpt+jwt"
@@ -112,19 +113,13 @@ def _token(token: str, bundles: Bundles, now: float, leeway: float, max_lifetime
     jws = read_compact(token)
     algorithm, key_id = _header(jws)
     claims = read_object(jws.payload, "payload")
-    spiffe_id = _subject(claims)
+    spiffe_id = subject_of(claims)
     authority = _authority(bundles(spiffe_id.trust_domain), spiffe_id.trust_domain, key_id)
     if not fits(algorithm, authority.key):
         raise VerificationFailed("alg: does not fit the key", Reason.WEAK_ALGORITHM)
     if not signature_is_good(jws, algorithm, authority.key):
         raise VerificationFailed("the signature is not that of the trust domain's key", Reason.BAD_SIGNATURE)
-    expires_at = _number(claims, "exp")
-    if now >= expires_at + leeway:
-        raise VerificationFailed("exp: the token has expired", Reason.EXPIRED)
-    if expires_at - now > max_lifetime:
-        raise VerificationFailed("exp: the token is good for longer than this validator allows", Reason.BAD_CLAIM)
-    if "nbf" in claims and _number(claims, "nbf") > now + leeway:
-        raise VerificationFailed("nbf: the token is not valid yet", Reason.NOT_YET_VALID)
+    expires_at = check_times(claims, now, leeway, max_lifetime)
     if "aud" in claims:
         raise VerificationFailed("aud: has no place in a WIT-SVID", Reason.BAD_CLAIM)
     key, confirmed = _confirmation(claims)
@@ -142,19 +137,6 @@ def _header(jws: Jws) -> tuple[str, str]:
     if "crit" in jws.header:
         raise VerificationFailed("crit: names something that is not understood here", Reason.BAD_HEADER)
     return algorithm, key_id
-
-
-def _subject(claims: Mapping[str, Any]) -> SpiffeId:
-    subject = claims.get("sub")
-    if not isinstance(subject, str):
-        raise VerificationFailed("sub: is missing or not text", Reason.NO_SPIFFE_ID)
-    try:
-        spiffe_id = SpiffeId.parse(subject, field="sub")
-    except InvalidId:
-        raise VerificationFailed("sub: is not a SPIFFE ID", Reason.BAD_SPIFFE_ID) from None
-    if not spiffe_id.path:
-        raise VerificationFailed("sub: a workload's SPIFFE ID has a path", Reason.BAD_SPIFFE_ID)
-    return spiffe_id
 
 
 def _authority(bundle: TrustBundle | None, trust_domain: TrustDomain, key_id: str) -> WitAuthority:
@@ -194,7 +176,7 @@ def _check_proof(
         raise VerificationFailed("proof: is meant for somebody else", Reason.UNEXPECTED_AUDIENCE)
     if claims.get("wth") != hash_of(token):
         raise VerificationFailed("proof: belongs to another WIT-SVID", Reason.BAD_CLAIM)
-    expires_at = _number(claims, "exp")
+    expires_at = number_of(claims, "exp")
     if now >= expires_at + leeway:
         raise VerificationFailed("proof: has expired", Reason.EXPIRED)
     if expires_at - now > longest:
@@ -210,11 +192,3 @@ def hash_of(token: str) -> str:
     """The `wth` claim of a proof for `token`: base64url of the SHA-256 of its text, without padding."""
     digest = hashlib.sha256(token.encode("ascii", "replace")).digest()
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode("ascii")
-
-
-def _number(claims: Mapping[str, Any], name: str) -> float:
-    """A NumericDate that can be compared (`True` is none)."""
-    value = claims.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 2**53:
-        raise VerificationFailed(f"{name}: is missing or not a time", Reason.BAD_CLAIM)
-    return float(value)

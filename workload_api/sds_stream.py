@@ -67,13 +67,15 @@ class WorldStream:
     _nonce: str = ""
     _version: int = 0
     _asked: bool = False
+    _complained: bool = False
 
     def request(self, request: discovery.DiscoveryRequest) -> None:
         """Take note of a request."""
         check_names(request.resource_names)
         if request.HasField("node"):
             self.node = request.node
-        if request.HasField("error_detail"):
+        if request.HasField("error_detail") and not self._complained:
+            self._complained = True  # one line for a stream: a proxy may say it as often as it likes
             log.warning("a proxy refused its secrets: %s", _short(request.error_detail.message))
         names = tuple(dict.fromkeys(request.resource_names))
         if self._asked and self._nonce:
@@ -122,6 +124,7 @@ class DeltaStream:
     _held: dict[str, str] = field(default_factory=dict)
     _told_missing: set[str] = field(default_factory=set)
     _asked: bool = False
+    _complained: bool = False
     _sent: int = 0
 
     def request(self, request: discovery.DeltaDiscoveryRequest) -> None:
@@ -130,7 +133,8 @@ class DeltaStream:
         check_names(request.resource_names_unsubscribe)
         if request.HasField("node"):
             self.node = request.node
-        if request.HasField("error_detail"):
+        if request.HasField("error_detail") and not self._complained:
+            self._complained = True  # one line for a stream: a proxy may say it as often as it likes
             log.warning("a proxy refused its secrets: %s", _short(request.error_detail.message))
         if not self._asked:
             check_names(list(request.initial_resource_versions))

@@ -44,7 +44,9 @@ def swap(directory: Path, files: Mapping[str, Content], owner: Ownership) -> Non
         ConfigError: the directory belongs to somebody else, others can write to it, or a name in it is not ours.
         OSError: the disk refused; what stood there before stands there still.
     """
-    folder = _prepared(directory, owner)
+    folder = _prepared(
+        directory, owner
+    )  # every name below is looked up in this descriptor, whatever becomes of the path
     try:
         version = f"{_VERSION}{secrets.token_hex(8)}"
         os.mkdir(version, 0o700, dir_fd=folder)
@@ -52,21 +54,20 @@ def swap(directory: Path, files: Mapping[str, Content], owner: Ownership) -> Non
             _write_all(folder, version, files, owner)
             _replace_link(folder, DATA, version)
         except BaseException:
-            shutil.rmtree(directory / version, ignore_errors=True)
+            shutil.rmtree(version, ignore_errors=True, dir_fd=folder)
             raise
         for name in files:
             _link_once(folder, directory, name)
-        _tidy(folder, directory, keep=version, names=frozenset(files))
+        _tidy(folder, keep=version, names=frozenset(files))
     finally:
         os.close(folder)
 
 
 def _prepared(directory: Path, owner: Ownership) -> int:
     """The open directory, made if it is not there."""
-    if not directory.exists():
-        directory.mkdir(mode=0o755)
-        directory.chmod(0o755)
-        _chown(directory, owner)
+    fresh = not directory.exists()
+    if fresh:
+        directory.mkdir(mode=0o700)
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     found = os.fstat(folder)
     allowed = {os.geteuid(), 0 if owner.uid is None else owner.uid}
@@ -76,12 +77,17 @@ def _prepared(directory: Path, owner: Ownership) -> int:
             f"{directory}: must belong to the user that writes it and be writable for nobody else; chown and chmod it",
             field="directory",
         )
+    if fresh and found.st_uid == os.geteuid():  # ours, and not something that was put in its place meanwhile
+        os.fchmod(folder, 0o755)
+        _own(folder, owner)
     return folder
 
 
 def _write_all(folder: int, version: str, files: Mapping[str, Content], owner: Ownership) -> None:
-    inner = os.open(version, os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
+    inner = os.open(version, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
     try:
+        if os.fstat(inner).st_uid != os.geteuid():
+            raise ConfigError("directory: somebody puts directories of their own in place of ours", field="directory")
         for name, content in files.items():
             file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=inner)
             with os.fdopen(file, "wb") as out:
@@ -117,25 +123,22 @@ def _link_once(folder: int, directory: Path, name: str) -> None:
     raise ConfigError(f"{directory / name}: is not ours; remove it, or choose another name", field="directory")
 
 
-def _tidy(folder: int, directory: Path, *, keep: str, names: frozenset[str]) -> None:
+def _tidy(folder: int, *, keep: str, names: frozenset[str]) -> None:
     """Remove sets older than the last but one, and links to files that are written no more."""
+
+    def facts(name: str) -> os.stat_result:
+        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+
     versions = [name for name in os.listdir(folder) if name.startswith(_VERSION) and name != keep]
-    ordered = sorted(versions, key=lambda name: os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime_ns)
-    for name in ordered[:-1]:
-        path = directory / name
-        if path.is_symlink():
-            path.unlink()
+    for name in sorted(versions, key=lambda name: facts(name).st_mtime_ns)[:-1]:
+        if stat.S_ISLNK(facts(name).st_mode):
+            os.unlink(name, dir_fd=folder)
         else:
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
     for name in os.listdir(folder):
-        path = directory / name
-        if name not in names and path.is_symlink() and path.readlink() == Path(DATA, name):
-            path.unlink()
-
-
-def _chown(path: Path, owner: Ownership) -> None:
-    if owner.uid is not None or owner.gid is not None:
-        os.chown(path, -1 if owner.uid is None else owner.uid, -1 if owner.gid is None else owner.gid)
+        gone = name not in names and stat.S_ISLNK(facts(name).st_mode)
+        if gone and os.readlink(name, dir_fd=folder) == f"{DATA}/{name}":
+            os.unlink(name, dir_fd=folder)
 
 
 def _own(file: int, owner: Ownership) -> None:

@@ -98,3 +98,15 @@ def test_two_agents_on_one_machine_need_no_third_path_to_keep_them_apart():
     assert str(other.admin_socket) == "/tmp/other/data/admin.sock"
     with pytest.raises(ConfigError, match="workloads can see"):
         from_mapping({**SMALL, "socket_path": "/tmp/a/api.sock", "admin_socket_path": "/tmp/a/private/admin.sock"})
+
+
+def test_believing_any_kubelet_is_warned_about():
+    (warning,) = from_mapping(
+        {
+            **SMALL,
+            "insecure_bootstrap": False,
+            "trust_bundle_path": "/b",
+            "attestors": {"k8s": {"skip_kubelet_verification": True}},
+        }
+    ).warnings()
+    assert "skip_kubelet_verification" in warning
