@@ -11,9 +11,7 @@ the private listener by itself has a name nobody knows and is refused (architect
 from __future__ import annotations
 
 import asyncio
-import errno
 import inspect
-import logging
 import secrets
 import socket
 import ssl
@@ -29,8 +27,8 @@ import grpc.aio
 
 from spiffe_core.bundle import BundleSet
 from spiffe_core.crypto.certificates import read_certificate
-from spiffe_core.errors import IdentityError, Unauthenticated
-from spiffe_core.runtime.supervise import spawn
+from spiffe_core.errors import Unauthenticated
+from spiffe_core.wire.acceptor import Acceptor
 from spiffe_core.wire.channels import MAX_MESSAGE_BYTES, server_options
 from spiffe_core.wire.http2_meter import Meter, Principals, Rates
 from spiffe_core.wire.peer import Peer, TlsPeer, UnixPeer, unix_peer
@@ -40,11 +38,9 @@ from spiffe_core.wire.splice import Splice
 from spiffe_core.wire.tls import ServerTls, TlsIdentity, server_context, verified_svid
 from spiffe_core.wire.wrap_once import WrapOnce
 
-log = logging.getLogger(__name__)
-
 _NAME_PREFIX = "unix-abstract:"
 _TRUSTED_RESERVE = 64
-_ACCEPT_PAUSE_SECONDS = 0.1
+_CLOSE_SECONDS = 1.0
 _CONNECT_ATTEMPTS = 50
 
 
@@ -92,10 +88,10 @@ class FrontDoor:
         self._handshaking = 0
         self._unix: list[UnixListener] = []
         self._tcp: list[socket.socket] = []
-        self._accepting: set[asyncio.Task[Any]] = set()
+        self._acceptors: list[Acceptor] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._empty: asyncio.Event | None = None
-        self._joined = 0
+        self._splices: set[Splice] = set()
         self.refused: Counter[str] = Counter()
 
     @property
@@ -112,7 +108,7 @@ class FrontDoor:
         """Accept on a Unix socket; its callers are known by process. Raises ConfigError."""
         listener = listen_unix(path, mode=mode, dir_mode=dir_mode)
         self._unix.append(listener)
-        spawn(self._accept(listener.socket, self._admit_unix), f"accept {path}", self._accepting)
+        self._accept(listener.socket, self._admit_unix)
 
     def listen_tcp(self, host: str, port: int, tls: ServerTls) -> tuple[str, int]:
         """Accept TLS on a TCP port; its callers are known by SVID, or are anonymous. Raises ConfigError."""
@@ -124,7 +120,7 @@ class FrontDoor:
         async def admit(connection: socket.socket) -> None:
             await self._admit_tls(connection, contexts)
 
-        spawn(self._accept(listener, admit), f"accept {bound[0]}:{bound[1]}", self._accepting)
+        self._accept(listener, admit)
         return bound
 
     def caller_of(self, context: Context) -> Peer:
@@ -149,12 +145,13 @@ class FrontDoor:
 
     def stop_accepting(self) -> None:
         """Let nobody new in; those inside stay."""
-        for task in list(self._accepting):
-            task.cancel()
+        for acceptor in self._acceptors:
+            acceptor.close()
         for listener in self._unix:
             listener.close()
         for tcp in self._tcp:
             tcp.close()
+        self._acceptors.clear()
         self._unix.clear()
         self._tcp.clear()
 
@@ -164,7 +161,7 @@ class FrontDoor:
         To be called once gRPC has closed its ends: what it wrote last is then passed on to peers that read.
         """
         self._empty = asyncio.Event()
-        if not self._joined:
+        if not self._splices:
             return True
         try:
             async with asyncio.timeout(seconds):
@@ -174,45 +171,19 @@ class FrontDoor:
         return True
 
     async def close(self) -> None:
-        """Stop accepting, cut every connection, remove the private directory."""
+        """Stop accepting, cut every connection, those too that only wait for their peer to close, and clean up."""
         self.stop_accepting()
-        self.close_where(lambda _: True)
-        tasks = [*self._tasks, *self._accepting]
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for splice in list(self._splices):
+            splice.abort()
+        await self.emptied(_CLOSE_SECONDS)
         self._private.close()
 
-    async def _accept(self, listener: socket.socket, admit: Callable[[socket.socket], Awaitable[None]]) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
-                    self.refused["out of descriptors"] += 1
-                    log.warning("cannot accept: %s; raise the open files limit (ulimit -n)", error.strerror)
-                    await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
-                    continue
-                if error.errno in {errno.ECONNABORTED, errno.EPROTO, errno.EINTR}:
-                    continue
-                raise
-            spawn(self._let_in(connection, admit), "admit", self._tasks)
-
-    async def _let_in(self, connection: socket.socket, admit: Callable[[socket.socket], Awaitable[None]]) -> None:
-        try:
-            await admit(connection)
-        except IdentityError as error:
-            self.refused[error.kind.value] += 1
-            log.info("connection refused: %s", error.public, extra={"facts": error.facts})
-            connection.close()
-        except (OSError, TimeoutError) as error:
-            self.refused["broken"] += 1
-            log.debug("connection broke before it was admitted: %r", error)
-            connection.close()
-        except BaseException:
-            connection.close()
-            raise
+    def _accept(self, listener: socket.socket, admit: Callable[[socket.socket], Awaitable[None]]) -> None:
+        self._acceptors.append(Acceptor(listener, admit, tasks=self._tasks, refused=self.refused))
 
     async def _admit_unix(self, connection: socket.socket) -> None:
         peer = unix_peer(connection)
@@ -251,6 +222,9 @@ class FrontDoor:
                 ssl=contexts.current(),
                 ssl_handshake_timeout=self.limits.handshake_seconds,
             )
+        except BaseException:
+            link.splice.abort()
+            raise
         finally:
             self._handshaking -= 1
         try:
@@ -278,14 +252,18 @@ class FrontDoor:
                     del self._per_uid[link.peer.uid]
 
     def _splice(self, on_close: Callable[[], None]) -> Splice:
-        self._joined += 1
-        return Splice(
-            buffer=self.limits.buffer_bytes, stall=self.limits.stall_seconds, on_close=on_close, on_gone=self._gone
+        splice = Splice(
+            buffer=self.limits.buffer_bytes,
+            stall=self.limits.stall_seconds,
+            on_close=on_close,
+            on_gone=lambda: self._gone(splice),
         )
+        self._splices.add(splice)
+        return splice
 
-    def _gone(self) -> None:
-        self._joined -= 1
-        if self._empty is not None and not self._joined:
+    def _gone(self, splice: Splice) -> None:
+        self._splices.discard(splice)
+        if self._empty is not None and not self._splices:
             self._empty.set()
 
     def _meter(self, principal: int | str, now: float) -> Meter:

@@ -349,7 +349,7 @@ async def test_what_was_said_last_is_passed_on_before_the_door_counts_as_empty(f
             assert len(await call) == 3_000_000
             assert not await door.emptied(0.05)
         assert await door.emptied(5)
-        assert door._joined == 0
+        assert not door._splices
 
 
 async def test_a_door_that_stops_accepting_lets_those_inside_finish(folder):
@@ -359,3 +359,37 @@ async def test_a_door_that_stops_accepting_lets_those_inside_finish(folder):
         door.stop_accepting()
         assert not (folder / "api.sock").exists()
         assert await channel.unary_unary("/door.Test/Echo")(b"b") == b"b"
+
+
+async def test_a_door_that_closes_cuts_those_who_were_only_awaited(folder):
+    """A7: a peer that got everything and has not closed its own end keeps no socket of ours open."""
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
+        async with door_at(folder / "api.sock") as (door, _):
+            client.connect(str(folder / "api.sock"))
+            await until(lambda: door.open_connections == 1)
+            (splice,) = door._splices
+            await until(lambda: splice.near.transport is not None)
+            splice.end()
+            await until(lambda: splice.far.transport is None)
+            assert door._splices == {splice}, "the peer has not closed yet"
+            near = splice.near.transport.get_extra_info("socket")
+        assert not door._splices
+        assert near.fileno() == -1
+        while await loop.sock_recv(client, 4096):
+            pass
+
+
+async def test_a_connection_taken_in_the_moment_of_closing_is_closed(folder):
+    """A task that is cancelled before it began leaves no descriptor behind."""
+    loop = asyncio.get_running_loop()
+    door = FrontDoor()
+    door.listen_unix(folder / "api.sock")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
+        client.connect(str(folder / "api.sock"))
+        door._acceptors[0]._ready()
+        assert len(door._tasks) == 1
+        await door.close()
+        assert await asyncio.wait_for(loop.sock_recv(client, 1), 5) == b""

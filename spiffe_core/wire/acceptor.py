@@ -1,0 +1,99 @@
+"""Takes connections off a listening socket; none that was taken is ever left open by whoever stops listening."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from spiffe_core.errors import IdentityError
+from spiffe_core.runtime.supervise import spawn
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 32
+_PAUSE_SECONDS = 0.1
+_GONE_BEFORE_IT_WAS_TAKEN = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EINTR})
+
+
+class Acceptor:
+    """Listens from the moment it is made until `close`. Belongs to the event loop's thread.
+
+    Each connection is let in by a task of its own, kept in `tasks`. It is accepted and handed on in one step of the
+    loop: a listener that waits for `sock_accept` loses the connection if it is cancelled at that very moment.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        admit: Callable[[socket.socket], Awaitable[None]],
+        *,
+        tasks: set[asyncio.Task[Any]],
+        refused: Counter[str],
+    ) -> None:
+        self._listener = listener
+        self._admit = admit
+        self._tasks = tasks
+        self._refused = refused
+        self._loop = asyncio.get_running_loop()
+        self._pause: asyncio.TimerHandle | None = None
+        self._listen()
+
+    def close(self) -> None:
+        """Take no more; the listening socket stays its owner's."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        self._loop.remove_reader(self._listener)
+
+    def _listen(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._listener, self._ready)
+
+    def _ready(self) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _GONE_BEFORE_IT_WAS_TAKEN:
+                    continue
+                self._wait_for_room(error)
+                return
+            connection.setblocking(False)
+            self._take(connection)
+
+    def _take(self, connection: socket.socket) -> None:
+        """A task that is cancelled before its first step closes nothing by itself."""
+
+        def done(task: asyncio.Task[Any]) -> None:
+            if task.cancelled():
+                connection.close()
+
+        spawn(self._let_in(connection), "admit", self._tasks).add_done_callback(done)
+
+    def _wait_for_room(self, error: OSError) -> None:
+        self._refused["out of descriptors"] += 1
+        log.warning("cannot accept: %s; raise the open files limit (ulimit -n)", error.strerror)
+        self._loop.remove_reader(self._listener)
+        self._pause = self._loop.call_later(_PAUSE_SECONDS, self._listen)
+
+    async def _let_in(self, connection: socket.socket) -> None:
+        try:
+            await self._admit(connection)
+        except IdentityError as error:
+            self._refused[error.kind.value] += 1
+            log.info("connection refused: %s", error.public, extra={"facts": error.facts})
+            connection.close()
+        except (OSError, TimeoutError) as error:
+            self._refused["broken"] += 1
+            log.debug("connection broke before it was admitted: %r", error)
+            connection.close()
+        except BaseException:
+            connection.close()
+            raise
