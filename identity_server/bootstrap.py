@@ -55,6 +55,7 @@ from identity_server.rpc.services import (
 from identity_server.rpc.svid_api import SvidApi, terms_of, token_terms_of
 from identity_server.rpc.throttle import Throttle, ThrottleInterceptor
 from identity_server.rpc.trust_domain_api import TrustDomainApi
+from identity_server.services.absent_servers import AbsentServers
 from identity_server.services.admission import Admissions
 from identity_server.services.attest_agent import AttestAgents
 from identity_server.services.authorities import Authorities
@@ -119,6 +120,7 @@ class Server:
     above: UpstreamAuthorities
     errands: Errands
     agreement: ServerAgreement
+    absent: AbsentServers
     lost_history: LostHistory
     own: OwnIdentity
     admissions: Admissions
@@ -383,6 +385,7 @@ async def _compose(  # the one place where everything has a name
         above=above,
         errands=Errands(authorities=authorities, local=local, store=store, clock=clock, server_id=server_id),
         agreement=agreement,
+        absent=AbsentServers(store=store, clock=clock, audit=audit, server_id=server_id),
         lost_history=LostHistory(store=store, clock=clock, audit=audit, trust_domain=trust_domain, server_id=server_id),
         own=own,
         admissions=admissions,

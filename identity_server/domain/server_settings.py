@@ -24,7 +24,7 @@ WIT_TTL = "wit.default_ttl"
 PRESENT_SECONDS = 900
 """A server that has not written for so long is taken for stopped: its settings no longer count."""
 FORGET_SECONDS = 7 * 86_400
-"""After so long its record goes."""
+"""After so long its record goes, once nothing else needs it (`domain.absence`)."""
 MAX_RECORDS = 256
 """So many servers are compared, those that wrote last."""
 MAX_SHOWN = 128

@@ -38,7 +38,6 @@ from identity_server.domain.published import expired_ids, signing_ids
 from identity_server.domain.rotation import (
     Do,
     Step,
-    clock_jump,
     expired_authorities,
     longest_whole_ttl,
     next_step,
@@ -47,6 +46,7 @@ from identity_server.ports import AuditLog, KeyManager, Store, UpstreamAuthority
 from identity_server.services.audited import audited, changed
 from identity_server.services.authority_commands import KINDS, WORDS, carry_out, in_force, prune
 from identity_server.services.authority_lines import Birth, CaSettings, Line, TokenSettings, belongs
+from identity_server.services.clock_watch import ClockWatch
 from identity_server.services.issuer import IssuedX509, Issuer
 from identity_server.services.issuers import lines_of
 from identity_server.services.tls_self_test import SelfTest, tls_self_test
@@ -96,7 +96,7 @@ class Authorities:
         self._offload = Offload("keys", 1)
         self._busy = asyncio.Lock()
         self._seen: dict[AuthorityKind, tuple[str, float]] = {}  # the prepared authority, and since when it is known
-        self._looked: tuple[float, float] | None = None  # wall and monotonic time of the last tick
+        self._jumps = ClockWatch(clock)
         self._no_pruning_until = 0.0
         self.issuers, self._lines = lines_of(settings, store=store, clock=clock, entropy=entropy, upstream=upstream)
         """What signs, by kind; the same objects for the process's life."""
@@ -432,15 +432,10 @@ class Authorities:
         return now - since
 
     def _look_at_clock(self) -> None:
-        wall, monotonic = self._clock.now().timestamp(), self._clock.monotonic()
-        if self._looked is not None:
-            jump = clock_jump(wall - self._looked[0], monotonic - self._looked[1])
-            if jump:
-                self._no_pruning_until = monotonic + PRUNE_PAUSE_SECONDS
-                log.warning(
-                    "clock jump: the wall clock moved by %+.0f s", jump, extra={"facts": {"seconds": round(jump)}}
-                )
-        self._looked = wall, monotonic
+        jump = self._jumps.look()
+        if jump:
+            self._no_pruning_until = self._clock.monotonic() + PRUNE_PAUSE_SECONDS
+            log.warning("clock jump: the wall clock moved by %+.0f s", jump, extra={"facts": {"seconds": round(jump)}})
 
     def _warn_of_short_life(self) -> None:
         whole = longest_whole_ttl(int(self._settings.ca_ttl.total_seconds()))

@@ -19,12 +19,14 @@ from identity_server.domain.authority import (
     Forget,
     Forgotten,
     Prepared,
+    Retire,
+    Retired,
     Slots,
     Status,
     Taint,
     decide,
 )
-from identity_server.domain.orders import Order
+from identity_server.domain.orders import Errand, ErrandStatus, Order
 from identity_server.domain.published import (
     expired_ids,
     published_ids,
@@ -162,6 +164,33 @@ def revoke(
         uow.orders.add(order, (row.server_id,))
     uow.bundles.put(without_published(bundle, kind, authority_id))
     return row
+
+
+def every_authority(uow: UnitOfWork) -> tuple[Authority, ...]:
+    """The journal of all servers."""
+    return tuple(one for kind in KINDS for one in uow.authorities.of_kind(kind))
+
+
+def retire_server(uow: UnitOfWork, server_id: str, now: int) -> tuple[Authority, ...]:
+    """Nobody waits for this server any more, and what it signs with becomes old; the authorities that did."""
+    journal = uow.authorities.of_server(server_id)
+    retired: list[Authority] = []
+    for one in journal:
+        for event in decide(Slots.of(journal, one.kind), Retire(one.authority_id), now):
+            assert isinstance(event, Retired)
+            uow.authorities.put(event.authority)
+            retired.append(event.authority)
+    for order in uow.orders.waiting_for(server_id):
+        if order.verb != "destroy":  # should it come back after all, revoked keys are destroyed still
+            uow.orders.report(order.order_id, Errand(server_id, ErrandStatus.GIVEN_UP, "", now))
+    return tuple(retired)
+
+
+def forget_spent(uow: UnitOfWork, spent: Iterable[Authority], now: int) -> None:
+    """Take old authorities of another server out of the journal."""
+    for one in spent:
+        for event in decide(_slots_of(uow, one), Forget(one.authority_id), now):
+            uow.authorities.remove(event.authority.authority_id)
 
 
 def _row(uow: UnitOfWork, kind: AuthorityKind, authority_id: str) -> Authority | None:

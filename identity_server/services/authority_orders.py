@@ -7,10 +7,9 @@ from typing import Final
 
 from identity_server.domain.access import Caller
 from identity_server.domain.audit import AuthorityOrdered
-from identity_server.domain.authority import Authority, AuthorityKind, Retire, Retired, Slots, Status, decide
+from identity_server.domain.authority import Authority, AuthorityKind
 from identity_server.domain.orders import (
     Errand,
-    ErrandStatus,
     Order,
     OrderVerb,
     Progress,
@@ -20,7 +19,7 @@ from identity_server.domain.orders import (
 from identity_server.ports import AuditLog, Store, UnitOfWork
 from identity_server.services.audited import audited
 from identity_server.services.authorities import Authorities
-from identity_server.services.authority_commands import KINDS
+from identity_server.services.authority_commands import KINDS, every_authority, retire_server
 from spiffe_core.clock import Clock
 from spiffe_core.errors import InvalidRequest, NotFound
 
@@ -90,7 +89,7 @@ class AuthorityOrders:
 
     async def everywhere(self) -> tuple[Authority, ...]:
         """The authorities of every server, by server and kind."""
-        found = await self._store.read(lambda uow: [one for kind in KINDS for one in uow.authorities.of_kind(kind)])
+        found = await self._store.read(every_authority)
         return tuple(sorted(found, key=lambda one: (one.server_id, KINDS.index(one.kind), one.issued_at)))
 
     async def give_up(self, caller: Caller, server_id: str) -> tuple[Authority, ...]:
@@ -116,21 +115,6 @@ class AuthorityOrders:
 
 
 def _give_up(uow: UnitOfWork, server_id: str, now: int) -> tuple[Authority, ...]:
-    journal = uow.authorities.of_server(server_id)
-    waiting = uow.orders.waiting_for(server_id)
-    if not journal and not waiting:
+    if not uow.authorities.of_server(server_id) and not uow.orders.waiting_for(server_id):
         raise NotFound("no server has this id; `localauthority servers` shows which there are", field="server_id")
-    retired: list[Authority] = []
-    for kind in KINDS:
-        slots = Slots.of(journal, kind)
-        for one in slots:
-            if one.status is Status.OLD:
-                continue
-            for event in decide(slots, Retire(one.authority_id), now):
-                assert isinstance(event, Retired)
-                uow.authorities.put(event.authority)
-                retired.append(event.authority)
-    for order in waiting:
-        if order.verb != "destroy":  # should it come back after all, revoked keys are destroyed still
-            uow.orders.report(order.order_id, Errand(server_id, ErrandStatus.GIVEN_UP, "", now))
-    return tuple(retired)
+    return retire_server(uow, server_id, now)

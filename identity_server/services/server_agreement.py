@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from identity_server.domain.absence import keep_records
 from identity_server.domain.server_settings import (
-    FORGET_SECONDS,
     DefaultTtls,
     Difference,
     IssuingSettings,
@@ -20,6 +20,7 @@ from identity_server.domain.server_settings import (
     present,
 )
 from identity_server.ports import Store, UnitOfWork
+from identity_server.services.authority_commands import every_authority
 from spiffe_core.clock import Clock
 
 WRITE_SECONDS = 300
@@ -59,8 +60,9 @@ class ServerAgreement:
         if not 0 <= now - self._written_at < WRITE_SECONDS:
 
             def command(uow: UnitOfWork) -> None:
+                before = now - keep_records(every_authority(uow))
                 uow.servers.put(own)
-                uow.servers.forget(now - FORGET_SECONDS)
+                uow.servers.forget(before)
 
             await self._store.execute(command)
             self._written_at = now

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from identity_server.domain.authority import Authority
 from identity_server.domain.orders import Errand, ErrandStatus, Order, Progress
+from identity_server.domain.server_settings import ServerRecord
 from identity_server.domain.state import Change, Position, State
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.runtime.watch import Watch
@@ -97,8 +98,16 @@ class _Orders:
             self._rows[order_id] = Progress(progress.order, errands)
 
 
+class _Servers:
+    """Nobody has written itself down: only the journal tells who was there."""
+
+    def all(self) -> tuple[ServerRecord, ...]:
+        return ()
+
+
 class _UnitOfWork:
     def __init__(self, database: Database) -> None:
+        self.servers = _Servers()
         self.authorities = _Authorities(database.authorities)
         self.bundles = _Bundles(database.bundles)
         self.orders = _Orders(database.orders)

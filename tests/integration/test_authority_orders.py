@@ -6,12 +6,14 @@ Each test of several servers runs on PostgreSQL and on MariaDB, both real.
 import asyncio
 import json
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 import grpc.aio
 import pytest
 
 from identity_server import daemon
 from identity_server.rpc.services import AUTHORITY_ORDERS
+from identity_server.services import absent_servers
 from spiffe_core.wire._gen.muniment.server.authorityorders.v1 import authorityorders_pb2 as pb
 from spiffe_core.wire._gen.spire.api.server.localauthority.v1 import localauthority_pb2 as local_pb
 from spiffe_core.wire.services import Stub
@@ -296,3 +298,34 @@ async def test_what_cannot_be_ordered(tmp_path):
         for bad in ("", "x" * 256, live.server.server_id):
             assert (await refused(give_up(pb.GiveUpServerRequest(server_id=bad))))[0] == "INVALID_ARGUMENT"
         assert (await refused(give_up(pb.GiveUpServerRequest(server_id="nobody"))))[0] == "NOT_FOUND"
+
+
+async def test_the_daemon_gives_up_a_server_that_nobody_has_seen_for_two_ca_lifetimes(tmp_path, monkeypatch):
+    """A15: by its pruning loop, without an order; the audit file names no actor."""
+    monkeypatch.setattr(absent_servers, "WATCH_SECONDS", 0.0)
+    async with live_server(tmp_path) as live:
+        (own,) = await live.server.store.read(lambda uow: uow.authorities.of_kind("x509"))
+        day = 86_400
+        theirs = replace(
+            own, authority_id="ab" * 20, server_id="gone", issued_at=own.issued_at - 3 * day, not_after=own.issued_at
+        )
+        await live.server.store.execute(lambda uow: uow.authorities.put(theirs))
+        await daemon.prune(live.server)
+        found = await live.server.store.read(lambda uow: uow.authorities.of_kind("x509"))
+        assert {one.server_id: one.status.value for one in found} == {own.server_id: "active", "gone": "active"}
+        await live.server.store.execute(
+            lambda uow: uow.authorities.put(replace(theirs, not_after=theirs.issued_at + day))
+        )
+        await daemon.prune(live.server)
+        found = await live.server.store.read(lambda uow: uow.authorities.of_kind("x509"))
+        assert {one.server_id: one.status.value for one in found} == {own.server_id: "active", "gone": "old"}
+        live.server.audit.close()
+        lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+        given_up = [line for line in lines if line.get("server_id") == "gone"]
+        assert [(line["change"], line["outcome"]) for line in given_up] == [
+            ("give up", "begun"),
+            ("retire", "begun"),
+            ("give up", "done"),
+            ("retire", "done"),
+        ]
+        assert not any("actor" in line for line in given_up)

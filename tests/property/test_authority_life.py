@@ -18,12 +18,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from identity_server.domain.absence import WATCH_SECONDS
 from identity_server.domain.access import Caller, CallerKind
 from identity_server.domain.audit import AuditEvent
 from identity_server.domain.authority import Authority, AuthorityKind, Slots, Status
 from identity_server.domain.orders import OrderVerb, key_digest
 from identity_server.domain.published import published_ids, signing_ids
 from identity_server.keys import MemoryKeys
+from identity_server.services.absent_servers import AbsentServers
 from identity_server.services.authorities import Authorities
 from identity_server.services.authority_commands import KINDS
 from identity_server.services.authority_lines import CaSettings, TokenSettings, spki_of
@@ -145,6 +147,7 @@ class Server:
         self.errands = Errands(
             authorities=self.authorities, local=self.local, store=store, clock=clock, server_id=self.name
         )
+        self.absent = AbsentServers(store=store, clock=clock, audit=audit, server_id=self.name)
         await self.authorities.start()
 
     async def follow(self) -> None:
@@ -291,6 +294,14 @@ class AuthorityLife(RuleBasedStateMachine):
         server = self.servers[name]
         other = next(one for one in NAMES if one != name)
         self.attempt(server, lambda: server.orders.give_up(BY_HAND, other))
+
+    @rule(name=SERVER, dies_after=st.integers(0, 9))
+    def look_for_absent(self, name: str, dies_after: int) -> None:
+        """After an hour's watch, also when the other one is there and its clock or ours is wrong."""
+        server = self.servers[name]
+        self.attempt(server, server.absent.tick)
+        self.clock.advance(WATCH_SECONDS)
+        self.attempt(server, server.absent.tick, dies_after)
 
     @rule(name=SERVER)
     def restart(self, name: str) -> None:
