@@ -51,6 +51,15 @@ class NodeVerifier(Protocol):
 
 
 @runtime_checkable
+class PlacedNodeVerifier(NodeVerifier, Protocol):
+    """A verifier that may also look at where the node is."""
+
+    def verify_from(self, payload: bytes, key_digest: bytes, address: str) -> Dialogue:
+        """As `verify`. `address` is the IP address of the immediate peer, "" if it has none."""
+        ...
+
+
+@runtime_checkable
 class NodeProver(Protocol):
     """The agent's half of a node attestation protocol."""
 

@@ -39,6 +39,7 @@ from cryptography.x509.oid import NameOID
 
 from attestors.agent_path import AgentPathTemplate
 from attestors.api import Attested, Challenge, Dialogue
+from attestors.peer_address import require_named
 from attestors.registry import NODE_VERIFIERS
 from spiffe_core.crypto.certificates import CertificateFacts, public_key_of, read_certificate
 from spiffe_core.crypto.keys import PublicKey, check_verification_key, spki_der
@@ -85,6 +86,7 @@ class VerifierSettings:
     agent_path_template: str = DEFAULT_TEMPLATE
     max_intermediates: int = _MAX_INTERMEDIATES
     max_rsa_key_size: int = _MAX_RSA_BITS
+    verify_client_ip: bool = False
 
     def __post_init__(self) -> None:
         if self.mode != "external_pki":
@@ -98,6 +100,8 @@ class VerifierSettings:
             raise _wrong("max_intermediates", f"must lie between 0 and {_MAX_INTERMEDIATES}")
         if not _MIN_RSA_BITS <= self.max_rsa_key_size <= _MAX_RSA_BITS:
             raise _wrong("max_rsa_key_size", f"must lie between {_MIN_RSA_BITS} and {_MAX_RSA_BITS}")
+        if not isinstance(cast("object", self.verify_client_ip), bool):
+            raise _wrong("verify_client_ip", "must be true or false")
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -133,8 +137,14 @@ class X509PopVerifier:
         )
         self._anchors = self._read_anchors()
 
-    def verify(self, payload: bytes, key_digest: bytes) -> Dialogue:  # noqa: ARG002  # the evidence is not one-use
-        """Read the certificates, have the leaf's key prove itself, then walk the path to a CA of ours.
+    def verify(self, payload: bytes, key_digest: bytes) -> Dialogue:
+        """As `verify_from`, by a node of which nobody knows where it is."""
+        return self.verify_from(payload, key_digest, "")
+
+    def verify_from(self, payload: bytes, key_digest: bytes, address: str) -> Dialogue:  # noqa: ARG002  # the evidence is not one-use
+        """Read the certificates, walk the path to a CA of ours, then have the leaf's key prove itself.
+
+        With `verify_client_ip`, the leaf has to name `address`, where the node connected from.
 
         Raises:
             InvalidRequest: what was sent cannot be read or is more than is read.
@@ -148,6 +158,8 @@ class X509PopVerifier:
         leaf_key = self._checked_keys(chain)[0]
         _check_usage(chain[0])
         path = self._path(chain)
+        if self._settings.verify_client_ip:
+            require_named(chain[0], address)
         nonce = self._ports.entropy(NONCE_BYTES)
         kind = _kind_of(leaf_key)
         answer = yield Challenge(_json({kind: {"nonce": _b64(nonce)}}))

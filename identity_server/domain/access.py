@@ -35,6 +35,8 @@ class Caller:
     """Where the call came from, for the audit record: process and uid, or network address."""
     spiffe_id: SpiffeId | None = None
     serial: str = ""
+    address: str = ""
+    """The IP address of the immediate peer; "" on a Unix socket."""
 
     @property
     def actor(self) -> str:

@@ -8,6 +8,7 @@ from contextlib import closing
 
 from google.protobuf.empty_pb2 import Empty
 
+from identity_server.domain.access import Caller
 from identity_server.rpc import convert as own
 from identity_server.rpc.caller import Context, current_caller
 from identity_server.services.attest_agent import AttestAgents, Attestation
@@ -39,7 +40,7 @@ class AgentApi:
         messages = aiter(requests)
         first = await _next(messages)
         try:
-            attestation = self._begin(first)
+            attestation = self._begin(caller, first)
             with closing(attestation):
                 challenge = await attestation.step()
                 while challenge is not None:
@@ -111,7 +112,7 @@ class AgentApi:
         await self._fleet.ban(current_caller(), own.agent_id_from_proto(request.id))
         return Empty()
 
-    def _begin(self, request: agent_pb2.AttestAgentRequest) -> Attestation:
+    def _begin(self, caller: Caller, request: agent_pb2.AttestAgentRequest) -> Attestation:
         if request.WhichOneof("step") != "params":
             raise InvalidRequest("malformed param: missing params", field="params")
         params = request.params
@@ -119,7 +120,7 @@ class AgentApi:
             raise InvalidRequest("malformed param: missing attestation data", field="params.data")
         if not params.HasField("params"):
             raise InvalidRequest("malformed param: missing X509-SVID parameters", field="params.params")
-        return self._attest.begin(params.data.type, params.data.payload, params.params.csr)
+        return self._attest.begin(caller, params.data.type, params.data.payload, params.params.csr)
 
 
 def svid_to_proto(svid: IssuedX509) -> x509svid_pb2.X509SVID:

@@ -44,6 +44,7 @@ def presented_by(peer: Peer) -> Presented:
             serial=peer.serial,
             not_after=peer.not_after,
             anchor=peer.anchor,
+            address=peer.address.rpartition(":")[0],
         )
     return Presented(origin=f"pid {peer.pid}, uid {peer.uid}", local=True)
 

@@ -48,6 +48,8 @@ class Presented:
     serial: str = ""
     not_after: datetime | None = None
     anchor: bytes | None = None
+    address: str = ""
+    """The IP address of a connection over the network."""
 
 
 class Admissions:
@@ -84,7 +86,7 @@ class Admissions:
         )
         if kind in {CallerKind.ADMIN, CallerKind.DOWNSTREAM, CallerKind.AGENT}:
             await self._check_certificate(presented, kind, state)
-        return Caller(kind, presented.origin, who, presented.serial)
+        return Caller(kind, presented.origin, who, presented.serial, presented.address)
 
     def speaks_for_nobody(self, presented: Presented) -> bool:
         """True if a connection with this certificate is to be cut, by memory alone.

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from attestors.api import Attested, Challenge, Dialogue, NodeVerifier, advance
+from attestors.api import Attested, Challenge, Dialogue, NodeVerifier, PlacedNodeVerifier, advance
 from identity_server.domain import agents, join_tokens
 from identity_server.domain.access import Caller
 from identity_server.domain.agents import AttestedAgent
@@ -55,12 +55,16 @@ class Joined:
 class Attestation:
     """One node's attempt: step it until it is attested, then hand it to `AttestAgents.join`."""
 
-    def __init__(self, verifier: NodeVerifier, payload: bytes, csr: Csr, offload: Offload) -> None:
+    def __init__(self, verifier: NodeVerifier, payload: bytes, csr: Csr, offload: Offload, address: str) -> None:
         self.verifier = verifier
         self.csr = csr
         self.token_digest = join_tokens.digest_of(payload) if getattr(verifier, "redeems_token", False) else b""
         self.verdict: Attested | None = None
-        self._dialogue: Dialogue = verifier.verify(payload, csr.key_digest)
+        self._dialogue: Dialogue = (
+            verifier.verify_from(payload, csr.key_digest, address)
+            if isinstance(verifier, PlacedNodeVerifier)
+            else verifier.verify(payload, csr.key_digest)
+        )
         self._offload = offload
         self._challenges = 0
 
@@ -110,7 +114,7 @@ class AttestAgents:
         self._trust_domain = trust_domain
         self._new_id = new_id
 
-    def begin(self, attestation_type: str, payload: bytes, csr_der: bytes) -> Attestation:
+    def begin(self, caller: Caller, attestation_type: str, payload: bytes, csr_der: bytes) -> Attestation:
         """Check what a node sent first and start the dialogue. Every field of it is a stranger's."""
         if not attestation_type:
             raise InvalidRequest("malformed param: missing attestation data type", field="params.data.type")
@@ -129,7 +133,7 @@ class AttestAgents:
             raise PreconditionFailed(
                 f'error getting node attestor: could not find node attestor type "{shown}"; this server has: {known}'
             )
-        return Attestation(verifier, payload, self._csr(csr_der, "malformed param: "), self._offload)
+        return Attestation(verifier, payload, self._csr(csr_der, "malformed param: "), self._offload, caller.address)
 
     async def join(self, caller: Caller, attestation: Attestation) -> Joined:
         """Sign the attested node's SVID and record the agent; the token is redeemed in the same transaction."""

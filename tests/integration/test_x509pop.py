@@ -2,14 +2,19 @@
 
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from ipaddress import ip_address
 
+import grpc.aio
 import pytest
+from cryptography.x509 import IPAddress
 
+from spiffe_core.crypto.keys import KeyKind, generate
 from spiffe_core.errors import ConfigError
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
 from tests.doubles.live_agent import OWN, agent_folder, live_agent, pem_bundle, token_file
-from tests.doubles.live_server import entry, live_server, spiffe_id
+from tests.doubles.live_server import attest, entry, live_server, spiffe_id
 from tests.doubles.node_pki import NodePki
+from tests.doubles.x509pop_messages import payload
 from workload_api.client import Redacted
 
 PKI = NodePki()
@@ -114,6 +119,33 @@ async def test_a_replaced_certificate_lets_a_refused_node_in():
                 PKI.node().files(folder)
                 agent.agent.membership._wake.set()
                 await agent.until_joined()
+
+
+async def test_a_certificate_joins_only_from_an_address_it_names():
+    """`verify_client_ip` (SPIRE 1.15.2): the peer of the TLS connection counts; the refused agent says why and heals."""
+    async with agent_folder() as folder:
+        tables = {"x509pop": {"ca_bundle_path": str(PKI.bundle(folder)), "verify_client_ip": True}}
+        async with live_server(attestors=tables) as live:
+            bundle = pem_bundle(live, folder)
+            elsewhere = PKI.node(other_names=(IPAddress(ip_address("192.0.2.7")),))
+            settings = {"trust_bundle_path": str(bundle), "attestors": {"x509pop": elsewhere.files(folder)}}
+            async with live_agent(folder, live.server.address, **settings) as agent:
+                await agent.until(lambda: agent.agent.membership.session.failures)
+                assert "client IP 127.0.0.1 does not match any certificate IP SAN" in agent.agent.membership.session.why
+                PKI.node(other_names=(IPAddress(ip_address("127.0.0.1")),)).files(folder)
+                agent.agent.membership._wake.set()
+                await agent.until_joined()
+
+
+async def test_on_the_admin_socket_a_certificate_has_no_address():
+    """`verify_client_ip`: deny by default, with SPIRE's code for it."""
+    async with agent_folder() as folder:
+        named = PKI.node(other_names=(IPAddress(ip_address("127.0.0.1")),))
+        tables = {"x509pop": {"ca_bundle_path": str(PKI.bundle(folder)), "verify_client_ip": True}}
+        async with live_server(attestors=tables) as live:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await attest(live.agent, payload(named.leaf), generate(KeyKind.EC_P256), "x509pop")
+            assert caught.value.code() is grpc.StatusCode.INTERNAL
 
 
 async def test_a_node_proves_itself_in_one_way():

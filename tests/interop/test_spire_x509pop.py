@@ -6,10 +6,12 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.x509 import IPAddress
 
 from deploy.demo.stack import BIN, Daemon, LocalStack
 from spiffe_core.crypto.keys import KeyKind, generate
@@ -95,7 +97,7 @@ def stock_agent(binaries: Path, ours: LocalStack, nodes: dict[str, Node], folder
 class OurAgent:
     """Our node agent, at home in `folder`, with a node's certificate."""
 
-    def __init__(self, folder: Path, node: Node, *, port: int, bundle: Path) -> None:
+    def __init__(self, folder: Path, node: Node, *, port: int, bundle: Path, joins: bool = True) -> None:
         self.socket = folder / "api.sock"
         config = folder / "agent.toml"
         table = "".join(f'{key} = "{path}"\n' for key, path in node.files(folder).items())
@@ -105,7 +107,8 @@ class OurAgent:
             f"[attestors.x509pop]\n{table}"
         )
         self.daemon = Daemon([str(BIN / "node-agent"), "run", "--config", str(config)], folder / "agent.log")
-        self.daemon.wait_serving(self.socket)
+        if joins:
+            self.daemon.wait_serving(self.socket)
 
 
 @pytest.fixture
@@ -178,3 +181,64 @@ def test_our_agent_serves_and_heals_on_a_stock_server(theirs: StockServer, our_a
     until(lambda: served() == [f"spiffe://{TD}/web", f"spiffe://{TD}/web/later"], 40)
     shown = json.loads(Commands(BIN / "node-agent", agent.socket)("api", "fetch", "x509", "-output", "json"))
     assert len(shown["svids"]) == 2
+
+
+REFUSED = "does not match any certificate IP SAN"
+ADDRESSES = {"named": "127.0.0.1", "elsewhere": "192.0.2.7"}
+
+
+@pytest.fixture(scope="module")
+def placed(pki: NodePki) -> dict[str, Node]:
+    """Nodes whose certificates name an address."""
+    return {name: pki.node(name, other_names=(IPAddress(ip_address(one)),)) for name, one in ADDRESSES.items()}
+
+
+def test_a_stock_agent_joins_our_server_only_from_its_certificates_address(
+    binaries: Path, pki: NodePki, placed: dict[str, Node], folder: Path
+) -> None:
+    """`verify_client_ip` of SPIRE 1.15.2, here: the agent needs no setting for it, and reads our refusal."""
+    table = f'[attestors.x509pop]\nca_bundle_path = "{pki.bundle(folder)}"\nverify_client_ip = true\n'
+    with LocalStack(TD, server=table) as stack:
+        stack.start_server()
+        bundle = stack.folder / "bundle.pem"
+        bundle.write_text(stack.admin("bundle", "show"))
+        for name, node in placed.items():
+            home = folder / f"placed-{name}"
+            home.mkdir()
+            lines = "\n".join(f'{key} = "{path}"' for key, path in node.files(home).items())
+            attestor = f'NodeAttestor "x509pop" {{ plugin_data {{\n{lines}\n}} }}'
+            agent = StockAgent(binaries, home, trust_domain=TD, port=stack.port, bundle=bundle, attestor=attestor)
+            try:
+                if name == "named":
+                    agent.start()
+                else:
+                    agent.spawn()
+                    until(lambda: REFUSED in agent.log)  # noqa: B023  # awaited within the turn
+            finally:
+                agent.close()
+        assert len(stack.admin_json("agent", "list")["agents"]) == 1
+
+
+def test_our_agent_joins_a_stock_server_only_from_its_certificates_address(
+    binaries: Path, pki: NodePki, placed: dict[str, Node], folder: Path
+) -> None:
+    """The other way round, with the same key in the stock server's configuration."""
+    home = folder / "strict-server"
+    home.mkdir()
+    data = f'ca_bundle_path = "{pki.bundle(home)}"\nverify_client_ip = true'
+    server = StockServer(binaries, home, TD, attestor=f'NodeAttestor "x509pop" {{ plugin_data {{\n{data}\n}} }}')
+    try:
+        server.start()
+        (home / "stock.pem").write_text(server.command("bundle", "show"))
+        where = Path(tempfile.mkdtemp(prefix="ours-named-", dir=folder))
+        agent = OurAgent(where, placed["named"], port=server.port, bundle=home / "stock.pem")
+        agent.daemon.kill()
+        where = Path(tempfile.mkdtemp(prefix="ours-elsewhere-", dir=folder))
+        other = OurAgent(where, placed["elsewhere"], port=server.port, bundle=home / "stock.pem", joins=False)
+        try:
+            until(lambda: REFUSED in other.daemon.log.read_text(errors="replace"))
+        finally:
+            other.daemon.kill()
+        assert len(server.command.json("agent", "list")["agents"]) == 1
+    finally:
+        server.close()

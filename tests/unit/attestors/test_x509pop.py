@@ -32,11 +32,11 @@ from spiffe_core.errors import (
 )
 from spiffe_core.spiffe_id import TrustDomain
 from tests.doubles.node_pki import Node, NodePki, write_certificates, write_key
+from tests.doubles.x509pop_messages import DIGEST, payload
 
 PKI = NodePki()
 RSA_KEY = generate(KeyKind.RSA_2048)
 TD = TrustDomain("example.org")
-DIGEST = b"k" * 32
 
 
 def verifier(folder, pki=PKI, **settings):
@@ -57,10 +57,6 @@ def attest(check, proof):
         outcome = advance(dialogue, steps.send(outcome.data))
     assert isinstance(outcome, Attested)
     return outcome
-
-
-def payload(*ders, **over):
-    return json.dumps({"certificates": [base64.b64encode(der).decode() for der in ders], **over}).encode()
 
 
 def values(verdict):
