@@ -84,6 +84,7 @@ class DatabaseProxy:
 
         Before the database hears it, after that but before it can answer, or so that it hears it late: with `deliver`.
         """
+        self._delivered.clear()
         self._at_commit = moment
 
     def deliver(self) -> None:

@@ -245,41 +245,6 @@ class PostgreSQL(DatabaseServer):
             return cursor.fetchall() if cursor.description else []
 
 
-class Standby(PostgreSQL):
-    """An asynchronous replica of a running PostgreSQL server."""
-
-    def __init__(self, primary: PostgreSQL) -> None:
-        self.primary = primary
-        super().__init__()
-
-    def make(self) -> None:
-        self.binaries = self.primary.binaries
-        self.data.chmod(0o700)
-        self.tool(
-            *(self.binaries / "pg_basebackup", "-D", self.data, "-h", self.primary.run, "-U", USER),
-            *("-R", "-c", "fast", "--no-sync"),
-        )
-
-    def caught_up(self) -> bool:
-        (sent,), (seen,) = (
-            *self.primary.execute("postgres", "SELECT pg_current_wal_lsn()"),
-            *self.execute("postgres", "SELECT pg_last_wal_replay_lsn()"),
-        )
-        return bool(sent == seen)
-
-    def cut_off(self) -> None:
-        """It receives nothing more from the primary."""
-        self.execute("postgres", "ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
-        deadline = time.monotonic() + START_SECONDS
-        while self.execute("postgres", "SELECT count(*) FROM pg_stat_wal_receiver") != [(0,)]:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-    def promote(self) -> None:
-        """It is the primary from now on."""
-        self.execute("postgres", "SELECT pg_promote(true)")
-
-
 class MariaDB(DatabaseServer):
     kind = "mariadb"
     account = "mysql"
