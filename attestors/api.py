@@ -118,6 +118,15 @@ class WorkloadAttestor(Protocol):
         ...
 
 
+@runtime_checkable
+class PromptAttestor(WorkloadAttestor, Protocol):
+    """A workload attestor that often needs no thread."""
+
+    def attest_at_once(self, subject: Subject) -> Findings | None:
+        """The same reading as `attest`, on the loop, if nothing that a workload controls can keep it waiting; else None."""
+        ...
+
+
 def advance(dialogue: Dialogue, answer: bytes | None = None) -> Challenge | Attested:
     """One step. `StopIteration` may not cross a thread boundary, so it is turned into a value here."""
     try:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from attestors.file_status import FileIdentity, remembered
+
 MAX_STATUS_BYTES = 64 * 1024
 """65,536 supplementary groups are allowed by Linux; a process with more than this holds is refused, not cut short."""
 MAX_STAT_BYTES = 16 * 1024
@@ -123,6 +125,10 @@ class ProcessDirectory:
     def open_executable(self) -> int:
         """A descriptor of the running image itself, whatever stands at its path now. The caller closes it."""
         return os.open("exe", _READ | os.O_NOCTTY | os.O_NONBLOCK, dir_fd=self._fd)
+
+    def executable_remembered(self) -> FileIdentity | None:
+        """What the kernel remembers of the file that `exe` stands for, without asking anybody for it."""
+        return remembered(self._fd, b"exe")
 
     def executable_file(self) -> os.stat_result:
         """The file that `exe` stands for now."""

@@ -8,6 +8,7 @@ row `floor` says what OpenSSL alone takes for the two signatures of an X.509-SVI
     b2    X.509-SVIDs issued by BatchNewX509SVID, 500 requests a call, 1 and 4 callers; without and with a signing worker
     b3    JWT-SVIDs minted by NewJWTSVID, 32 in flight
     b4    fan-out: one change reaches 1,000 open streams
+    b5    JWT-SVIDs out of the agent's cache by FetchJWTSVID, 64 in flight on 8 connections
     b6    nodes attested by join token, a new TLS connection each
     b8    100,000 entries: created (b9, on SQLite), handed out to one agent, and the memory they take (b11a)
     b9pg  the same on a private PostgreSQL
@@ -31,12 +32,13 @@ sys.path.insert(0, str(ROOT))
 
 import uvloop
 
+from benchmarks.agent_rows import b5
 from benchmarks.measure import Row, floor, show
 from benchmarks.server_rows import SERVER_ROWS, Sizes
 from benchmarks.targets import Muniment, Spire, Target
 from benchmarks.workload_rows import b1, crowd_async
 
-ROWS = ("b1", "b2", "b3", "b4", "b6", "b8", "b9pg", "b11b")
+ROWS = ("b1", "b2", "b3", "b4", "b5", "b6", "b8", "b9pg", "b11b")
 SMOKE = Sizes(repeats=1, seconds=0.1, batch=20, entries=600, attestations=4, bars=False)
 
 
@@ -82,6 +84,8 @@ def run(wanted: set[str], sizes: Sizes, *, spire: Path | None, streams: int) -> 
             rows += measured(lambda: Muniment(database=url), "b8", sizes)
     if wanted & {"b4", "b11b"}:
         rows += uvloop.run(crowd_async(streams, wanted, sizes.repeats))
+    if "b5" in wanted:
+        rows += uvloop.run(b5(sizes.repeats, sizes.seconds))
     return rows
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final, TypeVar, cast
 
-from attestors.api import Findings, Subject, WorkloadAttestor
+from attestors.api import Findings, PromptAttestor, Subject, WorkloadAttestor
 from node_agent.domain import health
 from node_agent.domain.session import Phase
 from node_agent.services.jwt_svids import JwtSvids
@@ -109,7 +109,12 @@ def metered_attestors(
     attestors: Sequence[WorkloadAttestor], metrics: Metrics | None, clock: Clock
 ) -> Sequence[WorkloadAttestor]:
     """The attestors, each behind a stopwatch."""
-    return attestors if metrics is None else [_MeteredAttestor(one, metrics, clock.monotonic) for one in attestors]
+    if metrics is None:
+        return attestors
+    return [
+        (_MeteredPromptAttestor if isinstance(one, PromptAttestor) else _MeteredAttestor)(one, metrics, clock.monotonic)
+        for one in attestors
+    ]
 
 
 def metered_attestation(attest: Attest, metrics: Metrics | None, clock: Clock) -> Attest:
@@ -225,6 +230,19 @@ class _MeteredAttestor:
         """As the attestor does."""
         with Stopwatch(self._metrics, self._monotonic, "workload_api_workload_attestor", attestor=self.name):
             return self._attestor.attest(subject, deadline)
+
+
+class _MeteredPromptAttestor(_MeteredAttestor):
+    """One that often needs no thread. What it cannot tell at once is not counted: it is asked again."""
+
+    def attest_at_once(self, subject: Subject) -> Findings | None:
+        """As the attestor does."""
+        began = self._monotonic()
+        found = cast("PromptAttestor", self._attestor).attest_at_once(subject)
+        if found is not None:
+            seconds = self._monotonic() - began
+            self._metrics.observe("workload_api_workload_attestor", seconds, attestor=self.name, status="OK")
+        return found
 
 
 def _service_of(method: str) -> str:

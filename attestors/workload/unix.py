@@ -13,6 +13,10 @@ How a process is read, and why it cannot be mistaken for another:
 4. The image is hashed by opening /proc/<pid>/exe, which is what runs, not what stands at its path now (S18); at the end
    path and image are compared again, so that no answer mixes two programs.
 
+`attest_at_once` reads the same things in the same order, but touches nothing that could keep it waiting: no file, only what
+the kernel remembers of the image (`attestors.file_status`), and names and hashes that are known from a reading before.
+An image that another machine or a program of the user's answers for is never known that well.
+
 What cannot be told is left out and said in the notes: a selector that is absent never matches more.
 The path is the one the agent's /proc shows; for a process in another mount namespace that is a path of that namespace.
 Ids that are not mapped into the agent's user namespace appear as the kernel's overflow id, 65534 (S16).
@@ -22,6 +26,7 @@ from __future__ import annotations
 
 import grp
 import hashlib
+import math
 import os
 import pwd
 import stat
@@ -32,6 +37,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
 
 from attestors.api import Findings, Subject
+from attestors.file_status import FileIdentity, identity_of, is_local
 from attestors.procfs import Credentials, ExecutableLink, ProcessDirectory, ProcFs
 from spiffe_core.clock import Clock, SystemClock
 from spiffe_core.errors import InvalidSelector, Unauthenticated, Unavailable
@@ -48,7 +54,8 @@ _NOTHING = Findings(frozenset())
 
 K = TypeVar("K")
 V = TypeVar("V")
-FileIdentity = tuple[int, int, int, int, int]
+_Identity = Callable[[Credentials, float], Findings | None]
+_Image = Callable[[Subject, ProcessDirectory, float], Findings | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,7 @@ class UnixAttestor:
         self._settings = settings or UnixSettings()
         self._ports = ports or UnixPorts()
         self._identities: _Kept[Credentials, tuple[float, Findings]] = _Kept(MAX_KEPT)
-        self._hashes: _Kept[FileIdentity, str] = _Kept(MAX_KEPT)
+        self._hashes: _Kept[FileIdentity, _Hash] = _Kept(MAX_KEPT)
 
     def attest(self, subject: Subject, deadline: float) -> Findings:
         """Read `subject` now.
@@ -88,15 +95,31 @@ class UnixAttestor:
             Unauthenticated: the process has ended, or is no longer the user it connected as.
             Unavailable: /proc cannot be read, the process changed its program meanwhile, or `deadline` passed.
         """
+        found = self._attest(subject, deadline, self._identity, self._image)
+        assert found is not None  # only what is known already can be missing
+        return found
+
+    def attest_at_once(self, subject: Subject) -> Findings | None:
+        """The same, now and without waiting for anything; None if that cannot be done. Raises what `attest` raises."""
+        return self._attest(subject, math.inf, self._known_identity, self._known_image)
+
+    def _attest(self, subject: Subject, deadline: float, identity: _Identity, image: _Image) -> Findings | None:
         try:
             with self._ports.proc.process(subject.pid) as process:
                 subject.require_alive()
-                return self._read(subject, process, deadline)
+                return self._read(subject, process, deadline, identity, image)
         except (OSError, ValueError) as error:
             subject.require_alive()
             raise Unavailable("the calling process cannot be read", pid=subject.pid, error=str(error)) from error
 
-    def _read(self, subject: Subject, process: ProcessDirectory, deadline: float) -> Findings:
+    def _read(
+        self,
+        subject: Subject,
+        process: ProcessDirectory,
+        deadline: float,
+        identity_of_user: _Identity,
+        image_of_process: _Image,
+    ) -> Findings | None:
         link = self._link(process) if self._settings.discover_path else None
         subject.require_alive()
         credentials = process.credentials()
@@ -108,12 +131,14 @@ class UnixAttestor:
                 connected_as=(subject.uid, subject.gid),
                 now=(credentials.effective_uid, credentials.effective_gid),
             )
-        identity = self._identity(credentials, deadline)
-        if link is None:
+        identity = identity_of_user(credentials, deadline)
+        if link is None or identity is None:
             return identity
         if isinstance(link, Findings):
             return _together(identity, link)
-        image = self._image(subject, process, deadline)
+        image = image_of_process(subject, process, deadline)
+        if image is None:
+            return None
         _same_program(process.executable_link() == link, subject)
         subject.require_alive()
         return _together(identity, _path(link), image)
@@ -131,13 +156,17 @@ class UnixAttestor:
             return Findings(frozenset(), ("path and sha256 left out: the process has no executable",))
 
     def _identity(self, credentials: Credentials, deadline: float) -> Findings:
+        known = self._known_identity(credentials, deadline)
+        if known is not None:
+            return known
         now = self._ports.clock.monotonic()
-        kept = self._identities.get(credentials)
-        if kept is not None and now < kept[0]:
-            return kept[1]
         found = self._look_up(credentials, deadline)
         self._identities.put(credentials, (now + NAME_LIFETIME, found))
         return found
+
+    def _known_identity(self, credentials: Credentials, _deadline: float) -> Findings | None:
+        kept = self._identities.get(credentials)
+        return kept[1] if kept is not None and self._ports.clock.monotonic() < kept[0] else None
 
     def _look_up(self, credentials: Credentials, deadline: float) -> Findings:
         """Numbers and names. A name that cannot be found drops only itself."""
@@ -187,13 +216,24 @@ class UnixAttestor:
             os.close(fd)
         if digest is None:
             return Findings(frozenset(), ("sha256 left out: the executable changed while it was read",))
-        return Findings(frozenset({Selector("unix", f"sha256:{digest}")}))
+        return _sha256(digest)
+
+    def _known_image(self, subject: Subject, process: ProcessDirectory, _deadline: float) -> Findings | None:
+        """The hash, if what runs is a file whose hash is known for certain."""
+        if self._settings.hash_size_limit < 0:
+            return _NOTHING
+        identity = process.executable_remembered()
+        kept = self._hashes.get(identity) if identity is not None else None
+        if kept is None or not kept.local:
+            return None
+        subject.require_alive()
+        return kept.findings
 
     def _digest(self, fd: int, before: os.stat_result, deadline: float) -> str | None:
-        identity = _identity_of(before)
+        identity = identity_of(before)
         kept = self._hashes.get(identity)
         if kept is not None:
-            return kept
+            return kept.digest
         digest = hashlib.sha256()
         buffer = memoryview(bytearray(min(_CHUNK, before.st_size + 1)))
         total = 0
@@ -203,16 +243,25 @@ class UnixAttestor:
             if total > before.st_size:
                 return None
             self._in_time(deadline)
-        if _identity_of(os.fstat(fd)) != identity or total != before.st_size:
+        if identity_of(os.fstat(fd)) != identity or total != before.st_size:
             return None
         found = digest.hexdigest()
         if self._ports.clock.now().timestamp() - max(before.st_ctime, before.st_mtime) > SETTLED:
-            self._hashes.put(identity, found)
+            self._hashes.put(identity, _Hash(found, _sha256(found), is_local(fd)))
         return found
 
     def _in_time(self, deadline: float) -> None:
         if self._ports.clock.monotonic() > deadline:
             raise Unavailable("workload attestation took too long; try again")
+
+
+@dataclass(frozen=True, slots=True)
+class _Hash:
+    """The hash of a file; `local`: its identity changes when its content does, and the kernel knows at once."""
+
+    digest: str
+    findings: Findings
+    local: bool
 
 
 class _Kept(Generic[K, V]):
@@ -236,6 +285,10 @@ class _Kept(Generic[K, V]):
             self._values.move_to_end(key)
             if len(self._values) > self._limit:
                 self._values.popitem(last=False)
+
+
+def _sha256(digest: str) -> Findings:
+    return Findings(frozenset({Selector("unix", f"sha256:{digest}")}))
 
 
 def _same_program(same: bool, subject: Subject) -> None:
@@ -262,7 +315,3 @@ def _together(*parts: Findings) -> Findings:
     return Findings(
         frozenset().union(*(part.selectors for part in parts)), tuple(note for part in parts for note in part.notes)
     )
-
-
-def _identity_of(status: os.stat_result) -> FileIdentity:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -225,3 +225,77 @@ async def test_a_caller_who_leaves_gives_the_slot_back():
 def test_an_agent_without_attestors_does_not_start():
     with pytest.raises(ValueError, match="without an attestor"):
         service()
+
+
+class Prompt(Selecting):
+    """Tells at once what it is told to; counts who asks where."""
+
+    def __init__(self, *outcomes):
+        super().__init__(*UID)
+        self.outcomes, self.threads, self.slowly = list(outcomes), set(), 0
+
+    def attest_at_once(self, subject):
+        self.threads.add(threading.current_thread())
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def attest(self, subject, deadline):
+        self.slowly += 1
+        return super().attest(subject, deadline)
+
+
+async def test_what_an_attestor_can_tell_at_once_needs_no_thread():
+    """A7: only what may have to wait is asked elsewhere."""
+    prompt = Prompt(Findings(UID), None, Findings(UID))
+    attest = service(prompt)
+    assert await attest(Process()) == UID
+    assert prompt.slowly == 0
+    assert await attest(Process()) == UID
+    assert prompt.slowly == 1
+    assert prompt.threads == {threading.main_thread()}
+
+
+async def test_attestors_at_once_and_on_threads_are_united():
+    attest = service(Prompt(Findings(UID)), Selecting(*selectors("k8s:ns:web")))
+    assert await attest(Process()) == UID | selectors("k8s:ns:web")
+
+
+@pytest.mark.parametrize("error", [Unavailable("no"), RuntimeError("broken")], ids=["refusal", "bug"])
+async def test_failing_at_once_is_failing(error, caplog):
+    """As on a thread: tolerated beside others, reported, and not asked a second time."""
+    prompt = Prompt(error, error)
+    with pytest.raises(Unavailable):
+        await service(prompt)(Process())
+    assert prompt.slowly == 0
+    assert "failed" in caplog.text or not isinstance(error, RuntimeError)
+    assert await service(prompt, Selecting(*UID))(Process()) == UID
+
+
+async def test_another_user_found_at_once_is_not_outvoted():
+    with pytest.raises(Unauthenticated):
+        await service(Prompt(Unauthenticated("another user")), Selecting(*UID))(Process())
+
+
+async def test_a_process_that_ended_while_it_was_asked_about_gets_nothing():
+    process = Process()
+
+    class Ending(Prompt):
+        def attest_at_once(self, subject):
+            subject.ended = True
+            return Findings(UID)
+
+    with pytest.raises(Unauthenticated):
+        await service(Ending())(process)
+
+
+async def test_what_is_told_at_once_does_not_stand_in_line():
+    """A user that hangs two reads is still answered where nothing has to be read from files."""
+    hanging = Hanging(666)
+    prompt = Prompt(*[Findings(UID)] * 3)
+    attest = service(prompt, hanging, budget=0.1)
+    for _ in range(2):
+        assert await attest(Process(uid=666)) == UID
+    assert prompt.slowly == 0
+    hanging.release.set()
