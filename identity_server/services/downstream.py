@@ -1,7 +1,8 @@
 """Use-case: a CA certificate for a downstream server, which signs in our trust domain with it (spire_wire section 5.4).
 
 Who may have one says a registration entry with the downstream flag. Of the request only the key is taken: the
-certificate carries the trust domain's own ID and our subject, and is good for no longer than our authority.
+certificate carries the trust domain's own ID and our subject, and is good for no longer than our authority. A request
+that claims another ID is refused: its sender believes to get what it will not (X509-09).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from identity_server.domain.access import Caller
 from identity_server.domain.audit import DONE, SvidIssued
 from identity_server.ports import AuditLog, Store
 from identity_server.services.issuer import Issuer
-from spiffe_core.crypto.csr import proven_key
+from spiffe_core.crypto.csr import parse_csr
 from spiffe_core.errors import InvalidCsr, InvalidRequest, NotFound
 
 MAX_TTL = 2**31 - 1
@@ -36,24 +37,29 @@ class Downstream:
         """Sign a CA for the request's key; `preferred_ttl` 0 is our own, which nothing exceeds.
 
         Raises:
-            InvalidCsr: the request cannot be read or its key is weak.
+            InvalidCsr: the request cannot be read, its key is weak, or it claims another ID than a CA's.
             PreconditionFailed: what is above us allows no CA below ours.
             Unavailable: no authority is active.
         """
         if not csr_der:
             raise InvalidRequest("missing CSR", field="csr")
         try:
-            key = proven_key(csr_der)
+            csr = parse_csr(csr_der)
         except InvalidCsr as error:
             raise InvalidCsr(f"malformed CSR: {error.public}", field="csr") from None
+        bundles = self._store.state.value.bundles
+        if bundles is None:
+            raise NotFound("bundle not found")
+        own_id = str(bundles.own.trust_domain.id)
+        if any(uri != own_id for uri in csr.uri_sans):
+            raise InvalidCsr(
+                f"malformed CSR: a CA's SPIFFE ID is that of its trust domain, {own_id}, without a path", field="csr"
+            )
         if not 0 <= preferred_ttl <= MAX_TTL:
             raise InvalidRequest(
                 f"preferred_ttl must lie between 0 (the default) and {MAX_TTL} seconds", field="preferred_ttl"
             )
-        bundles = self._store.state.value.bundles
-        if bundles is None:
-            raise NotFound("bundle not found")
-        issued = self._issuer.issue_ca(key, min(preferred_ttl or self._ca_ttl, self._ca_ttl))
+        issued = self._issuer.issue_ca(csr.public_key, min(preferred_ttl or self._ca_ttl, self._ca_ttl))
         self._audit.record(
             SvidIssued(
                 profile="downstream",

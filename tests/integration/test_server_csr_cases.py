@@ -12,20 +12,35 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from spiffe_core.crypto.csr import build_csr
-from spiffe_core.crypto.keys import KeyKind, generate, spki_der
+from spiffe_core.crypto.keys import KeyKind, generate, spki_der, to_pkcs8
 from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.wire._gen.spire.api.server.svid.v1 import svid_pb2
+from spiffe_core.wire.tls import TlsIdentity
 from tests.doubles.live_server import TD, entry, live_server, sign, wanted
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "spiffe_ids.json").read_text())
 KEY = generate(KeyKind.EC_P256)
 
 
-def request_for(uri):
-    """A CSR that claims `uri`, whatever it is; None for what no certificate can carry."""
+BAD_CA_NAMES = (
+    ("spiffe://example.org/path",),
+    ("spiffe://example.org/",),
+    ("spiffe://elsewhere.org",),
+    ("spiffe://example.org.evil.test",),
+    ("spiffe://EXAMPLE.org",),
+    ("https://example.org",),
+    ("spiffe://example.org", "spiffe://example.org/path"),
+    ("spiffe://example.org", "spiffe://elsewhere.org"),
+)
+
+
+def request_for(*uris):
+    """A CSR that claims `uris`, whatever they are; None for what no certificate can carry."""
     try:
-        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
-        builder = x509.CertificateSigningRequestBuilder(x509.Name([])).add_extension(names, critical=True)
+        builder = x509.CertificateSigningRequestBuilder(x509.Name([]))
+        if uris:
+            names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris])
+            builder = builder.add_extension(names, critical=True)
         return builder.sign(KEY, hashes.SHA256()).public_bytes(Encoding.DER)
     except ValueError:
         return None
@@ -76,3 +91,29 @@ async def test_a_downstream_ca_needs_the_entitlement():
                     svid_pb2.NewDownstreamX509CARequest(csr=request_for(uri)), timeout=10
                 )
             assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_downstream_ca_is_asked_for_under_the_trust_domains_own_id():
+    """N-C-19, second half, X509-09: a path, a foreign domain or a second name is refused, and no CA carries one.
+
+    A request with the trust domain's ID, as SPIRE's server sends it, and one without any get the same certificate.
+    """
+    async with live_server() as live:
+        agent = await live.join()
+        (entry_id,) = await live.entries(entry("/nested", parent=agent.path, downstream=True))
+        (answer,) = await sign(agent, wanted(entry_id, KEY))
+        nested = await live.dial(TlsIdentity(tuple(answer.svid.cert_chain), to_pkcs8(KEY)))
+
+        async def new_ca(*uris):
+            request = svid_pb2.NewDownstreamX509CARequest(csr=request_for(*uris))
+            return await nested.svid.NewDownstreamX509CA(request, timeout=10)
+
+        for uris in BAD_CA_NAMES:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await new_ca(*uris)
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT, uris
+            assert "spiffe://example.org, without a path" in refused.value.details()
+        for uris in (("spiffe://example.org",), ()):
+            made = x509.load_der_x509_certificate((await new_ca(*uris)).ca_cert_chain[0])
+            names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            assert names.get_values_for_type(x509.UniformResourceIdentifier) == ["spiffe://example.org"]

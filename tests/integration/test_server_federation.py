@@ -147,7 +147,7 @@ async def test_deleting_leaves_the_bundle(live):
 
 
 async def test_a_second_one_and_an_update_of_none_are_internal_as_in_spire(live):
-    """spire_wire section 5.5."""
+    """N-F-21, spire_wire section 5.5."""
     (none,) = await update(live, web())
     assert (none.status.code, none.status.message.split(":")[0]) == (13, "failed to update federation relationship")
     assert not none.HasField("federation_relationship")
@@ -177,7 +177,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", list(BAD))
 async def test_what_cannot_be_is_refused_item_by_item(live, name):
-    """S27, S31: the others of the batch are stored."""
+    """N-F-01, N-F-02, N-F-03, S27, S31: the others of the batch are stored."""
     await create(live, web())
     for act in (create, update):
         good = web("good.test") if act is create else web(url=URL + "/new")
@@ -191,6 +191,7 @@ async def test_what_cannot_be_is_refused_item_by_item(live, name):
 
 
 async def test_there_is_no_relationship_with_oneself(live):
+    """N-F-20."""
     for name in ("example.org", "spiffe://example.org"):
         (result,) = await create(live, web(name))
         assert (result.status.code, result.status.message) == (

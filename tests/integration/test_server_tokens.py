@@ -6,7 +6,9 @@ import re
 import grpc.aio
 import pytest
 
+from identity_server.settings import from_mapping
 from spiffe_core.crypto.keys import KeyKind, generate, spki_der
+from spiffe_core.errors import ConfigError
 from spiffe_core.jwt_verify import verify_jwt_svid
 from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
 from spiffe_core.wire._gen.spire.api.server.svid.v1 import svid_pb2
@@ -211,3 +213,12 @@ async def test_minting_a_wit_svid_needs_a_sound_key_that_is_nobodys_authority():
         (authority,) = live.state.bundles.own.wit_authorities
         for over in ({"public_key": b""}, {"algorithm": ""}, {"algorithm": "none"}, {"algorithm": "ES384"}, {"public_key": authority.public_key}, {"path": "/spire/x"}, {"ttl": -1}):  # fmt: skip
             assert (await refused(mint_wit(live, **over)))[0] == "INVALID_ARGUMENT", over
+
+
+async def test_a_wit_svid_names_no_issuer_for_discovery():
+    """N-W-22, WIT-26: there is no setting for one, and the one of JWT-SVIDs is not used again."""
+    async with live_server(jwt={"issuer": "https://idp.example.org"}, wit={"enabled": True}) as live:
+        assert parts((await mint_jwt(live)).token)[1]["iss"] == "https://idp.example.org"
+        assert "iss" not in parts((await mint_wit(live)).token)[1]
+    with pytest.raises(ConfigError, match=r"wit\.issuer"):
+        from_mapping({"trust_domain": "example.org", "wit": {"enabled": True, "issuer": "https://idp.example.org"}})

@@ -60,7 +60,7 @@ def test_urls_of_endpoints(url):
     ],
 )
 def test_what_is_no_url_of_an_endpoint(url, words):
-    """spire_features section 19.3: https, a host, no user info; S44 likes confused parsers."""
+    """N-F-02, FED-19, FED-20, spire_features section 19.3: https, a host, no user info; S44 likes confused parsers."""
     with pytest.raises(InvalidRequest, match=words) as refusal:
         check_endpoint_url(url)
     assert refusal.value.field == "bundle_endpoint_url"
