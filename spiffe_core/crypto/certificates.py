@@ -67,7 +67,7 @@ class CertificateFacts:
 
 
 def read_certificate(der: bytes, *, field: str = "certificate") -> CertificateFacts:
-    """Read one certificate: DER, no trailing bytes, no extension twice, at most 64 KiB.
+    """Read one certificate: DER, no trailing bytes, no extension twice or before version 3, at most 64 KiB.
 
     Raises:
         InvalidCertificate: with `field`.
@@ -107,6 +107,8 @@ def key_id_of(facts: CertificateFacts) -> str:
 
 
 def _facts(certificate: x509.Certificate, der: bytes) -> CertificateFacts:
+    if certificate.version is not x509.Version.v3 and len(certificate.extensions):
+        raise ValueError("extensions in a certificate before version 3 (RFC 5280 section 4.1.2.9)")
     found: dict[type[x509.ExtensionType], x509.Extension[x509.ExtensionType]] = {}
     for extension in certificate.extensions:
         found[type(extension.value)] = extension

@@ -13,7 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from spiffe_core.crypto.certificates import MAX_CERTIFICATE_BYTES, key_id_of, public_key_of, read_certificate
 from spiffe_core.crypto.keys import spki_der, subject_key_id
 from spiffe_core.errors import InvalidCertificate
-from tests.authority import SpiffeTestCA, resigned
+from tests.authority import SpiffeTestCA, resigned, tlv
 
 CA = SpiffeTestCA(path_length=0)
 LEAF = CA.issue()
@@ -76,6 +76,14 @@ def _negative_serial() -> bytes:
     return resigned(LEAF.chain[0], CA.key, (written, written[:2] + bytes([written[2] | 0x80]) + written[3:]))
 
 
+def _version_1_with_extensions() -> bytes:
+    """RFC 5280 section 4.1.2.9: extensions in a certificate that says it has none."""
+    tbs, version = LEAF.leaf.tbs_certificate_bytes, bytes.fromhex("a003020102")
+    assert tbs[4:9] == version
+    body = tlv(0x30, tlv(0x30, tbs[9:]) + LEAF.chain[0][4 + len(tbs) :])
+    return resigned(body, CA.key)
+
+
 BAD = {
     "empty": (b"", "is empty"),
     "N-X-35 oversize": (b"\x30" * (MAX_CERTIFICATE_BYTES + 1), "more than 65536 bytes"),
@@ -101,6 +109,7 @@ BAD["S4 a name constraint on half an address"] = (
     SpiffeTestCA(extensions=((FOUR_BYTES, True),)).der,
     "is not a readable",
 )
+BAD["extensions before version 3"] = (_version_1_with_extensions(), "is not a readable")
 BAD["a serial number below zero"] = (_negative_serial(), "is not a readable")
 
 

@@ -6,6 +6,7 @@ import ipaddress
 
 import pytest
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from spiffe_core.crypto.certificates import read_certificate
 from spiffe_core.crypto.name_constraints import MAX_CONSTRAINTS, violation
@@ -24,6 +25,15 @@ def dns(value):
 
 def ip(value):
     return x509.IPAddress(ipaddress.ip_network(value))
+
+
+def directory(*parts):
+    return x509.DirectoryName(x509.Name([x509.NameAttribute(OIDS[short], value) for short, value in parts]))
+
+
+OIDS = {"O": NameOID.ORGANIZATION_NAME, "CN": NameOID.COMMON_NAME}
+ACME = (("O", "Acme"), ("CN", "node"))
+LTD = (("O", "ACME Ltd"), ("CN", "node"))
 
 
 def constraints(permitted=(), excluded=()):
@@ -84,6 +94,86 @@ CASES = {
         {},
         "a name constraint of a form that is not understood (RFC822Name)",
     ),
+    "a URI with a user and a port": (
+        constraints(excluded=[uri("evil.org")]),
+        {"uris": ("https://example.org@evil.org:8443/x",)},
+        "excluded URI",
+    ),
+    "a URI whose path looks like a host": (
+        constraints([uri("example.org")]),
+        {"uris": ("https://evil.org?://example.org/",)},
+        "URI outside the permitted names",
+    ),
+    "a URI without an authority": (
+        constraints(excluded=[uri("evil.org")]),
+        {"uris": ("urn:uuid:1",)},
+        "URI that cannot be compared",
+    ),
+    "a URI with an IPv4 address": (
+        constraints(excluded=[uri("evil.org")]),
+        {"uris": ("https://192.0.2.1/",)},
+        "URI that cannot be compared",
+    ),
+    "a URI with an IPv6 address": (
+        constraints([uri("example.org")]),
+        {"uris": ("https://[2001:db8::1]:443/",)},
+        "URI that cannot be compared",
+    ),
+    "a URI with an empty label": (
+        constraints([uri(".example.org")]),
+        {"uris": ("spiffe://.example.org/x",)},
+        "URI that cannot be compared",
+    ),
+    "without a URI constraint any URI passes": (constraints([dns("a.org")]), {"uris": ("urn:uuid:1",)}, ""),
+    "DNS with an empty label": (
+        constraints([dns("a.org")]),
+        {"dns": (".a.org",)},
+        "DNS name that cannot be compared",
+    ),
+    "DNS with a trailing dot": (
+        constraints(excluded=[dns("a.org")]),
+        {"dns": ("a.org.",)},
+        "DNS name that cannot be compared",
+    ),
+    "DNS with a wildcard in the middle": (
+        constraints(excluded=[dns("b.a.org")]),
+        {"dns": ("w.*.a.org",)},
+        "DNS name that cannot be compared",
+    ),
+    "DNS with an underscore": (constraints([dns("a.org")]), {"dns": ("_x.a.org",)}, ""),
+    "DNS leading dot excludes the name itself": (
+        constraints(excluded=[dns(".a.org")]),
+        {"dns": ("a.org",)},
+        "excluded DNS name",
+    ),
+    "DNS leading dot excludes a wildcard": (
+        constraints(excluded=[dns(".w.a.org")]),
+        {"dns": ("*.a.org",)},
+        "excluded DNS name",
+    ),
+    "directory name of the subject": (constraints([directory(("O", "Acme"))]), {"subject": ACME}, ""),
+    "directory name in another case": (constraints([directory(("O", " acme  ltd "))]), {"subject": LTD}, ""),
+    "directory name outside": (
+        constraints([directory(("O", "Acme"))]),
+        {"subject": (("O", "Other"), ("O", "Acme"))},
+        "directory name outside the permitted names",
+    ),
+    "directory name longer than the subject": (
+        constraints([directory(*ACME, ("CN", "x"))]),
+        {"subject": ACME},
+        "directory name outside the permitted names",
+    ),
+    "directory name excluded": (
+        constraints(excluded=[directory(("O", "ACME"))]),
+        {"subject": ACME},
+        "excluded directory name",
+    ),
+    "directory name among the alternative names": (
+        constraints(excluded=[directory(("O", "Acme"))]),
+        {"subject": (), "other_names": [directory(*ACME)]},
+        "excluded directory name",
+    ),
+    "an empty subject is no directory name": (constraints([directory(("O", "Acme"))]), {"subject": ()}, ""),
     "too many": (
         constraints([uri(f"d{n}.org") for n in range(MAX_CONSTRAINTS + 1)]),
         {},
