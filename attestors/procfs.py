@@ -77,6 +77,15 @@ def parse_start_time(data: bytes) -> int:
     return int(fields[_START_TIME])
 
 
+def parse_pid_namespace_depth(data: bytes) -> int:
+    """In how many PID namespaces the process has a number, counted from the reader's: 1 is the reader's own.
+
+    Raises:
+        ValueError: /proc/<pid>/status has no such line (Linux before 4.1).
+    """
+    return len(_field(data, b"\nNSpid:\t"))
+
+
 class ProcessDirectory:
     """One process's directory under /proc, held open."""
 
@@ -102,6 +111,10 @@ class ProcessDirectory:
     def credentials(self) -> Credentials:
         """User and group ids, now."""
         return parse_status(self._read("status", MAX_STATUS_BYTES))
+
+    def pid_namespace_depth(self) -> int:
+        """How many PID namespaces below the reader's it is in, its own included: 1 is the reader's own."""
+        return parse_pid_namespace_depth(self._read("status", MAX_STATUS_BYTES))
 
     def start_time(self) -> int:
         """Start time in clock ticks since boot: with the process number it names a process for good."""

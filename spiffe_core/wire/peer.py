@@ -108,6 +108,15 @@ def peer_pidfd_supported() -> bool:
         return True
 
 
+def peer_pid(connection: socket.socket) -> int:
+    """Who is at the other end of a Unix connection; 0 for a process of a PID namespace that this one cannot see.
+
+    To the one who connected that is the process that began to listen.
+    """
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return int(_UCRED.unpack(raw)[0])
+
+
 def unix_peer(connection: socket.socket) -> UnixPeer:
     """Name the process that connected.
 

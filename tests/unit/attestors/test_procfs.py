@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestors.procfs import MAX_STATUS_BYTES, Credentials, ExecutableLink, ProcFs, parse_start_time, parse_status
+from attestors.procfs import (
+    MAX_STATUS_BYTES,
+    Credentials,
+    ExecutableLink,
+    ProcFs,
+    parse_pid_namespace_depth,
+    parse_start_time,
+    parse_status,
+)
 
 STATUS = "Name:\t{name}\nUmask:\t0022\nUid:\t1000\t1001\t1002\t1003\nGid:\t100\t101\t102\t103\nFDSize:\t64\nGroups:\t4 24 27 \nNStgid:\t7\n"
 TAIL = "S 1 7 7 0 -1 4194560 100 0 0 0 1 2 3 4 20 0 1 0 987654 1024 300 18446744073709551615"
@@ -25,6 +33,18 @@ def test_a_name_that_looks_like_a_line_shifts_nothing():
     """S19: the kernel writes a newline in the name as two characters."""
     assert parse_status(STATUS.format(name="a\\nUid:\\t0\\t0\\t0\\t0").encode()).effective_uid == 1001
     assert parse_status(STATUS.format(name="Uid:\t0\t0\t0\t0").encode()).effective_uid == 1001
+
+
+@pytest.mark.parametrize(("numbers", "depth"), [("7", 1), ("7\t1", 2), ("4194304\t300\t1", 3)])
+def test_the_pid_namespaces_of_a_process_are_counted(numbers, depth):
+    """S17: the name of the process cannot pass for the line."""
+    text = STATUS.replace("NStgid", f"NSpid:\t{numbers}\nNStgid").format(name="NSpid:\t1\\nNSpid:\t1")
+    assert parse_pid_namespace_depth(text.encode()) == depth
+
+
+def test_a_kernel_that_does_not_tell_is_not_guessed_at():
+    with pytest.raises(ValueError, match="NSpid"):
+        parse_pid_namespace_depth(STATUS.format(name="x").encode())
 
 
 BROKEN = {
