@@ -127,6 +127,35 @@ class PromptAttestor(WorkloadAttestor, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class KubernetesObject:
+    """An object of the cluster as a broker names it (SPIFFE Broker API section 3.1.3): by key, by `uid`, or by both.
+
+    `group` is "core" for the core group; `namespace` is "" for what belongs to the cluster; `name` is "" without a key.
+    """
+
+    plural: str
+    group: str
+    namespace: str = ""
+    name: str = ""
+    uid: str = ""
+
+
+@runtime_checkable
+class ObjectAttestor(Protocol):
+    """Says what is known of an object that somebody names. Runs on an Offload thread; may block until `deadline`."""
+
+    def attest_object(self, wanted: KubernetesObject, deadline: float) -> Findings:
+        """Look it up now. `deadline` is `time.monotonic()` seconds.
+
+        Raises:
+            InvalidRequest: objects of this kind cannot be looked up here.
+            NotFound: there is no such object, or not with this UID.
+            IdentityError: it could not be looked up.
+        """
+        ...
+
+
 def advance(dialogue: Dialogue, answer: bytes | None = None) -> Challenge | Attested:
     """One step. `StopIteration` may not cross a thread boundary, so it is turned into a value here."""
     try:

@@ -24,8 +24,10 @@ from node_agent.monitoring import (
     monitor,
     observers,
 )
+from node_agent.opening import broker_endpoint, secret_discovery
 from node_agent.ports import Credentials
 from node_agent.rpc.admin_socket import AdminSocket
+from node_agent.rpc.broker_endpoint import BrokerEndpoint
 from node_agent.rpc.debug_api import AgentInfo, DebugApi
 from node_agent.rpc.delegated_identity import DelegatedIdentity
 from node_agent.rpc.health import Health
@@ -59,7 +61,6 @@ from spiffe_core.wire.peer import peer_pidfd_supported
 from spiffe_core.wire.status import ErrorInterceptor
 from spiffe_core.wire.tls import TlsIdentity
 from workload_api.sds import SecretDiscovery
-from workload_api.sds_secrets import SdsNames
 from workload_api.service import WorkloadApi, WorkloadApiSettings
 from workload_api.streams import StreamLimits, Streams
 
@@ -89,6 +90,7 @@ class Agent:
     api: WorkloadApi
     sds: SecretDiscovery | None
     admin: AdminSocket
+    broker: BrokerEndpoint | None
     monitor: Monitor
     parts: Parts
     interceptors: Sequence[grpc.aio.ServerInterceptor]
@@ -117,6 +119,8 @@ class Agent:
         await self.client.start()
         await self.server.start()
         await self.admin.open()
+        if self.broker is not None:
+            await self.broker.open()
         self.door.listen_unix(self.settings.socket_path)
 
     def start(self, tasks: Supervisor) -> None:
@@ -133,13 +137,16 @@ class Agent:
         self.parts.draining = True
         self.door.stop_accepting()
         self.api.drain()
-        await asyncio.gather(self.server.stop(DRAIN_SECONDS), self.admin.drain(DRAIN_SECONDS, FLUSH_SECONDS))
+        beside = [one.drain(DRAIN_SECONDS, FLUSH_SECONDS) for one in (self.admin, self.broker) if one is not None]
+        await asyncio.gather(self.server.stop(DRAIN_SECONDS), *beside)
         await self.door.emptied(FLUSH_SECONDS)  # a client that does not read is cut off
 
     async def close(self) -> None:
         """Release sockets, connections and the state directory."""
         await self.door.close()
         await self.admin.close()
+        if self.broker is not None:
+            await self.broker.close()
         await self.client.close()
         self.monitor.close()
         if self.tracing is not None:
@@ -260,7 +267,7 @@ def _compose(
         ),
         cut=lambda peer: door.close_where(lambda other: other is peer),
     )
-    sds = None if settings.sds.disabled else _secret_discovery(settings, api, door, clock)
+    sds = None if settings.sds.disabled else secret_discovery(settings, api, door, clock)
     admin_door = FrontDoor(limits=Limits(connections=ADMIN_CONNECTIONS))
     admin_streams = Streams(workloads, StreamLimits(total=ADMIN_CONNECTIONS))
 
@@ -279,6 +286,7 @@ def _compose(
     services = [delegates.handler(), DebugApi(look).handler(), LoggerApi(LogLevel(settings.log_level)).handler()]
     interceptors = [CallInterceptor(observers(metrics), clock.monotonic, tracing), ErrorInterceptor(current_request_id)]
     admin = AdminSocket(settings.admin_socket, admin_door, admin_streams, services, interceptors)
+    broker = broker_endpoint(settings, attestors, node, workloads, jwt, clock, interceptors)
     parts = Parts(settings, clock, node, membership, synchronize, workloads, jwt, door, api)
     return Agent(
         settings,
@@ -293,29 +301,11 @@ def _compose(
         api,
         sds,
         admin,
+        broker,
         monitor(parts, metrics),
         parts,
         interceptors,
         tracing,
-    )
-
-
-def _secret_discovery(settings: AgentSettings, api: WorkloadApi, door: FrontDoor, clock: Clock) -> SecretDiscovery:
-    wanted = settings.sds
-    names = SdsNames(
-        default_svid=wanted.default_svid_name,
-        default_bundle=wanted.default_bundle_name,
-        default_all_bundles=wanted.default_all_bundles_name,
-        disable_validator=wanted.disable_spiffe_cert_validation,
-    )
-    return SecretDiscovery(
-        api.streams,
-        door.caller_of,
-        clock,
-        lambda: secrets.token_hex(4),
-        names=names,
-        entitled_only=not settings.allow_unauthenticated_verifiers,
-        wait=settings.wait_for_identity,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr, model_validator
 
+from node_agent.domain.brokers import ANY, KNOWN, Broker, Permission
 from spiffe_core.crypto.keys import KeyKind
 from spiffe_core.runtime.places import agent_admin_socket, agent_socket, state_directory
 from spiffe_core.runtime.settings import (
@@ -115,6 +116,67 @@ class SdsSection(Section):
     disable_spiffe_cert_validation: bool = False
 
 
+def _type_url(text: str) -> str:
+    if text != ANY and text not in KNOWN:
+        raise ValueError(f'must be "*" or one of {", ".join(sorted(KNOWN))}')
+    return text
+
+
+class ReferenceTypeSection(Section):
+    """One of `allowed_reference_types`: a kind of reference a broker may use."""
+
+    type_url: Annotated[str, AfterValidator(_type_url)]
+    allow_over_tcp: bool = False
+
+
+class BrokerIdSection(Section):
+    """[[broker.brokers]]: one broker, and what it may do."""
+
+    id: Delegate
+    allowed_reference_types: Annotated[tuple[ReferenceTypeSection, ...], BeforeValidator(as_tuple)] = Field(
+        min_length=1, max_length=16
+    )
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        kinds = [one.type_url for one in self.allowed_reference_types]
+        if len(set(kinds)) < len(kinds) or (ANY in kinds and len(kinds) > 1):
+            raise ValueError('allowed_reference_types: name each kind once; "*" stands alone')
+        return self
+
+
+class BrokerSection(Section):
+    """[broker]: the SPIFFE Broker Endpoint, for proxies that act for other workloads. Off without this table."""
+
+    socket_path: Annotated[FilePath, AfterValidator(_socket)] | None = None
+    bind_address: Annotated[str, AfterValidator(_host)] | None = None
+    bind_port: int = Field(default=0, ge=0, le=65535)
+    brokers: Annotated[tuple[BrokerIdSection, ...], BeforeValidator(as_tuple)] = Field(min_length=1, max_length=256)
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if self.socket_path is None and self.bind_address is None:
+            raise ValueError("set socket_path, bind_address with bind_port, or both")
+        names = [one.id for one in self.brokers]
+        if len(set(names)) < len(names):
+            raise ValueError("brokers: each id stands once")
+        return self
+
+    @property
+    def tcp(self) -> tuple[str, int] | None:
+        """Where it listens on TCP, if it does."""
+        return None if self.bind_address is None else (self.bind_address, self.bind_port)
+
+    def domain(self) -> tuple[Broker, ...]:
+        """As the services know them."""
+        return tuple(
+            Broker(
+                one.id, tuple(Permission(kind.type_url, kind.allow_over_tcp) for kind in one.allowed_reference_types)
+            )
+            for one in self.brokers
+        )
+
+
 class AgentSettings(Section):
     """Everything `node-agent run` needs to know."""
 
@@ -143,6 +205,7 @@ class AgentSettings(Section):
     jwt: JwtSection = JwtSection()
     wit: WitSection = WitSection()
     sds: SdsSection = SdsSection()
+    broker: BrokerSection | None = None
     attestors: dict[str, dict[str, Any]] = Field(default_factory=_unix_only, min_length=1, max_length=32)
     limits: LimitSection = LimitSection()
     health_checks: HealthCheckSection = HealthCheckSection()
@@ -159,6 +222,12 @@ class AgentSettings(Section):
         if named is not None and named.is_relative_to(self.socket_path.parent):
             raise ValueError(
                 "admin_socket_path must not lie below the directory of socket_path, which workloads can see; "
+                "choose another directory"
+            )
+        broker = self.broker.socket_path if self.broker is not None else None
+        if broker is not None and broker.is_relative_to(self.socket_path.parent):
+            raise ValueError(
+                "broker.socket_path must not lie below the directory of socket_path, which workloads can see; "
                 "choose another directory"
             )
         foreign = [str(one) for one in self.authorized_delegates if not one.member_of(self.trust_domain)]

@@ -10,30 +10,26 @@ view, and kept with the view.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
 import grpc
 
-from spiffe_core.bundle import TrustBundle
 from spiffe_core.clock import Clock
 from spiffe_core.errors import (
     Exhausted,
     InvalidRequest,
     NoIdentityIssued,
     Unauthenticated,
-    Unavailable,
     Unimplemented,
 )
 from spiffe_core.wire._gen import workload_pb2
 from spiffe_core.wire.peer import UnixPeer
 from spiffe_core.wire.services import handlers
-from workload_api.backend import JwtBackend, WitBackend, WorkloadBackend, WorkloadView, X509Identity
-from workload_api.expiry import expiries
+from workload_api.backend import JwtBackend, WitBackend, WorkloadBackend, WorkloadView
 from workload_api.streams import StreamLimits, Streams
 from workload_api.token_answers import (
     check_validation,
@@ -45,6 +41,7 @@ from workload_api.token_answers import (
     wit_bundles_response,
     wit_svid_response,
 )
+from workload_api.x509_answers import x509_bundles_response, x509_svid_response
 
 Backend = TypeVar("Backend")
 
@@ -119,7 +116,7 @@ class WorkloadApi:
             async for view in views:
                 if not view.x509_svids and not last and self._settings.wait_for_identity:
                     continue
-                message = self._sendable(_x509_svid_response(view, self._clock.now()))
+                message = self._sendable(x509_svid_response(view, self._clock.now()))
                 if message != last:
                     last = message
                     yield message
@@ -127,7 +124,7 @@ class WorkloadApi:
     def FetchX509Bundles(self, _request: Any, context: Any) -> AsyncGenerator[bytes, None]:
         """The own bundle and those of federated trust domains, again at each change of them."""
         _require_header(context)
-        return self._bundles(context, _x509_bundles_response)
+        return self._bundles(context, x509_bundles_response)
 
     async def FetchJWTSVID(self, request: Any, context: Any) -> bytes:
         """A token for the audiences asked for, of each identity of the caller or of one."""
@@ -214,63 +211,3 @@ def _offered(backend: Backend | None, profile: str, context: Any) -> Backend:
     if backend is None:
         raise Unimplemented(f"the {profile} profile is not offered here")
     return backend
-
-
-def _x509_svid_response(view: WorkloadView, now: datetime) -> bytes:
-    """The serialized X509SVIDResponse of `view`, without SVIDs that have expired (N-A-26).
-
-    Raises:
-        NoIdentityIssued: nothing matches the caller.
-        Unavailable: everything has expired, or no authority of the trust domain is known.
-    """
-    if not view.x509_svids:
-        raise NoIdentityIssued
-    valid = [number for number, expiry in enumerate(expiries(view)) if now.timestamp() < expiry]
-    if not valid:
-        raise Unavailable("the identity has expired and could not be renewed yet; the agent keeps trying")
-    if not view.bundle.x509_roots:
-        raise Unavailable("no X.509 authority of the trust domain is known yet (conformance D10)")
-    whole = len(valid) == len(view.x509_svids)
-    name = "FetchX509SVID" if whole else f"FetchX509SVID of {valid}"
-    message = view.rendered.get(name)
-    if message is None:
-        message = view.rendered[name] = _render_svids([view.x509_svids[number] for number in valid], view)
-    return message
-
-
-def _render_svids(svids: Sequence[X509Identity], view: WorkloadView) -> bytes:
-    own = _roots(view.bundle)
-    response = workload_pb2.X509SVIDResponse(federated_bundles=_by_id(view.federated))
-    used: set[str] = set()
-    for svid in svids:
-        # A hint names one identity of the response (WAPI-24): the first keeps it.
-        hint = "" if svid.hint in used else svid.hint
-        used.add(hint)
-        response.svids.add(
-            spiffe_id=str(svid.spiffe_id),
-            x509_svid=b"".join(svid.chain),
-            x509_svid_key=svid.key.reveal(),
-            bundle=own,
-            hint=hint,
-        )
-    return response.SerializeToString(deterministic=True)
-
-
-def _x509_bundles_response(view: WorkloadView) -> bytes:
-    """The serialized X509BundlesResponse: the own trust domain always (WAPI-29), others for those with an identity."""
-    message = view.rendered.get("FetchX509Bundles")
-    if message is None:
-        bundles = _by_id(view.federated if view.x509_svids else ())
-        bundles[str(view.bundle.trust_domain.id)] = _roots(view.bundle)
-        message = workload_pb2.X509BundlesResponse(bundles=bundles).SerializeToString(deterministic=True)
-        view.rendered["FetchX509Bundles"] = message
-    return message
-
-
-def _by_id(bundles: Iterable[TrustBundle]) -> dict[str, bytes]:
-    """By trust domain SPIFFE ID. A domain without X.509 authorities is absent, which says: trust nobody of it."""
-    return {str(bundle.trust_domain.id): _roots(bundle) for bundle in bundles if bundle.x509_roots}
-
-
-def _roots(bundle: TrustBundle) -> bytes:
-    return b"".join(bundle.x509_roots)

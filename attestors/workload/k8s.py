@@ -21,13 +21,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, ClassVar
 
-from attestors.api import Findings, Subject
+from attestors.api import Findings, KubernetesObject, Subject
 from attestors.cgroups import Place
 from attestors.containers import locate
 from attestors.http_client import get_https
 from attestors.procfs import ProcFs
-from attestors.workload.pods import TYPE, Found, find, read_pods, selectors_of
-from spiffe_core.errors import ConfigError, Unavailable
+from attestors.workload.pods import TYPE, Found, find, find_pod, read_pods, selectors_of
+from spiffe_core.errors import ConfigError, InvalidRequest, NotFound, Unavailable
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 MAX_LIST_BYTES = 128 * 1024 * 1024
@@ -116,6 +116,26 @@ class K8sAttestor:
         if locate(self._ports.proc, subject) != place:
             raise Unavailable("the calling process changed its container meanwhile; try again")
         return Findings(selectors_of(found, container_level=not self._settings.disable_container_selectors))
+
+    def attest_object(self, wanted: KubernetesObject, deadline: float) -> Findings:
+        """Look up a pod of this node that a broker names; what is said of its containers one by one is left out.
+
+        Raises:
+            InvalidRequest: it is no pod.
+            NotFound: this node has no such pod now.
+            Unavailable: the kubelet does not answer, or refuses.
+        """
+        if (wanted.plural, wanted.group) != ("pods", "core"):
+            raise InvalidRequest(
+                "type: only pods of this node can be looked up here; name a pod (plural pods, group core)", field="type"
+            )
+        if wanted.name and not wanted.namespace:
+            raise InvalidRequest("key.namespace: a pod has one; name it", field="key.namespace")
+        pods = self._pods(self._ports.monotonic() - LIST_SECONDS, deadline - _MARGIN_SECONDS)
+        found = find_pod(pods, wanted)
+        if found is None:
+            raise NotFound("this node has no such pod", field="reference")
+        return Findings(selectors_of(found, container_level=False))
 
     def _find(self, place: Place, deadline: float) -> Found:
         wanted, pause = self._ports.monotonic() - LIST_SECONDS, FIRST_PAUSE

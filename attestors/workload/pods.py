@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from attestors.api import KubernetesObject
 from spiffe_core.errors import Internal, InvalidRequest, Unavailable
 from spiffe_core.selectors import Selector
 
@@ -57,6 +58,19 @@ def find(pods: Iterable[Mapping[str, Any]], container_id: str, pod_uid: str, *, 
     if len(found) > 1:
         raise Internal("two pods claim the process's container; look at the kubelet's list of pods")
     return found[0] if found else None
+
+
+def find_pod(pods: Iterable[Mapping[str, Any]], wanted: KubernetesObject) -> Found | None:
+    """The pod with this key, or without one with this UID; None if it is not there or has another UID."""
+    for pod in pods:
+        metadata = _map(pod, "metadata")
+        uid = _text(metadata, "uid")
+        if wanted.name:
+            if (_text(metadata, "namespace"), _text(metadata, "name")) == (wanted.namespace, wanted.name):
+                return Found(pod) if uid and wanted.uid in {"", uid} else None
+        elif uid and uid == wanted.uid:
+            return Found(pod)
+    return None
 
 
 def selectors_of(found: Found, *, container_level: bool) -> frozenset[Selector]:

@@ -132,6 +132,14 @@ class WorkloadSvids:
         matched = [] if self.banned else self._index.matching(selectors)
         return [entry for entry in matched if not entry.admin and not entry.downstream]
 
+    def delegable_view(self, selectors: frozenset[Selector]) -> WorkloadView | None:
+        """As `delegable`, with SVIDs, hints unique; None while they are on their way."""
+        matched = unique_hints(self.delegable(selectors))
+        identities, _ = self._identities(matched)
+        if matched and not identities:
+            return None
+        return WorkloadView(identities, self._bundles.own, self._federated_of(matched))
+
     def visible(self, selectors: frozenset[Selector]) -> VisibleBundles:
         """The bundles `selectors` may see, whether or not SVIDs are at hand."""
         matched = self.matching(selectors)
@@ -249,6 +257,13 @@ class WorkloadSvids:
         if self.banned:
             return WorkloadView((), self._bundles.own)
         matched = unique_hints(self._index.matching(audience))
+        identities, awaited = self._identities(matched)
+        if matched and (not identities or (awaited and present is None)):
+            return None
+        return WorkloadView(identities, self._bundles.own, self._federated_of(matched))
+
+    def _identities(self, matched: Iterable[RegistrationEntry]) -> tuple[tuple[X509Identity, ...], bool]:
+        """The SVIDs at hand that are good, or if none is those that have ended; whether some are on their way."""
         valid: list[X509Identity] = []
         ended: list[X509Identity] = []
         awaited = False
@@ -259,10 +274,7 @@ class WorkloadSvids:
                 (valid if svid.not_after > now else ended).append(svid.identity)
             elif entry.id not in self._refused:
                 awaited = True
-        identities = valid or ended
-        if matched and (not identities or (awaited and present is None)):
-            return None
-        return WorkloadView(tuple(identities), self._bundles.own, self._federated_of(matched))
+        return tuple(valid or ended), awaited
 
     def _federated_of(self, matched: Iterable[RegistrationEntry]) -> tuple[TrustBundle, ...]:
         names = {name for entry in matched for name in entry.federates_with}

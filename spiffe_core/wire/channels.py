@@ -13,10 +13,15 @@ MAX_STREAMS_PER_CONNECTION = 100
 Option = tuple[str, int | str]
 
 
-def server_options(*, max_connection_age: float | None, max_message: int = MAX_MESSAGE_BYTES) -> list[Option]:
+def server_options(
+    *,
+    max_connection_age: float | None,
+    max_message: int = MAX_MESSAGE_BYTES,
+    max_streams: int = MAX_STREAMS_PER_CONNECTION,
+) -> list[Option]:
     """Bounds of a private listener (architecture A5). `max_connection_age` in seconds, None for no limit."""
     options: list[Option] = [
-        ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
+        ("grpc.max_concurrent_streams", max_streams),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.max_receive_message_length", max_message),

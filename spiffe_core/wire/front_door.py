@@ -14,7 +14,6 @@ import asyncio
 import inspect
 import secrets
 import socket
-import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -25,17 +24,16 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
-from spiffe_core.bundle import BundleSet
-from spiffe_core.crypto.certificates import read_certificate
 from spiffe_core.errors import Unauthenticated
 from spiffe_core.wire.acceptor import Acceptor
-from spiffe_core.wire.channels import MAX_MESSAGE_BYTES, server_options
+from spiffe_core.wire.channels import MAX_MESSAGE_BYTES, MAX_STREAMS_PER_CONNECTION, server_options
 from spiffe_core.wire.http2_meter import Meter, Principals, Rates
-from spiffe_core.wire.peer import Peer, TlsPeer, UnixPeer, unix_peer
+from spiffe_core.wire.peer import Peer, TlsPeer, UnixPeer, peer_pid, unix_peer
 from spiffe_core.wire.services import CALL_KINDS, HANDLER_FACTORIES
 from spiffe_core.wire.sockets import PrivateDirectory, UnixListener, listen_tcp, listen_unix
 from spiffe_core.wire.splice import Splice
-from spiffe_core.wire.tls import ServerTls, TlsIdentity, server_context, verified_svid
+from spiffe_core.wire.tls import ServerTls
+from spiffe_core.wire.tls_admission import TlsContexts, tls_peer
 from spiffe_core.wire.wrap_once import WrapOnce
 
 _NAME_PREFIX = "unix-abstract:"
@@ -114,14 +112,27 @@ class FrontDoor:
         """Accept TLS on a TCP port; its callers are known by SVID, or are anonymous. Raises ConfigError."""
         listener = listen_tcp(host, port)
         self._tcp.append(listener)
-        contexts = _Contexts(tls)
+        contexts = TlsContexts(tls)
         bound: tuple[str, int] = listener.getsockname()[:2]
 
         async def admit(connection: socket.socket) -> None:
-            await self._admit_tls(connection, contexts)
+            address = _text(connection.getpeername())
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await self._admit_tls(connection, contexts, TlsPeer(address), address.rpartition(":")[0])
 
         self._accept(listener, admit)
         return bound
+
+    def listen_unix_tls(self, path: Path, tls: ServerTls, *, mode: int, dir_mode: int = 0o755) -> None:
+        """Accept TLS on a Unix socket; its callers are known by SVID, not by process. Raises ConfigError."""
+        listener = listen_unix(path, mode=mode, dir_mode=dir_mode)
+        self._unix.append(listener)
+        contexts = TlsContexts(tls)
+
+        async def admit(connection: socket.socket) -> None:
+            await self._admit_tls(connection, contexts, TlsPeer(f"unix:{path}", local=True), peer_pid(connection))
+
+        self._accept(listener.socket, admit)
 
     def caller_of(self, context: Context) -> Peer:
         """Who makes this call.
@@ -204,16 +215,16 @@ class FrontDoor:
             link.splice.abort()
             raise
 
-    async def _admit_tls(self, connection: socket.socket, contexts: _Contexts) -> None:
+    async def _admit_tls(
+        self, connection: socket.socket, contexts: TlsContexts, stranger: TlsPeer, principal: int | str
+    ) -> None:
         if len(self._links) >= self.limits.connections or self._handshaking >= self.limits.handshakes:
             self.refused["too many connections"] += 1
             connection.close()
             return
         loop = asyncio.get_running_loop()
-        address = _text(connection.getpeername())
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        link = _Link(TlsPeer(address), self._splice(lambda: self._leave(link)))
-        link.splice.near.meter = self._meter(address.rpartition(":")[0], loop.time())
+        link = _Link(stranger, self._splice(lambda: self._leave(link)))
+        link.splice.near.meter = self._meter(principal, loop.time())
         self._handshaking += 1
         try:
             transport, _ = await loop.connect_accepted_socket(
@@ -228,7 +239,7 @@ class FrontDoor:
         finally:
             self._handshaking -= 1
         try:
-            link.peer = _tls_peer(address, transport.get_extra_info("ssl_object"), contexts.tls)
+            link.peer = tls_peer(stranger, transport.get_extra_info("ssl_object"), contexts.tls)
             self._links[link.name] = link
             await self._connect_far(link)
         except BaseException:
@@ -293,37 +304,6 @@ async def _connect(far: socket.socket, path: str) -> None:
     raise TimeoutError("the private listener does not answer")
 
 
-class _Contexts:
-    """The TLS context of the present identity and bundles; made anew only when one of them changed."""
-
-    def __init__(self, tls: ServerTls) -> None:
-        self.tls = tls
-        self._made_of: tuple[TlsIdentity, BundleSet] | None = None
-        self._context: ssl.SSLContext | None = None
-
-    def current(self) -> ssl.SSLContext:
-        """The context for the next handshake."""
-        identity, bundles = self.tls.identity(), self.tls.bundles()
-        known = self._made_of
-        if self._context is None or known is None or known[0] is not identity or known[1] is not bundles:
-            roots = (der for bundle in bundles.all() for der in bundle.x509_roots)
-            self._context = server_context(identity, roots)
-            self._made_of = (identity, bundles)
-        return self._context
-
-
-def _tls_peer(address: str, tls: ssl.SSLObject, settings: ServerTls) -> TlsPeer:
-    if tls.session_reused:
-        raise Unauthenticated("resumed TLS sessions are not believed", address=address)
-    if tls.selected_alpn_protocol() != "h2":
-        raise Unauthenticated("the client does not speak HTTP/2", address=address)
-    svid = verified_svid(tls, settings.bundles().get, now=settings.now(), purpose="client")
-    if svid is None:
-        return TlsPeer(address)
-    serial = str(read_certificate(svid.leaf_der).certificate.serial_number)
-    return TlsPeer(address, svid.spiffe_id, svid.leaf_der, serial, svid.not_after, svid.anchor_der)
-
-
 def _text(address: Any) -> str:
     return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
 
@@ -371,6 +351,7 @@ def private_server(
     *,
     max_connection_age: float | None = None,
     max_message: int = MAX_MESSAGE_BYTES,
+    max_streams: int = MAX_STREAMS_PER_CONNECTION,
 ) -> grpc.aio.Server:
     """A gRPC server bound behind `door`, not started. The first interceptor is the outermost; the guard is innermost.
 
@@ -378,7 +359,9 @@ def private_server(
     """
     server = grpc.aio.server(
         interceptors=[WrapOnce([*interceptors, DoorGuard(door)])],
-        options=server_options(max_connection_age=max_connection_age, max_message=max_message),
+        options=server_options(
+            max_connection_age=max_connection_age, max_message=max_message, max_streams=max_streams
+        ),
     )
     server.add_generic_rpc_handlers(tuple(handlers))
     server.add_insecure_port(door.private_target)

@@ -82,7 +82,7 @@ class TlsPeer:
     """The client of a TLS connection. `spiffe_id` is None for a client that presented no certificate.
 
     `serial` is the leaf's serial number in decimal, `not_after` its expiry,
-    `anchor` the DER of the authority the verified chain ends in.
+    `anchor` the DER of the authority the verified chain ends in. `local`: it came over a Unix socket of this machine.
     """
 
     address: str
@@ -91,6 +91,7 @@ class TlsPeer:
     serial: str = ""
     not_after: datetime | None = None
     anchor: bytes | None = None
+    local: bool = False
 
 
 Peer = UnixPeer | TlsPeer

@@ -17,6 +17,7 @@ from spiffe_core.bundle import BundleSet, TrustBundle
 from spiffe_core.crypto.keys import PrivateKeyDer
 from spiffe_core.errors import Reason, VerificationFailed
 from spiffe_core.spiffe_id import TrustDomain
+from spiffe_core.wire.peer import TlsPeer
 from spiffe_core.x509_verify import Purpose, VerifiedX509Svid, verify_x509_svid
 
 _DER = 2  # _ssl.ENCODING_DER
@@ -34,11 +35,17 @@ class TlsIdentity:
 
 @dataclass(frozen=True, slots=True)
 class ServerTls:
-    """What a TLS listener asks at each handshake: its own identity and the bundles it believes, both the newest."""
+    """What a TLS listener asks at each handshake: its own identity and the bundles it believes, both the newest.
+
+    `identity` must give the same object until it changes. `anonymous`: whether a client without a certificate is let in.
+    `admit` is shown each client that has proven an identity, and raises an IdentityError to turn it away.
+    """
 
     identity: Callable[[], TlsIdentity]
     bundles: Callable[[], BundleSet]
     now: Callable[[], datetime]
+    anonymous: bool = True
+    admit: Callable[[TlsPeer], None] = lambda _: None
 
 
 def load_identity(context: ssl.SSLContext, identity: TlsIdentity) -> None:
@@ -55,10 +62,10 @@ def load_identity(context: ssl.SSLContext, identity: TlsIdentity) -> None:
         os.close(memory)
 
 
-def server_context(identity: TlsIdentity, roots: Iterable[bytes]) -> ssl.SSLContext:
-    """A listener's context: client certificate asked for but optional, HTTP/2 only, nothing to resume."""
+def server_context(identity: TlsIdentity, roots: Iterable[bytes], *, anonymous: bool = True) -> ssl.SSLContext:
+    """A listener's context: client certificate asked for, optional if `anonymous`, HTTP/2 only, nothing to resume."""
     context = _context(ssl.PROTOCOL_TLS_SERVER, roots)
-    context.verify_mode = ssl.CERT_OPTIONAL
+    context.verify_mode = ssl.CERT_OPTIONAL if anonymous else ssl.CERT_REQUIRED
     context.num_tickets = 0
     context.options |= ssl.OP_NO_TICKET | ssl.OP_CIPHER_SERVER_PREFERENCE
     load_identity(context, identity)

@@ -305,7 +305,27 @@ ORDERS = {  # ours: architecture A15
     "GiveUpServerResponse": "retired=1:[Authority]",
 }
 
+_REFERENCE = "reference=1:WorkloadReference"
+BROKER = {
+    "WorkloadReference": "reference=1:Any",
+    "WorkloadPIDReference": "pid=1:int32",
+    "KubernetesObjectType": "plural=1:string group=2:string",
+    "KubernetesObjectKey": "namespace=1:string name=2:string",
+    "KubernetesObjectReference": "type=1:KubernetesObjectType key=2:KubernetesObjectKey uid=3:string",
+    "SubscribeToX509SVIDRequest": _REFERENCE,
+    "SubscribeToX509SVIDResponse": "svids=1:[X509SVID] crl=2:[bytes] federated_bundles=3:map<string,bytes>",
+    "X509SVID": WORKLOAD["X509SVID"],
+    "SubscribeToX509BundlesRequest": _REFERENCE,
+    "SubscribeToX509BundlesResponse": WORKLOAD["X509BundlesResponse"],
+    "FetchJWTSVIDRequest": f"{_REFERENCE} audience=2:[string] spiffe_id=3:string",
+    "FetchJWTSVIDResponse": WORKLOAD["JWTSVIDResponse"],
+    "JWTSVID": WORKLOAD["JWTSVID"],
+    "SubscribeToJWTBundlesRequest": _REFERENCE,
+    "SubscribeToJWTBundlesResponse": WORKLOAD["JWTBundlesResponse"],
+}
+
 PACKAGES = {
+    "spiffe.broker": BROKER,
     "muniment.server.authorityorders.v1": ORDERS,
     "": WORKLOAD,
     "envoy.service.secret.v3": DISCOVERY,
@@ -352,6 +372,7 @@ LOGGER_METHODS = "GetLogger:>Logger SetLogLevel:>Logger ResetLogLevel:>Logger"
 METHODS = {
     "muniment.server.authorityorders.v1.AuthorityOrders": "PlaceOrder:> GetOrder:> ListOrders:> ListAuthorities:> "
     "GiveUpServer:>",
+    "spiffe.broker.API": "SubscribeToX509SVID:>* SubscribeToX509Bundles:>* FetchJWTSVID:> SubscribeToJWTBundles:>*",
     "SpiffeWorkloadAPI": "FetchX509SVID:X509SVIDRequest>*X509SVIDResponse "
     "FetchX509Bundles:X509BundlesRequest>*X509BundlesResponse FetchJWTSVID:JWTSVIDRequest>JWTSVIDResponse "
     "FetchJWTBundles:JWTBundlesRequest>*JWTBundlesResponse ValidateJWTSVID:> "

@@ -18,7 +18,7 @@ from spiffe_core.bundle import BundleSet
 from spiffe_core.clock import SystemClock
 from spiffe_core.errors import Reason, Unavailable, VerificationFailed
 from spiffe_core.spiffe_id import SpiffeId
-from spiffe_core.wire import front_door
+from spiffe_core.wire import tls_admission
 from spiffe_core.wire.dialer import Dialer, DialTrust
 from spiffe_core.wire.front_door import FrontDoor, Limits
 from spiffe_core.wire.peer import TlsPeer
@@ -202,7 +202,7 @@ async def test_a_session_is_not_resumed_before_or_after_its_authority_is_revoked
             context.options &= ~ssl.OP_NO_TICKET
             return context
 
-        monkeypatch.setattr(front_door, "server_context", generous)
+        monkeypatch.setattr(tls_admission, "server_context", generous)
     async with listening() as domain:
         svid = domain.ca.issue(AGENT_ID)
         context = client_context(identity_of(svid), domain.ca.bundle().x509_roots)

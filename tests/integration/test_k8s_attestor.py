@@ -12,10 +12,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from attestors.api import KubernetesObject
 from attestors.procfs import ProcFs
 from attestors.workload.k8s import K8sAttestor, K8sPorts, K8sSettings
 from spiffe_core.clock import SystemClock
-from spiffe_core.errors import ConfigError, Internal, PreconditionFailed, Unauthenticated, Unavailable
+from spiffe_core.errors import (
+    ConfigError,
+    Internal,
+    InvalidRequest,
+    NotFound,
+    PreconditionFailed,
+    Unauthenticated,
+    Unavailable,
+)
 from tests.doubles.kubelet import Kubelet, pod
 
 ID, SIDECAR, START = "a" * 64, "b" * 64, "c" * 64
@@ -303,3 +312,43 @@ class TestTheKubelet:
 def test_settings_that_contradict_each_other_are_refused(over):
     with pytest.raises(ConfigError):
         K8sSettings(**over)
+
+
+FOUND = {
+    "by key": KubernetesObject("pods", "core", "shop", "web-0"),
+    "by UID": KubernetesObject("pods", "core", uid=UID),
+    "by both": KubernetesObject("pods", "core", "shop", "web-0", UID),
+}
+NOT_FOUND = {
+    "another name": KubernetesObject("pods", "core", "shop", "web-1"),
+    "another namespace": KubernetesObject("pods", "core", "elsewhere", "web-0"),
+    "a UID of nobody": KubernetesObject("pods", "core", uid="nobody"),
+    "the name of one pod and the UID of another": KubernetesObject("pods", "core", "shop", "web-0", OTHER_UID),
+}
+NOT_LOOKED_UP = {
+    "a deployment": KubernetesObject("deployments", "apps", "shop", "web"),
+    "pods of another group": KubernetesObject("pods", "metrics.k8s.io", "shop", "web-0"),
+    "a pod without a namespace": KubernetesObject("pods", "core", name="web-0"),
+}
+
+
+def test_a_pod_that_a_broker_names_is_known_by_what_is_said_of_the_pod(kubelet, pki, tmp_path):
+    """BAPI-03, BAPI-06, BAPI-07, BAPI-10: SPIRE's selectors of the pod, of no container; a stale UID finds nothing."""
+    made = attestor(kubelet, pki, tmp_path)
+    for case, wanted in FOUND.items():
+        said = values(made.attest_object(wanted, soon()))
+        assert {f"pod-uid:{UID}", "ns:shop", "pod-name:web-0", "sa:frontend", "pod-image-count:2"} <= said, case
+        assert not [one for one in said if one.startswith("container-")], case
+    for case, wanted in NOT_FOUND.items():
+        with pytest.raises(NotFound):
+            made.attest_object(wanted, soon())
+            pytest.fail(case)
+    asked = kubelet.asked
+    for case, wanted in NOT_LOOKED_UP.items():
+        with pytest.raises(InvalidRequest):
+            made.attest_object(wanted, soon())
+            pytest.fail(case)
+    assert kubelet.asked == asked
+    kubelet.status = 503
+    with pytest.raises(Unavailable):
+        attestor(kubelet, pki, tmp_path).attest_object(FOUND["by UID"], soon())

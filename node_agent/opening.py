@@ -1,0 +1,109 @@
+"""Parts that the composition root opens only if the settings ask for them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+
+import grpc.aio
+
+from attestors.api import ObjectAttestor, WorkloadAttestor
+from node_agent.domain.brokers import Brokers
+from node_agent.rpc.broker_api import BrokerApi
+from node_agent.rpc.broker_endpoint import CONNECTIONS, GRACE_SECONDS, BrokerAddresses, BrokerEndpoint, Strangers
+from node_agent.services.jwt_svids import JwtSvids
+from node_agent.services.node_record import NodeRecord
+from node_agent.services.referenced import ReferencedWorkloads
+from node_agent.services.workload_svids import WorkloadSvids
+from node_agent.settings import AgentSettings
+from spiffe_core.clock import Clock
+from spiffe_core.errors import Unavailable
+from spiffe_core.wire.front_door import FrontDoor, Limits
+from spiffe_core.wire.peer import TlsPeer
+from spiffe_core.wire.tls import ServerTls, TlsIdentity
+from spiffe_core.x509_svid import X509Svid
+from workload_api.sds import SecretDiscovery
+from workload_api.sds_secrets import SdsNames
+from workload_api.service import WorkloadApi
+
+
+class OwnIdentity:
+    """The agent's own SVID as TLS presents it; the same object until the SVID changes."""
+
+    def __init__(self, node: NodeRecord) -> None:
+        self._node = node
+        self._made: tuple[X509Svid, TlsIdentity] | None = None
+
+    def __call__(self) -> TlsIdentity:
+        """The present one.
+
+        Raises:
+            Unavailable: the agent has none.
+        """
+        svid = self._node.state.svid
+        if svid is None:
+            raise Unavailable("the agent has no identity of its own yet")
+        if self._made is None or self._made[0] is not svid:
+            self._made = (svid, TlsIdentity(svid.chain, svid.key))
+        return self._made[1]
+
+
+def broker_endpoint(
+    settings: AgentSettings,
+    attestors: Sequence[WorkloadAttestor],
+    node: NodeRecord,
+    workloads: WorkloadSvids,
+    jwt: JwtSvids | None,
+    clock: Clock,
+    interceptors: Sequence[grpc.aio.ServerInterceptor],
+) -> BrokerEndpoint | None:
+    """The SPIFFE Broker Endpoint, if one is configured."""
+    section = settings.broker
+    if section is None:
+        return None
+    brokers = Brokers(section.domain())
+    door = FrontDoor(limits=Limits(connections=CONNECTIONS))
+
+    def cut(peer: TlsPeer) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(GRACE_SECONDS, lambda: door.close_where(lambda other: other is peer))
+
+    references = ReferencedWorkloads(
+        workloads,
+        [one for one in attestors if isinstance(one, ObjectAttestor)],
+        clock=clock,
+        budget=settings.limits.attestation_seconds,
+    )
+    api = BrokerApi(
+        workloads, references, jwt, door.caller_of, brokers, clock, jwt_key_use=settings.jwt.key_use, cut=cut
+    )
+    tls = ServerTls(
+        OwnIdentity(node),
+        lambda: workloads.bundles,
+        clock.now,
+        anonymous=False,
+        admit=Strangers(brokers, door).admit,
+    )
+    addresses = BrokerAddresses(section.socket_path, section.tcp)
+    return BrokerEndpoint(addresses, tls, door, references, [api.handler()], interceptors)
+
+
+def secret_discovery(settings: AgentSettings, api: WorkloadApi, door: FrontDoor, clock: Clock) -> SecretDiscovery:
+    """Envoy's service on the Workload API's socket."""
+    wanted = settings.sds
+    names = SdsNames(
+        default_svid=wanted.default_svid_name,
+        default_bundle=wanted.default_bundle_name,
+        default_all_bundles=wanted.default_all_bundles_name,
+        disable_validator=wanted.disable_spiffe_cert_validation,
+    )
+    return SecretDiscovery(
+        api.streams,
+        door.caller_of,
+        clock,
+        lambda: secrets.token_hex(4),
+        names=names,
+        entitled_only=not settings.allow_unauthenticated_verifiers,
+        wait=settings.wait_for_identity,
+    )
