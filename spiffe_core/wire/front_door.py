@@ -359,9 +359,7 @@ def private_server(
     """
     server = grpc.aio.server(
         interceptors=[WrapOnce([*interceptors, DoorGuard(door)])],
-        options=server_options(
-            max_connection_age=max_connection_age, max_message=max_message, max_streams=max_streams
-        ),
+        options=server_options(max_connection_age=max_connection_age, max_message=max_message, max_streams=max_streams),
     )
     server.add_generic_rpc_handlers(tuple(handlers))
     server.add_insecure_port(door.private_target)
