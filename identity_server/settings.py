@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
@@ -30,6 +30,7 @@ from spiffe_core.runtime.settings import (
     load_settings,
     parsed_by,
 )
+from spiffe_core.runtime.settings_kinds import SERVER
 from spiffe_core.spiffe_id import TrustDomain
 
 MAX_SOCKET_PATH_BYTES = 107
@@ -238,6 +239,7 @@ class ServerHealthSection(HealthCheckSection):
 class ServerSettings(Section):
     """Everything `identity-server run` needs to know."""
 
+    file_kind: ClassVar[str] = SERVER
     trust_domain: Trust
     data_dir: FilePath = Field(default_factory=lambda: state_directory() / "server")
     bind_address: Annotated[str, AfterValidator(_address)] = "0.0.0.0"  # noqa: S104  # agents are on other machines

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr, model_validator
 
@@ -30,6 +30,7 @@ from spiffe_core.runtime.settings import (
     load_settings,
     parsed_by,
 )
+from spiffe_core.runtime.settings_kinds import AGENT
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 
 MAX_SOCKET_PATH_BYTES = 107
@@ -180,6 +181,7 @@ class BrokerSection(Section):
 class AgentSettings(Section):
     """Everything `node-agent run` needs to know."""
 
+    file_kind: ClassVar[str] = AGENT
     trust_domain: Trust
     data_dir: Annotated[FilePath, AfterValidator(_absolute)] = Field(
         default_factory=lambda: state_directory() / "agent"

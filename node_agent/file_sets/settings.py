@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from spiffe_core.runtime.settings import FilePath, Section, Texts, as_tuple, load_settings
+from spiffe_core.runtime.settings_kinds import FILES
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SIGNALS = ("HUP", "USR1", "USR2", "TERM", "INT", "QUIT", "WINCH")
@@ -109,6 +110,7 @@ class FileSet(Section):
 class FilesSettings(Section):
     """Everything `node-agent files` needs to know. An empty `socket` means SPIFFE_ENDPOINT_SOCKET."""
 
+    file_kind: ClassVar[str] = FILES
     socket: str = ""
     command_seconds: float = Field(default=30.0, ge=1.0, le=600.0, strict=False)
     sets: Annotated[tuple[FileSet, ...], BeforeValidator(as_tuple), Field(alias="set", min_length=1, max_length=64)]

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from spiffe_core.errors import ConfigError, IdentityError
+from spiffe_core.runtime.settings_kinds import mistaken
 
 MAX_FILE_BYTES = 1024 * 1024
 GUIDE = "docs/configuration.md"
@@ -37,6 +38,7 @@ _PART = re.compile(r"(\d+)(ms|[dhms])")
 _HCL = re.compile(
     r'^\s*(?:server|agent|plugins|telemetry|health_checks)\s*(?:=\s*)?\{|^\s*\w+\s+"[^"]*"\s*\{', re.MULTILINE
 )
+_HALF = re.compile(r"^\s*(server|agent)\s*(?:=\s*)?\{", re.MULTILINE)
 _PAGE_PATH = re.compile(r"/[A-Za-z0-9._/-]{1,127}")
 _MAX_DURATION = timedelta(days=365 * 100)
 
@@ -46,6 +48,9 @@ T = TypeVar("T")
 
 class Section(BaseModel):
     """One table of a settings file: frozen, and strict about keys and types."""
+
+    file_kind: ClassVar[str] = ""
+    """Of a whole file: its name in `settings_kinds.KINDS`."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True, hide_input_in_errors=True
@@ -206,6 +211,8 @@ def build_settings(
     model: type[S], document: Mapping[str, Any], *, source: str, overrides: Mapping[str, object] | None = None
 ) -> S:
     """Check `document` against `model`; `source` is how messages call the document."""
+    if model.file_kind and (wrong := mistaken(model.file_kind, document)):
+        raise ConfigError(f"{source}: {wrong}; see {GUIDE}", field="config")
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     merged = _overlay(document, given, source)
     try:
@@ -238,8 +245,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         ) from None
     except tomllib.TOMLDecodeError as error:
         if _HCL.search(text):
+            half = _HALF.search(text)
+            whose = f" of {'a server' if half[1] == 'server' else 'an agent'}" if half else ""
             raise ConfigError(
-                f"{path}: this looks like SPIRE's HCL configuration; settings are written in TOML here. "
+                f"{path}: this looks like SPIRE's HCL configuration{whose}; settings are written in TOML here. "
                 f"{GUIDE} shows each SPIRE key beside ours",
                 field="config",
             ) from None
