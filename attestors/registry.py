@@ -131,10 +131,16 @@ def settings_from(settings: Any, options: Mapping[str, object], name: str) -> An
         wanted = types[key]
         if wanted in _SIMPLE and type(value) is not wanted:
             raise ConfigError(f"{where}: must be {_SIMPLE[wanted]}", field=where)
+        if wanted == tuple[str, ...] and not _texts(value):
+            raise ConfigError(f"{where}: must be an array of texts", field=where)
     try:
-        return settings(**options)
+        return settings(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
     except TypeError as error:
         raise ConfigError(f"attestors.{name}: {error}", field=name) from error
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
 
 
 def _frozen(settings: Any) -> bool:

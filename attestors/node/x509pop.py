@@ -39,6 +39,7 @@ from cryptography.x509.oid import NameOID
 
 from attestors.agent_path import AgentPathTemplate
 from attestors.api import Attested, Challenge, Dialogue
+from attestors.json_objects import read_object
 from attestors.peer_address import require_named
 from attestors.registry import NODE_VERIFIERS
 from spiffe_core.crypto.certificates import CertificateFacts, public_key_of, read_certificate
@@ -310,23 +311,7 @@ def _wrong(key: str, rule: str) -> ConfigError:
 
 
 def _object(data: bytes, limit: int, field: str) -> dict[str, object]:
-    """A JSON object in which no name stands twice (S25)."""
-    if len(data) > limit:
-        raise InvalidRequest(f"{field}: has more than {limit} bytes", field=field)
-    try:
-        found = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError):
-        raise InvalidRequest(f"{field}: is not the JSON of x509pop", field=field) from None
-    if not isinstance(found, dict):
-        raise InvalidRequest(f"{field}: is not a JSON object", field=field)
-    return found
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name appears twice")
-    return found
+    return read_object(data, limit, field=field, what=NAME)
 
 
 def _member(document: Mapping[str, object], name: str, field: str) -> Mapping[str, object]:

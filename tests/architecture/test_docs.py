@@ -102,8 +102,18 @@ def attestor_keys(groups):
     for group in groups:
         for name, place in PYPROJECT["project"]["entry-points"][group].items():
             module, _, plugin = place.partition(":")
-            for field in dataclasses.fields(getattr(importlib.import_module(module), plugin).Settings):
-                yield f"attestors.{name}.{field.name}", field.default
+            yield from keys_of_table(getattr(importlib.import_module(module), plugin).Settings, f"attestors.{name}.")
+
+
+def keys_of_table(settings, prefix):
+    """Tables in tables too: `clusters.NAME.audience` for a field that maps names to another dataclass."""
+    types = typing.get_type_hints(settings)
+    for field in dataclasses.fields(settings):
+        inner = [one for one in typing.get_args(types[field.name]) if dataclasses.is_dataclass(one)]
+        if inner:
+            yield from keys_of_table(inner[0], f"{prefix}{field.name}.NAME.")
+        else:
+            yield prefix + field.name, field.default
 
 
 def as_toml(value):

@@ -4,6 +4,7 @@ import atexit
 import dataclasses
 import functools
 import inspect
+import json
 import os
 import shutil
 import tempfile
@@ -36,13 +37,33 @@ HOSTILE = [b"", b"\x00", b"\xff" * 64, b"{}", b"{" * 5000, b"null", b"[]", b"a" 
 @functools.cache
 def options(group, name):
     """The settings of the plugins that cannot be without."""
-    if name != "x509pop":
+    if name not in {"x509pop", "k8s_psat"}:
         return {}
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)
+    if name == "k8s_psat":
+        return psat_options(group, folder)
     if group == NODE_PROVERS.group:
         return PKI.node().files(folder)
     return {"ca_bundle_path": str(PKI.bundle(folder))}
+
+
+def psat_options(group, folder):
+    """A node with a token; a server whose cluster has an API server that is not there."""
+    if group == NODE_PROVERS.group:
+        (folder / "token").write_text("a.b.c")
+        return {"cluster": "prod", "token_path": str(folder / "token")}
+    user = {"name": "u", "user": {"token": "t"}}
+    document = {
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        "clusters": [{"name": "k", "cluster": {"server": "https://127.0.0.1:1"}}],
+        "users": [user],
+    }
+    (folder / "config").write_text(json.dumps(document))
+    (folder / "config").chmod(0o600)
+    cluster = {"service_account_allow_list": ["muniment:node-agent"], "kube_config_file": str(folder / "config")}
+    return {"clusters": {"prod": cluster}}
 
 
 def made(registry, name):

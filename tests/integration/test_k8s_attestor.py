@@ -25,6 +25,7 @@ from spiffe_core.errors import (
     Unauthenticated,
     Unavailable,
 )
+from tests.doubles.kube_cluster import API_AUDIENCE, KubeCluster
 from tests.doubles.kubelet import Kubelet, pod
 
 ID, SIDECAR, START = "a" * 64, "b" * 64, "c" * 64
@@ -229,6 +230,26 @@ def test_container_selectors_can_be_left_out_for_pods_that_are_still_starting(ku
 
 
 class TestTheKubelet:
+    def test_a_projected_token_that_the_cluster_reviews(self, pki, tmp_path, process):
+        """As kubelets do: the account's own token, for the API server, of a pod that is there and may ask."""
+        cluster = KubeCluster()
+        cluster.add_node()
+        agent = cluster.add_pod()
+        account = "system:serviceaccount:muniment:node-agent"
+        token = tmp_path / "token"
+        files = (pki / "kubelet.crt", pki / "kubelet.key")
+        with Kubelet(*files, cluster=cluster, accounts=[account]) as kubelet:
+            kubelet.pods = [pod(UID, {"app": ID})]
+            made = attestor(kubelet, pki, tmp_path, token_path=str(token))
+            for audience, good in (((API_AUDIENCE,), True), (("spire-server",), False)):
+                token.write_text(cluster.token(agent, audience))
+                if good:
+                    assert made.attest(process, soon()).selectors
+                else:
+                    made = attestor(kubelet, pki, tmp_path, token_path=str(token))
+                    with pytest.raises(Unavailable, match="refuses"):
+                        made.attest(process, soon())
+
     @pytest.mark.parametrize(("status", "text"), [(401, "nodes/pods"), (403, "nodes/pods"), (500, "answered 500")])
     def test_a_refusal_says_what_is_missing(self, kubelet, pki, tmp_path, process, status, text):
         kubelet.status = status

@@ -158,6 +158,6 @@ async def test_a_node_proves_itself_in_one_way():
 
 
 async def test_an_unknown_attestor_of_the_server_is_refused_at_start():
-    with pytest.raises(ConfigError, match=r"no attestor is called 'x508pop'.*join_token, x509pop"):
+    with pytest.raises(ConfigError, match=r"no attestor is called 'x508pop'.*join_token, k8s_psat, x509pop"):
         async with live_server(attestors={"x508pop": {}}):
             pass
