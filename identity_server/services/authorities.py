@@ -28,47 +28,27 @@ from identity_server.domain.authority import (
     SlotName,
     Slots,
     Status,
-    key_slot,
     settled,
     usable,
 )
-from identity_server.domain.issuance import parent_of
-from identity_server.domain.orders import key_digest
-from identity_server.domain.published import expired_ids, signing_ids
-from identity_server.domain.rotation import (
-    Do,
-    Step,
-    expired_authorities,
-    longest_whole_ttl,
-    next_step,
-)
+from identity_server.domain.published import signing_ids
+from identity_server.domain.rotation import Do, Step, longest_whole_ttl, next_step
 from identity_server.ports import AuditLog, KeyManager, Store, UpstreamAuthority
 from identity_server.services.audited import audited, changed
-from identity_server.services.authority_commands import KINDS, WORDS, carry_out, in_force, prune
-from identity_server.services.authority_lines import Birth, CaSettings, Line, TokenSettings, belongs
-from identity_server.services.clock_watch import ClockWatch
+from identity_server.services.authority_commands import WORDS, carry_out
+from identity_server.services.authority_keys import AuthorityKeys
+from identity_server.services.authority_lines import Birth, CaSettings, Line, TokenSettings
+from identity_server.services.authority_pruning import AuthorityPruning
 from identity_server.services.issuer import IssuedX509, Issuer
 from identity_server.services.issuers import lines_of
 from identity_server.services.tls_self_test import SelfTest, tls_self_test
 from spiffe_core.clock import Clock
-from spiffe_core.crypto.keys import AuthorityKey, ml_dsa_kind, spki_der
-from spiffe_core.errors import (
-    CorruptState,
-    IdentityError,
-    Internal,
-    InvalidRequest,
-    PreconditionFailed,
-    Unavailable,
-    Unimplemented,
-)
-from spiffe_core.runtime.offload import Offload
+from spiffe_core.errors import IdentityError, Internal, InvalidRequest, Unavailable, Unimplemented
 
 __all__ = ["Authorities", "CaSettings", "IssuedX509", "Issuer", "TokenSettings"]
 
 MAX_STEPS = 8
 """More steps than any repair takes; a tick that still wants more is a fault, not a loop."""
-PRUNE_PAUSE_SECONDS = 3_600.0
-"""After a clock jump no root is removed for so long: an operator may still correct the clock."""
 
 log = logging.getLogger(__name__)
 
@@ -88,18 +68,16 @@ class Authorities:
         *,
         self_test: SelfTest | None = None,
     ) -> None:
-        self._store, self._keys, self._clock, self._audit = store, keys, clock, audit
-        self._settings = settings
-        self._self_test = self_test or tls_self_test(settings.trust_domain, clock, entropy)
+        self._store, self._clock, self._audit, self._settings = store, clock, audit, settings
+        test = self_test or tls_self_test(settings.trust_domain, clock, entropy)
+        self._keys = AuthorityKeys(keys, test, reset=settings.reset_keys)
         self.below_upstream = upstream is not None
         """Whether somebody else signs our CA certificate."""
-        self._offload = Offload("keys", 1)
         self._busy = asyncio.Lock()
         self._seen: dict[AuthorityKind, tuple[str, float]] = {}  # the prepared authority, and since when it is known
-        self._jumps = ClockWatch(clock)
-        self._no_pruning_until = 0.0
         self.issuers, self._lines = lines_of(settings, store=store, clock=clock, entropy=entropy, upstream=upstream)
         """What signs, by kind; the same objects for the process's life."""
+        self._pruning = AuthorityPruning(store, self._keys, clock, audit, settings, tuple(self._lines))
         self.held = False
         """True while the database has lost what this server knew: no step is taken by what it shows then."""
         self.last_error: IdentityError | None = None
@@ -130,13 +108,15 @@ class Authorities:
         """
         self._warn_of_short_life()
         async with self._busy:
-            self._look_at_clock()
+            self._pruning.look_at_clock()
             server = self._settings.server_id
             journal = await self._store.read(lambda uow: uow.authorities.of_server(server))
             for one in Slots.of(journal, "x509"):
                 if one.status is Status.ACTIVE:
-                    await self._require_verifiable(one)
-            lost = [(line, one) for line in self._lines.values() for one in self._lost(Slots.of(journal, line.kind))]
+                    await self._keys.require_verifiable(one)
+            lost = [
+                (line, one) for line in self._lines.values() for one in self._keys.lost(Slots.of(journal, line.kind))
+            ]
             for line, one in lost:
                 await self._change(line, Retire(one.authority_id), one)
                 log.warning("authority retired: its key is gone", extra={"facts": _facts(one)})
@@ -158,8 +138,8 @@ class Authorities:
         A kind that fails does not hold up the others.
         """
         async with self._busy:
-            await self._offload(self._keys.check)
-            self._look_at_clock()
+            await self._keys.check()
+            self._pruning.look_at_clock()
             failures: list[IdentityError] = []
             for line in self._lines.values():
                 try:
@@ -168,7 +148,7 @@ class Authorities:
                     failures.append(error)
             try:
                 if not failures:
-                    await self._prune()
+                    await self._pruning.run()
             except IdentityError as error:
                 failures.append(error)
             self.last_error = failures[0] if failures else None
@@ -217,7 +197,7 @@ class Authorities:
             slots = self.slots(kind)
             if slots.active is None or slots.active.authority_id != authority_id:  # the schedule may have been faster
                 chosen = self._next(kind, authority_id)
-                if not self._has_key(chosen):
+                if self._keys.of(chosen) is None:
                     raise Internal("the key of this authority is gone: prepare another")
                 waited = self._waited(kind, chosen)
                 await self._change(line, Activate(authority_id, frozenset(), waited), chosen, actor)
@@ -233,15 +213,7 @@ class Authorities:
             PreconditionFailed: an authority of this server still has it.
         """
         async with self._busy:
-            for slot in self._keys.list():
-                key = self._keys.signer(slot)
-                if key is None or key_digest(spki_der(key.public_key())) != digest:
-                    continue
-                if any(belongs(one, key) for one in self._store.state.value.authorities):
-                    raise PreconditionFailed("the key belongs to an authority of the journal; revoke that first")
-                await self._offload(self._keys.delete, slot)
-                return slot
-        return ""
+            return await self._keys.destroy(digest, self._store.state.value.authorities)
 
     def _line(self, kind: AuthorityKind) -> Line:
         line = self._lines.get(kind)
@@ -257,23 +229,6 @@ class Authorities:
         if found.status is not Status.PREPARED:
             raise Internal("only Prepared authorities can be activated: this one is Old")
         return found
-
-    def _has_key(self, authority: Authority) -> bool:
-        return belongs(authority, self._keys.signer(authority.key_slot))
-
-    def _lost(self, slots: Slots) -> tuple[Authority, ...]:
-        """Authorities in force without their key, if they may be given up."""
-        lost = tuple(
-            one for one in slots if one.status is not Status.OLD and not belongs(one, self._keys.signer(one.key_slot))
-        )
-        if lost and self._keys.persistent and not self._settings.reset_keys:
-            raise CorruptState(
-                f"{self._keys.location}: the key of the {lost[0].status.value} signing authority "
-                f"{lost[0].authority_id} (slot {lost[0].key_slot}) is missing or another one. Restore it from a "
-                "backup, or give the authority up and make a new one with `identity-server run --reset-keys`",
-                authorities=[one.authority_id for one in lost],
-            )
-        return lost
 
     async def _advance(self, line: Line) -> None:
         """Take steps until nothing is due, the signer following the journal after each."""
@@ -297,7 +252,7 @@ class Authorities:
     async def _take(self, line: Line, step: Step, slots: Slots) -> None:
         if step.do is Do.PREPARE:
             await self._prepare(line, slots)
-        elif step.authority is not None and step.do is Do.ACTIVATE and not self._has_key(step.authority):
+        elif step.authority is not None and step.do is Do.ACTIVATE and self._keys.of(step.authority) is None:
             log.error("the prepared authority's key is gone; making another", extra={"facts": _facts(step.authority)})
             await self._change(line, Retire(step.authority.authority_id), step.authority)
         elif step.authority is not None and step.do is Do.ACTIVATE:
@@ -320,24 +275,15 @@ class Authorities:
         scheduled = not actor and active is not None and usable(active, self._now())
         if scheduled:
             line.require_due()
-        key = await self._offload(self._fresh_key, line, slot)
+        key = await self._keys.fresh(line, slot)
         now = self._now()
-        birth = await line.bear(key, now, self._offload, active.not_after if scheduled and active is not None else 0)
+        birth = await line.bear(
+            key, now, self._keys.offload, active.not_after if scheduled and active is not None else 0
+        )
         self._require_history()
         authority = self._born(line, slot, birth, now, slots)
         await self._change(line, Prepare(authority, birth.roots), authority, actor)
         return authority
-
-    def _fresh_key(self, line: Line, slot: SlotName) -> AuthorityKey:
-        """A new key in `slot`. On the key thread: RSA keys and disks take their time."""
-        if line.key_kind.post_quantum:
-            self._self_test(line.key_kind)
-        name = key_slot(line.kind, slot)
-        self._keys.generate(name, line.key_kind)
-        key = self._keys.signer(name)
-        if key is None:
-            raise Internal("the key manager lost a key it just made", slot=name)
-        return key
 
     def _born(self, line: Line, slot: SlotName, birth: Birth, now: int, slots: Slots) -> Authority:
         """The authority of a new key. Below a root that is known already there is nothing to wait for."""
@@ -359,41 +305,13 @@ class Authorities:
     async def _change(self, line: Line, command: Command, about: Authority, actor: str = "") -> None:
         """Audit, then decide and write in one transaction, then let the signer follow."""
         if isinstance(command, Activate):
-            await self._require_verifiable(about)
+            await self._keys.require_verifiable(about)
         now, settings = self._now(), self._settings
         with audited(self._audit, changed(type(command).__name__.lower(), about, actor)):
             await self._store.execute(
                 lambda uow: carry_out(uow, settings.server_id, settings.trust_domain, line.kind, command, now)
             )
         self._follow(line, *self._view(line))
-
-    async def _require_verifiable(self, authority: Authority) -> None:
-        """Refuse an authority of an experimental kind that our own TLS could not verify."""
-        if authority.kind != "x509":
-            return
-        kind = ml_dsa_kind(parent_of(authority.certificate).public_key)
-        if kind is not None:
-            await self._offload(self._self_test, kind)
-
-    async def _prune(self) -> None:
-        """Remove authorities and journal rows a day after they expired, of whichever kind and server (R31)."""
-        if self._clock.monotonic() < self._no_pruning_until:
-            return
-        now, settings, kinds = self._now(), self._settings, tuple(self._lines)
-        state = self._store.state.value
-        own = state.bundles.own if state.bundles is not None else None
-        gone = expired_authorities(state.authorities, now)
-        stale = any(expired_ids(own, kind, now, keep=in_force(state.authorities, kind, kinds)) for kind in KINDS)
-        if not gone and not stale:
-            return
-        with audited(self._audit, *(changed("forget", one) for one in gone)):
-            removed = await self._store.execute(
-                lambda uow: prune(uow, settings.server_id, settings.trust_domain, kinds, now)
-            )
-        log.info("expired authorities left the bundle", extra={"facts": {"authority_ids": removed}})
-        for one in gone:
-            if belongs(one, self._keys.signer(one.key_slot)):
-                await self._offload(self._keys.delete, one.key_slot)
 
     def _follow(self, line: Line, slots: Slots, bundle: frozenset[str]) -> None:
         """Make the signer the journal's active authority, if it stands in the stored bundle; else nobody signs."""
@@ -406,8 +324,8 @@ class Authorities:
                 )
             line.vacate()
         elif seated != active:
-            key = self._keys.signer(active.key_slot)
-            if key is None or not belongs(active, key):
+            key = self._keys.of(active)
+            if key is None:
                 line.vacate()
                 log.error("the key of the active authority is gone; nothing is signed", extra={"facts": _facts(active)})
             else:
@@ -430,12 +348,6 @@ class Authorities:
         if known != prepared.authority_id:
             self._seen[kind], since = (prepared.authority_id, now), now
         return now - since
-
-    def _look_at_clock(self) -> None:
-        jump = self._jumps.look()
-        if jump:
-            self._no_pruning_until = self._clock.monotonic() + PRUNE_PAUSE_SECONDS
-            log.warning("clock jump: the wall clock moved by %+.0f s", jump, extra={"facts": {"seconds": round(jump)}})
 
     def _warn_of_short_life(self) -> None:
         whole = longest_whole_ttl(int(self._settings.ca_ttl.total_seconds()))

@@ -34,10 +34,10 @@ class Recorder:
         self.events: list[AuditEvent] = []
         self.broken = False
 
-    def record(self, event: AuditEvent) -> None:
+    def record(self, *events: AuditEvent) -> None:
         if self.broken:
             raise Unavailable("the audit log cannot be written")
-        self.events.append(event)
+        self.events.extend(events)
 
     def told(self) -> list[tuple[str, str, str]]:
         return [
