@@ -18,6 +18,8 @@ from tests.doubles.node_pki import NodePki, write_certificates, write_key
 
 RIGHTS = frozenset({"create tokenreviews", "get pods", "get nodes"})
 OBJECT = re.compile(r"/api/v1/(?:namespaces/(?P<namespace>[^/]+)/)?(?P<kind>pods|nodes)/(?P<name>[^/?]+)")
+PROTOBUF = b"k8s\x00"
+"""How Go's client begins what it sends; it takes JSON back."""
 REVIEWS = "/apis/authentication.k8s.io/v1/tokenreviews"
 
 
@@ -108,11 +110,9 @@ class KubeApi(HttpsDouble):
         if method == "POST" and path.partition("?")[0] == REVIEWS:
             if "create tokenreviews" not in rights:
                 return 403, status(403, "Forbidden")
-            if not headers.get("Content-Type", "").startswith("application/json"):
-                return 415, status(415, "UnsupportedMediaType")
-            review = json.loads(body)
-            self.reviewed.append(review["spec"])
+            review = protobuf_review(body) if body.startswith(PROTOBUF) else json.loads(body)
             spec = review["spec"]
+            self.reviewed.append(spec)
             return 201, {**review, "status": self.cluster.review(spec["token"], spec.get("audiences", ()))}
         found = OBJECT.fullmatch(path.partition("?")[0]) if method == "GET" else None
         if found is None:
@@ -131,3 +131,40 @@ def status(code, reason):
     """The body of a refusal."""
     words = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "code": code}
     return json.dumps({**words, "message": f"{reason}: told so by the double"}).encode()
+
+
+def protobuf_review(body):
+    """A TokenReview in Kubernetes' protobuf: an envelope (2: the object), in it 2: the spec, in it token and audiences."""
+    inner = body[len(PROTOBUF) :]
+    for _ in range(2):
+        inner = dict(fields(inner))[2]
+    (token,) = [value.decode() for number, value in fields(inner) if number == 1]
+    audiences = [value.decode() for number, value in fields(inner) if number == 2]
+    return {
+        "apiVersion": "authentication.k8s.io/v1",
+        "kind": "TokenReview",
+        "spec": {"token": token, "audiences": audiences},
+    }
+
+
+def fields(message):
+    """(number, bytes) of each length-delimited field; there are no others in a TokenReview's way."""
+    at = 0
+
+    def varint():
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(message):
+        number, kind = divmod(varint(), 8)
+        assert kind == 2, "not length-delimited"
+        size = varint()
+        yield number, message[at : at + size]
+        at += size
