@@ -12,6 +12,7 @@ from datetime import timedelta
 import grpc.aio
 
 from attestors.api import WorkloadAttestor
+from attestors.holders import holders, why_not
 from attestors.registry import NODE_PROVERS, WORKLOAD_ATTESTORS
 from node_agent.domain.node_state import NodeState
 from node_agent.files import JoinTokenCredentials, ProverCredentials, read_trust_bundle
@@ -34,6 +35,7 @@ from node_agent.rpc.health import Health
 from node_agent.rpc.logger_api import LoggerApi
 from node_agent.server_client import ServerClient
 from node_agent.services.attest_workload import AttestWorkload
+from node_agent.services.callers import Callers, Holders
 from node_agent.services.jwt_svids import JwtSvids
 from node_agent.services.membership import Membership
 from node_agent.services.node_record import NodeRecord
@@ -171,6 +173,7 @@ def build(
     for warning in settings.warnings():
         log.warning("%s", warning)
     _check_pidfd(settings)
+    _check_strict(settings)
     chosen = attestors or _workload_attestors(settings)
     state = StateDirectory.open(settings.data_dir)
     try:
@@ -197,8 +200,9 @@ def _compose(
     attestation = AttestWorkload(
         metered_attestors(attestors, metrics, clock), clock=clock, budget=settings.limits.attestation_seconds
     )
+    callers = Callers(attestation, Holders(holders, clock) if settings.strict else None)
     workloads = WorkloadSvids(
-        settings.trust_domain, metered_attestation(attestation, metrics, clock), clock=clock, steady=steady
+        settings.trust_domain, metered_attestation(callers, metrics, clock), clock=clock, steady=steady
     )
     membership = Membership(
         node=node,
@@ -249,7 +253,8 @@ def _compose(
         if tokens is not None:
             workloads.on_bundle.append(tokens.follow_bundle)
             workloads.on_ban.append(tokens.forget)
-    door = FrontDoor(limits=Limits(connections=limits.connections, connections_per_uid=limits.connections_per_uid))
+    bounds = Limits(connections=limits.connections, connections_per_uid=limits.connections_per_uid)
+    door = FrontDoor(limits=bounds, strict=settings.strict)
     api = WorkloadApi(
         workloads,
         door.caller_of,
@@ -268,7 +273,7 @@ def _compose(
         cut=lambda peer: door.close_where(lambda other: other is peer),
     )
     sds = None if settings.sds.disabled else secret_discovery(settings, api, door, clock)
-    admin_door = FrontDoor(limits=Limits(connections=ADMIN_CONNECTIONS))
+    admin_door = FrontDoor(limits=Limits(connections=ADMIN_CONNECTIONS), strict=settings.strict)
     admin_streams = Streams(workloads, StreamLimits(total=ADMIN_CONNECTIONS))
 
     def look() -> AgentInfo:
@@ -385,6 +390,14 @@ def _check_pidfd(settings: AgentSettings) -> None:
         "this kernel (before Linux 6.5) does not name connecting processes by pidfd; "
         "callers are held right after accept and checked twice instead"
     )
+
+
+def _check_strict(settings: AgentSettings) -> None:
+    if settings.strict and (reason := why_not()):
+        raise ConfigError(
+            f"strict: this agent cannot tell which processes hold a connection: {reason}, or set strict = false",
+            field="strict",
+        )
 
 
 def _jitter() -> float:

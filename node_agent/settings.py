@@ -201,6 +201,7 @@ class AgentSettings(Section):
     join_token: SecretStr = Field(default=SecretStr(""), exclude=True)
     sync_interval: Annotated[Duration, AfterValidator(_sync)] = timedelta(seconds=5)
     peer_pidfd: Literal["auto", "require"] = "auto"
+    strict: bool = False
     workload_x509_svid_key_type: Literal["ec-p256", "ec-p384", "rsa-2048"] = "ec-p256"
     allow_unauthenticated_verifiers: bool = False
     wait_for_identity: bool = False

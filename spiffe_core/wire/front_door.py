@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import secrets
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +36,10 @@ from spiffe_core.wire.sockets import PrivateDirectory, UnixListener, listen_tcp,
 from spiffe_core.wire.splice import Splice
 from spiffe_core.wire.tls import ServerTls
 from spiffe_core.wire.tls_admission import TlsContexts, tls_peer
+from spiffe_core.wire.witness import WitnessedTransport, record_writers
 from spiffe_core.wire.wrap_once import WrapOnce
+
+log = logging.getLogger(__name__)
 
 _NAME_PREFIX = "unix-abstract:"
 _TRUSTED_RESERVE = 64
@@ -75,10 +80,14 @@ class _Link:
 
 
 class FrontDoor:
-    """Accepts, authenticates and passes on. Belongs to the event loop's thread."""
+    """Accepts, authenticates and passes on. Belongs to the event loop's thread.
 
-    def __init__(self, *, limits: Limits | None = None) -> None:
+    With `strict` a Unix connection is cut when a process writes into it that did not make it (`witness`).
+    """
+
+    def __init__(self, *, limits: Limits | None = None, strict: bool = False) -> None:
         self.limits = limits or Limits()
+        self._strict = strict
         self._private = PrivateDirectory.make()
         self._links: dict[str, _Link] = {}
         self._per_uid: Counter[int] = Counter()
@@ -106,6 +115,8 @@ class FrontDoor:
         """Accept on a Unix socket; its callers are known by process. Raises ConfigError."""
         listener = listen_unix(path, mode=mode, dir_mode=dir_mode)
         self._unix.append(listener)
+        if self._strict:
+            record_writers(listener.socket)
         self._accept(listener.socket, self._admit_unix)
 
     def listen_tcp(self, host: str, port: int, tls: ServerTls) -> tuple[str, int]:
@@ -210,10 +221,22 @@ class FrontDoor:
             loop = asyncio.get_running_loop()
             link.splice.near.meter = self._meter(peer.pid, loop.time())
             await self._connect_far(link)
-            await loop.connect_accepted_socket(lambda: link.splice.near, connection)
+            if self._strict:
+                WitnessedTransport(
+                    connection, link.splice.near, pid=peer.pid, on_stranger=partial(self._stranger, link)
+                )
+            else:
+                await loop.connect_accepted_socket(lambda: link.splice.near, connection)
         except BaseException:
             link.splice.abort()
             raise
+
+    def _stranger(self, link: _Link, pid: int) -> None:
+        """Another process wrote into this connection: nothing more is said to whoever holds it."""
+        self.refused["another writer"] += 1
+        facts = {"connected": getattr(link.peer, "pid", 0), "wrote": pid}
+        log.info("connection cut: another process than the one that made it wrote into it", extra={"facts": facts})
+        link.splice.abort()
 
     async def _admit_tls(
         self, connection: socket.socket, contexts: TlsContexts, stranger: TlsPeer, principal: int | str

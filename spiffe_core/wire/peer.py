@@ -12,12 +12,13 @@ import os
 import select
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from spiffe_core.errors import InvalidRequest, NotFound, Unauthenticated
 from spiffe_core.spiffe_id import SpiffeId
+from spiffe_core.wire.connection import Connection, connection_of
 
 _SO_PEERPIDFD = 77
 _UCRED = struct.Struct("3i")
@@ -55,12 +56,16 @@ class ProcessHandle:
 
 @dataclass(frozen=True, slots=True)
 class UnixPeer:
-    """The process that connected to a Unix socket, as it was when it connected (SO_PEERCRED)."""
+    """The process that connected to a Unix socket, as it was when it connected (SO_PEERCRED).
+
+    `connection` is None for a process that somebody else names by its number.
+    """
 
     pid: int
     uid: int
     gid: int
     process: ProcessHandle
+    connection: Connection | None = None
 
     def require_alive(self) -> None:
         """Raise Unauthenticated if the process that connected has ended."""
@@ -119,11 +124,16 @@ def peer_pid(connection: socket.socket) -> int:
 
 
 def unix_peer(connection: socket.socket) -> UnixPeer:
-    """Name the process that connected.
+    """Name the process that connected, and note what it runs now.
 
     Raises:
         Unauthenticated: it ended before it could be held, or lives in a PID namespace this one cannot see.
     """
+    peer = _named_by_kernel(connection)
+    return replace(peer, connection=connection_of(connection, peer.pid))
+
+
+def _named_by_kernel(connection: socket.socket) -> UnixPeer:
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     pid, uid, gid = _UCRED.unpack(raw)
     if pid <= 0:

@@ -1,0 +1,37 @@
+"""What only root can try: other users, stopped daemons, namespaces."""
+
+import functools
+import os
+import shutil
+import subprocess
+
+import pytest
+
+REQUIRED = frozenset(os.environ.get("MUNIMENT_REQUIRE", "").split())
+
+
+def need_root():
+    """Skip for anybody else, or fail where MUNIMENT_REQUIRE names "root"."""
+    if os.geteuid() != 0:
+        _lacking("root", "only root may become other users")
+
+
+def need_namespaces(*flags):
+    """Skip where unshare(1) may not make what `flags` ask for, or fail where MUNIMENT_REQUIRE names "namespaces"."""
+    reason = _unshare(flags)
+    if reason:
+        _lacking("namespaces", reason)
+
+
+@functools.cache
+def _unshare(flags):
+    if not shutil.which("unshare"):
+        return "unshare(1) is missing"
+    probe = subprocess.run(["unshare", *flags, "true"], check=False, capture_output=True, text=True)
+    return probe.stderr.strip() if probe.returncode else ""
+
+
+def _lacking(part, reason):
+    if part in REQUIRED:
+        pytest.fail(f"{part} is required by MUNIMENT_REQUIRE, but {reason}", pytrace=False)
+    pytest.skip(reason)
