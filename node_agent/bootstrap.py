@@ -14,8 +14,8 @@ import grpc.aio
 from attestors.api import WorkloadAttestor
 from attestors.holders import holders, why_not
 from attestors.registry import NODE_PROVERS, WORKLOAD_ATTESTORS
-from node_agent.domain.node_state import NodeState
-from node_agent.files import JoinTokenCredentials, ProverCredentials, read_trust_bundle
+from node_agent.domain.node_state import NodeState, believing_both
+from node_agent.files import BundleFile, JoinTokenCredentials, ProverCredentials
 from node_agent.monitoring import (
     Parts,
     metered,
@@ -45,7 +45,7 @@ from node_agent.services.synchronize import Synchronize
 from node_agent.services.wit_svids import WitSvids
 from node_agent.services.workload_svids import WorkloadSvids
 from node_agent.settings import AgentSettings
-from node_agent.state_dir import StateDirectory
+from node_agent.state_dir import DamagedState, StateDirectory
 from spiffe_core.clock import Clock, SystemClock
 from spiffe_core.errors import ConfigError
 from spiffe_core.runtime.logs import LogLevel
@@ -190,7 +190,8 @@ def _compose(
     clock: Clock,
     draw: Callable[[], float],
 ) -> Agent:
-    state = _with_bundle(settings, directory.load(settings.trust_domain), clock)
+    first_contact = BundleFile(settings.trust_bundle_path, settings.trust_bundle_format, settings.trust_domain)
+    state = _with_bundle(settings, _load(settings, directory), first_contact, clock)
     steady = SteadyTime(clock)
     node = NodeRecord(state, directory, Offload("state", 1))
     metrics = metrics_of(settings)
@@ -208,6 +209,8 @@ def _compose(
         node=node,
         enrolment=client,
         credentials=_credentials(settings),
+        first_contact=first_contact,
+        patience=settings.patience,
         clock=clock,
         steady=steady,
         draw=draw,
@@ -292,7 +295,7 @@ def _compose(
     interceptors = [CallInterceptor(observers(metrics), clock.monotonic, tracing), ErrorInterceptor(current_request_id)]
     admin = AdminSocket(settings.admin_socket, admin_door, admin_streams, services, interceptors)
     broker = broker_endpoint(settings, attestors, node, workloads, jwt, clock, interceptors)
-    parts = Parts(settings, clock, node, membership, synchronize, workloads, jwt, door, api)
+    parts = Parts(settings, clock, steady, node, membership, synchronize, workloads, jwt, door, api)
     return Agent(
         settings,
         directory,
@@ -327,7 +330,7 @@ def _credentials(settings: AgentSettings) -> Credentials:
         ConfigError: it names two.
     """
     token = JoinTokenCredentials(settings.join_token_file, settings.join_token.get_secret_value())
-    names = [name for name in settings.attestors if name in NODE_PROVERS.names() and name != "join_token"]
+    names = settings.node_attestors
     if not names:
         return token
     if len(names) > 1 or settings.join_token_file is not None or settings.join_token.get_secret_value():
@@ -343,21 +346,40 @@ def _client(settings: AgentSettings, node: NodeRecord, clock: Clock) -> ServerCl
     server_id = SpiffeId(settings.trust_domain, SERVER_PATH)
 
     def trust() -> DialTrust:
+        return DialTrust(server_id, node.state.bundle_of)
+
+    def first_trust() -> DialTrust:
         unproven = node.state.bundle is None and settings.insecure_bootstrap
-        return DialTrust(server_id, None if unproven else node.state.bundle_of)
+        return DialTrust(server_id, None if unproven else node.anchors_of)
 
     def identity() -> TlsIdentity | None:
         svid = node.state.svid
         return None if svid is None else TlsIdentity(svid.chain, svid.key)
 
-    def dialer(who: Callable[[], TlsIdentity | None]) -> Dialer:
-        return Dialer(settings.server_address, settings.server_port, trust=trust, identity=who, now=clock.now)
+    def dialer(whom: Callable[[], DialTrust], who: Callable[[], TlsIdentity | None]) -> Dialer:
+        return Dialer(settings.server_address, settings.server_port, trust=whom, identity=who, now=clock.now)
 
-    return ServerClient(settings.trust_domain, anonymous=dialer(lambda: None), member=dialer(identity))
+    return ServerClient(
+        settings.trust_domain, anonymous=dialer(first_trust, lambda: None), member=dialer(trust, identity)
+    )
 
 
-def _with_bundle(settings: AgentSettings, state: NodeState, clock: Clock) -> NodeState:
-    """The bundle to begin with: the saved one while the saved SVID is good, else what the operator configured.
+def _load(settings: AgentSettings, directory: StateDirectory) -> NodeState:
+    """The state of the life before. A damaged one is set aside if there is a bundle to begin again with (R8).
+
+    Raises:
+        CorruptState: it is not for this agent, or there is nothing to begin with.
+    """
+    try:
+        return directory.load(settings.trust_domain)
+    except DamagedState:
+        if settings.trust_bundle_path is None and not settings.insecure_bootstrap:
+            raise
+        return directory.set_aside(settings.trust_domain)
+
+
+def _with_bundle(settings: AgentSettings, state: NodeState, first_contact: BundleFile, clock: Clock) -> NodeState:
+    """The bundle to begin with: the saved one while the saved SVID is good, else also what the operator configured.
 
     Raises:
         ConfigError: there is none.
@@ -365,9 +387,9 @@ def _with_bundle(settings: AgentSettings, state: NodeState, clock: Clock) -> Nod
     alive = state.svid is not None and state.svid.not_after > clock.now() + timedelta(seconds=1)
     if state.bundle is not None and alive:
         return state
-    if settings.trust_bundle_path is not None:
-        bundle = read_trust_bundle(settings.trust_bundle_path, settings.trust_bundle_format, settings.trust_domain)
-        return replace(state, bundle=bundle)
+    configured = first_contact.bundle()
+    if configured is not None:
+        return replace(state, bundle=believing_both(state.bundle, configured))
     if state.bundle is None and not settings.insecure_bootstrap:
         raise ConfigError(
             "trust_bundle_path: is required to recognise the server on first contact; write it on the server with "

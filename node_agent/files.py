@@ -29,6 +29,7 @@ class JoinTokenCredentials:
     """A join token: from a file that is read anew for each attempt, or given once on the command line."""
 
     advice = WHAT_TO_DO
+    one_use = True
 
     def __init__(self, file: Path | None, value: str = "") -> None:
         self._file = file
@@ -70,6 +71,8 @@ class JoinTokenCredentials:
 class ProverCredentials:
     """A node attestor that proves the node by what it finds on it, and may do so again and again."""
 
+    one_use = False
+
     def __init__(self, prover: NodeProver) -> None:
         self._prover = prover
         self.advice: str = getattr(prover, "advice", f"look at [attestors.{prover.name}] and at the server's log")
@@ -81,6 +84,19 @@ class ProverCredentials:
     def prover(self) -> NodeProver:
         """Present the evidence as it stands now."""
         return self._prover
+
+
+class BundleFile:
+    """The trust bundle an operator put on the node, read at each use: a new one needs no restart."""
+
+    def __init__(self, path: Path | None, form: str, trust_domain: TrustDomain) -> None:
+        self._path = path
+        self._form = form
+        self._trust_domain = trust_domain
+
+    def bundle(self) -> TrustBundle | None:
+        """As it stands now; None where no file is configured."""
+        return None if self._path is None else read_trust_bundle(self._path, self._form, self._trust_domain)
 
 
 def read_trust_bundle(path: Path, form: str, trust_domain: TrustDomain) -> TrustBundle:

@@ -13,10 +13,12 @@ from typing import Any, Final, TypeVar, cast
 
 from attestors.api import Findings, PromptAttestor, Subject, WorkloadAttestor
 from node_agent.domain import health
+from node_agent.domain.outlook import outlook_of
 from node_agent.domain.session import Phase
 from node_agent.services.jwt_svids import JwtSvids
 from node_agent.services.membership import Membership
 from node_agent.services.node_record import NodeRecord
+from node_agent.services.steady_time import SteadyTime
 from node_agent.services.synchronize import Synchronize
 from node_agent.services.workload_svids import WorkloadSvids
 from node_agent.settings import AgentSettings
@@ -62,6 +64,7 @@ class Parts:
 
     settings: AgentSettings
     clock: Clock
+    steady: SteadyTime
     node: NodeRecord
     membership: Membership
     synchronize: Synchronize
@@ -75,16 +78,24 @@ class Parts:
         """How things stand now. Reads finished values only: it is called on several threads."""
         session, svid = self.membership.session, self.node.state.svid
         synced_at = self.synchronize.synced_at
+        now, next_sync = self.steady.peek(), self.synchronize.next_at
+        outlook, doubt_since = outlook_of(session, now), session.doubt_since
         return health.Facts(
             draining=self.draining,
             phase=session.phase.value,
             member=session.is_member,
             banned=session.phase is Phase.REJECTED,
             why=session.why,
+            waits_for=outlook.waits_for,
+            acts_in=outlook.seconds,
+            doubt=None if doubt_since is None else max(0.0, now - doubt_since),
             runway=(svid.not_after - self.clock.now()).total_seconds() if svid is not None else None,
             ready=self.workloads.ready,
             in_touch=self.synchronize.synced,
             synced_before=self.clock.monotonic() - synced_at if synced_at is not None else None,
+            sync_trouble=self.synchronize.trouble,
+            syncs_in=None if next_sync is None else max(0.0, next_sync - now),
+            unsaved=self.node.trouble,
             streams=self.api.streams.open,
             loop_lag=watchdog.lag,
             loop_blocked=watchdog.blocked,

@@ -10,10 +10,14 @@ from attestors.api import NodeProver
 from node_agent.domain.entry_cache import Listing, Stamp
 from node_agent.domain.node_state import NodeState
 from spiffe_core.bundle import TrustBundle
-from spiffe_core.errors import IdentityError
+from spiffe_core.errors import IdentityError, Unavailable
 from spiffe_core.jwt_svid import JwtSvid
 from spiffe_core.spiffe_id import TrustDomain
 from spiffe_core.wit_svid import WitSvid
+
+
+class ServerUnproven(Unavailable):
+    """Whoever answers as the server is proven by no authority this agent believes: not the server, or a new authority."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,8 @@ class Credentials(Protocol):
 
     advice: str
     """What the operator should do when the evidence is missing or was refused."""
+    one_use: bool
+    """Whether evidence that was accepted or refused once is never judged differently, so that only other helps."""
 
     def fingerprint(self) -> str:
         """Differs whenever the evidence does; "" when there is none. Reveals nothing of it."""
@@ -125,5 +131,17 @@ class Credentials(Protocol):
 
         Raises:
             PreconditionFailed: there is no evidence.
+        """
+        ...
+
+
+class FirstContact(Protocol):
+    """What proves the server to an agent that knows nothing yet, as the operator configured it."""
+
+    def bundle(self) -> TrustBundle | None:
+        """Read anew; None where nothing is configured.
+
+        Raises:
+            ConfigError: it cannot be read; the message names the path.
         """
         ...

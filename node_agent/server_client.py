@@ -19,7 +19,7 @@ import grpc.aio
 from attestors.api import NodeProver
 from node_agent.domain.entry_cache import Listing, Stamp, to_fetch
 from node_agent.domain.svid_plan import LARGEST_BATCH
-from node_agent.ports import Enrolled, SvidAnswer, SvidRequest, WitAnswer, WitRequest
+from node_agent.ports import Enrolled, ServerUnproven, SvidAnswer, SvidRequest, WitAnswer, WitRequest
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.errors import (
@@ -28,8 +28,10 @@ from spiffe_core.errors import (
     Kind,
     NotFound,
     PreconditionFailed,
+    Reason,
     Unavailable,
     Unimplemented,
+    VerificationFailed,
 )
 from spiffe_core.jwt_svid import JwtSvid
 from spiffe_core.runtime.offload import Offload
@@ -372,7 +374,13 @@ def _translated(dialer: Dialer) -> Iterator[None]:
     except grpc.aio.AioRpcError as error:
         translated = from_rpc_error(error)
         if isinstance(translated, Unavailable) and dialer.last_error is not None:
-            raise Unavailable(dialer.last_error.public, **dialer.last_error.facts) from error
+            raise _unreached(dialer.last_error) from error
         raise translated from error
     except (asyncio.InvalidStateError, grpc.aio.UsageError) as error:
         raise Unavailable("the connection to the server ended during the call") from error
+
+
+def _unreached(why: IdentityError) -> Unavailable:
+    """Why there is no connection, told apart from the one cause that another bundle may end."""
+    unknown = isinstance(why, VerificationFailed) and why.reason is Reason.UNKNOWN_AUTHORITY
+    return (ServerUnproven if unknown else Unavailable)(why.public, **why.facts)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr, model_validator
 
+from attestors.registry import NODE_PROVERS
 from node_agent.domain.brokers import ANY, KNOWN, Broker, Permission
 from spiffe_core.crypto.keys import KeyKind
 from spiffe_core.runtime.places import agent_admin_socket, agent_socket, state_directory
@@ -35,6 +36,7 @@ from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 
 MAX_SOCKET_PATH_BYTES = 107
 """`sockaddr_un.sun_path` holds 108 bytes, the last one zero."""
+LONGEST_REBOOTSTRAP_DELAY = timedelta(days=30)
 SHORTEST_SYNC = timedelta(milliseconds=100)
 LONGEST_SYNC = timedelta(hours=1)
 _HOST = re.compile(r"[A-Za-z0-9_.:-]{1,253}")
@@ -64,6 +66,12 @@ def _socket(path: Path) -> Path:
 def _sync(value: timedelta) -> timedelta:
     if not SHORTEST_SYNC <= value <= LONGEST_SYNC:
         raise ValueError("must lie between 100ms and 1h")
+    return value
+
+
+def _delay(value: timedelta) -> timedelta:
+    if not timedelta() < value <= LONGEST_REBOOTSTRAP_DELAY:
+        raise ValueError("must be longer than 0s and at most 30d")
     return value
 
 
@@ -197,6 +205,8 @@ class AgentSettings(Section):
     trust_bundle_path: FilePath | None = None
     trust_bundle_format: Literal["pem", "spiffe"] = "pem"
     insecure_bootstrap: bool = False
+    rebootstrap_mode: Literal["never", "auto", "always"] = "never"
+    rebootstrap_delay: Annotated[Duration, AfterValidator(_delay)] = timedelta(minutes=10)
     join_token_file: FilePath | None = None
     join_token: SecretStr = Field(default=SecretStr(""), exclude=True)
     sync_interval: Annotated[Duration, AfterValidator(_sync)] = timedelta(seconds=5)
@@ -219,6 +229,7 @@ class AgentSettings(Section):
     def _sensible(self) -> Self:
         if self.trust_bundle_path is not None and self.insecure_bootstrap:
             raise ValueError("trust_bundle_path and insecure_bootstrap exclude each other; remove insecure_bootstrap")
+        self._check_rebootstrap()
         if self.join_token_file is not None and self.join_token.get_secret_value():
             raise ValueError("join_token_file and join_token exclude each other; keep join_token_file")
         named = self.admin_socket_path
@@ -237,6 +248,33 @@ class AgentSettings(Section):
         if foreign:
             raise ValueError(f"authorized_delegates: {foreign[0]} is not of the trust domain {self.trust_domain}")
         return self
+
+    def _check_rebootstrap(self) -> None:
+        mode = f'rebootstrap_mode = "{self.rebootstrap_mode}"'
+        if self.rebootstrap_mode == "never":
+            return
+        if self.insecure_bootstrap:
+            raise ValueError(
+                f"{mode} and insecure_bootstrap exclude each other: whoever takes the server's address could take over "
+                "the agent at any time; set trust_bundle_path"
+            )
+        if self.trust_bundle_path is None:
+            raise ValueError(f"{mode} needs trust_bundle_path: the bundle to begin again with")
+        if self.rebootstrap_mode == "always" and not self.node_attestors:
+            raise ValueError(
+                f"{mode} needs a node attestor that proves this node again and again, such as [attestors.x509pop]; "
+                'a join token is good for once: set rebootstrap_mode = "auto"'
+            )
+
+    @property
+    def node_attestors(self) -> list[str]:
+        """The tables of [attestors] by which this node proves itself; none with a join token."""
+        return [name for name in self.attestors if name in NODE_PROVERS.names() and name != "join_token"]
+
+    @property
+    def patience(self) -> timedelta | None:
+        """How long a server may stay unproven before the agent bootstraps again; None for ever."""
+        return None if self.rebootstrap_mode == "never" else self.rebootstrap_delay
 
     @property
     def admin_socket(self) -> Path:

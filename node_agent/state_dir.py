@@ -6,7 +6,7 @@
      "bundle": {"sequence": 1, "refresh_hint": 0, "x509_authorities": [{"der": base64, "tainted": false}]}}
 
 What cannot be read, is of a newer version, or belongs to another trust domain is refused with the path and left as it
-is (R8, R9); an SVID whose key is not its own counts as lost, and the rest is kept (R10). The directory has mode 0700 and
+is (R8, R9), unless the caller sets a damaged one aside; an SVID whose key is not its own counts as lost, and the rest is kept (R10). The directory has mode 0700 and
 is locked: a second agent on it is refused.
 """
 
@@ -30,6 +30,7 @@ from spiffe_core.runtime.durable import (
     private_directory,
     read_private,
     remove_leftovers,
+    rename_durably,
     write_durably,
 )
 from spiffe_core.spiffe_id import TrustDomain
@@ -38,8 +39,13 @@ from spiffe_core.x509_svid import X509Svid
 log = logging.getLogger(__name__)
 
 FILE_NAME = "agent-state.json"
+DAMAGED_NAME = "agent-state.json.damaged"
 VERSION = 1
 MAX_BYTES = 16 * 1024 * 1024
+
+
+class DamagedState(CorruptState):
+    """The file is ours and this agent's, and its content cannot be read."""
 
 
 class StateDirectory:
@@ -48,6 +54,7 @@ class StateDirectory:
     def __init__(self, path: Path, lock: DirectoryLock) -> None:
         self._lock = lock
         self.path = path / FILE_NAME
+        self._damaged = path / DAMAGED_NAME
 
     @classmethod
     def open(cls, path: Path) -> StateDirectory:
@@ -77,15 +84,26 @@ class StateDirectory:
             return NodeState(trust_domain)
         return parse_state(data, trust_domain, self.path)
 
+    def set_aside(self, trust_domain: TrustDomain) -> NodeState:
+        """Keep a file that cannot be read beside the one to come, and begin with nothing known."""
+        rename_durably(self.path, self._damaged)
+        log.error(
+            "%s could not be read; it was renamed to %s, and this agent joins anew as if it never had",
+            self.path,
+            self._damaged.name,
+        )
+        return NodeState(trust_domain)
+
     def save(self, state: NodeState) -> None:
         """Replace what stands there, atomically and durably."""
         write_durably(self.path, dump_state(state))
 
     def clear(self) -> None:
-        """Delete it: first nothing of value stands there, then nothing at all."""
-        if self.path.exists():
-            write_durably(self.path, b"{}")
-            self.path.unlink()
+        """Delete it, and what was set aside: first nothing of value stands there, then nothing at all."""
+        for path in (self.path, self._damaged):
+            if path.exists():
+                write_durably(path, b"{}")
+                path.unlink()
 
 
 def dump_state(state: NodeState) -> bytes:
@@ -192,8 +210,8 @@ def _svid(chain: tuple[bytes, ...], key: PrivateKeyDer, trust_domain: TrustDomai
     return svid
 
 
-def _corrupt(path: Path, why: str) -> CorruptState:
-    return CorruptState(
+def _corrupt(path: Path, why: str) -> DamagedState:
+    return DamagedState(
         f"{path} cannot be read: {why}; restore it from a backup, or move it away to join anew", path=str(path)
     )
 

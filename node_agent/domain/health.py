@@ -15,8 +15,11 @@ from spiffe_core.health import Condition, Part, Report, loop_part
 class Facts:
     """What is known at one moment; durations in seconds.
 
-    `phase` is the session's, `why` its last trouble. `runway` is how long the agent's own SVID is still good, None
-    without one. `synced_before` is how long ago the last sync worked, None before the first.
+    `phase` is the session's, `why` its last trouble, `waits_for` what would end it, and `acts_in` when the agent next does
+    something about it by itself. `runway` is how long the agent's own SVID is still good, None without one.
+    `doubt` is for how long the server has not been proven by the bundle. `synced_before` is how long ago the last sync
+    worked, None before the first; `sync_trouble` why the last did not, `syncs_in` when the next is made. `unsaved` says
+    why the agent's state could not be stored.
     """
 
     draining: bool = False
@@ -24,10 +27,16 @@ class Facts:
     member: bool = False
     banned: bool = False
     why: str = ""
+    waits_for: str = ""
+    acts_in: float | None = None
+    doubt: float | None = None
     runway: float | None = None
     ready: bool = False
     in_touch: bool = False
     synced_before: float | None = None
+    sync_trouble: str = ""
+    syncs_in: float | None = None
+    unsaved: str = ""
     streams: int = 0
     loop_lag: float = 0.0
     loop_blocked: bool = False
@@ -35,7 +44,8 @@ class Facts:
 
 def report_of(facts: Facts) -> Report:
     """Every part, in a fixed order."""
-    return Report((_agent(facts), _svid(facts), _sync(facts), loop_part(facts.loop_lag, blocked=facts.loop_blocked)))
+    loop = loop_part(facts.loop_lag, blocked=facts.loop_blocked)
+    return Report((_agent(facts), _svid(facts), _sync(facts), _state(facts), loop))
 
 
 def _agent(facts: Facts) -> Part:
@@ -48,7 +58,13 @@ def _agent(facts: Facts) -> Part:
 
 
 def _svid(facts: Facts) -> Part:
-    detail = {"phase": facts.phase, "runway_seconds": max(0, round(facts.runway or 0.0))}
+    detail: dict[str, object] = {
+        "phase": facts.phase,
+        "runway_seconds": max(0, round(facts.runway or 0.0)),
+        "waits_for": facts.waits_for,
+        **_in("next_try_seconds", facts.acts_in),
+        **_in("server_unproven_seconds", facts.doubt),
+    }
     if facts.banned:
         return Part("agent.svid", Condition.FAILED, "the agent is banned: everything was forgotten", detail)
     if not facts.member:
@@ -57,13 +73,30 @@ def _svid(facts: Facts) -> Part:
     if facts.runway is not None and facts.runway <= 0.0:
         text = "the agent's own SVID has ended and could not be renewed"
         return Part("agent.svid", Condition.DEGRADED, text, detail)
+    if facts.doubt is not None:
+        text = "whoever answers as the server is proven by nothing this agent believes; workloads keep what they have"
+        return Part("agent.svid", Condition.DEGRADED, text, detail)
+    if facts.why:
+        return Part("agent.svid", Condition.DEGRADED, facts.why, detail)
     return Part("agent.svid", detail=detail)
 
 
 def _sync(facts: Facts) -> Part:
     before = facts.synced_before
-    detail: dict[str, object] = {} if before is None else {"last_sync_seconds": round(before)}
+    detail = {**_in("last_sync_seconds", before), **_in("next_try_seconds", facts.syncs_in)}
     if facts.member and facts.ready and not facts.in_touch:
         text = "the server cannot be reached; workloads keep what they have"
+        text = f"{text}: {facts.sync_trouble}" if facts.sync_trouble else text
         return Part("agent.sync", Condition.DEGRADED, text, detail)
     return Part("agent.sync", detail=detail)
+
+
+def _state(facts: Facts) -> Part:
+    if facts.unsaved:
+        text = f"the agent's state is not stored, a restart would lose it; it is tried again: {facts.unsaved}"
+        return Part("agent.state", Condition.DEGRADED, text)
+    return Part("agent.state")
+
+
+def _in(name: str, seconds: float | None) -> dict[str, object]:
+    return {} if seconds is None else {name: round(seconds)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from spiffe_core.bundle import TrustBundle
@@ -29,3 +29,15 @@ class NodeState:
     def bundle_of(self, trust_domain: TrustDomain) -> TrustBundle | None:
         """The bundle that proves the server, for its own trust domain only."""
         return self.bundle if trust_domain == self.trust_domain else None
+
+
+def believing_both(believed: TrustBundle | None, configured: TrustBundle | None) -> TrustBundle | None:
+    """What proves the server in a bootstrap: the bundle of the agent's last life, and the one the operator configured.
+
+    An authority that is known to be tainted stays so.
+    """
+    if believed is None or configured is None:
+        return believed or configured
+    known = {one.der for one in believed.x509_authorities}
+    more = tuple(one for one in configured.x509_authorities if one.der not in known)
+    return replace(believed, x509_authorities=believed.x509_authorities + more)

@@ -5,14 +5,14 @@ Theory of operation
 
 A session says whether this agent is a member of its trust domain and what it should do about that::
 
-              Obtained                    renewal due, Replace, MUST_REATTEST
+              Obtained                    renewal due, Replace, MUST_REATTEST, server unproven for too long
     UNJOINED ----------> JOINED --------------------------------------------> RENEWING
-        ^                   ^                     Obtained                        |
-        |                   +-----------------------------------------------------+
-        |                   |                                                     |
-        +-------------------+---- own SVID expired, or the server refused it -----+
-                            |
-                            +---- AGENT_BANNED (from any phase) ----> REJECTED
+       ^ |                ^ ^                     Obtained                        |
+       | |  StillGood     | +-----------------------------------------------------+
+       | +----------------+                                                       |
+       +---------------------- own SVID expired, or the server refused it --------+
+                              |
+                              +---- AGENT_BANNED (from any phase) ----> REJECTED
 
 - *UNJOINED*: no SVID the server accepts. The only thing to do is attest, again and again with back-off.
 - *JOINED*: the SVID is good; nothing to do before `renew_at`.
@@ -21,6 +21,12 @@ A session says whether this agent is a member of its trust domain and what it sh
 - *REJECTED*: banned. Keys and SVIDs are forgotten at once and the agent stays up and says so; only an operator
   and a restart lead out of it.
 
+Beside the phase stands a doubt: since when whoever answers as the server has been proven by nothing this agent
+believes. Where the operator allowed it (`patience`), a doubt that lasts makes the next attempt a bootstrap: a `Join` that
+takes what is configured for first contact as proof too (SPIRE's `rebootstrap_mode`). What was believed is believed until
+such an attempt has worked, so that a server that was only impostured for a while is found again. A bootstrap takes
+evidence that may be used again, or evidence that has not been used.
+
 `step` takes the session, one event and the time, and returns the next session and the commands for the service
 around it: `Join`, `Renew`, `Forget`, `Say`. At most one attempt (Join or Renew) is under way at a time; its end comes
 back as `Obtained` or `AttemptFailed`. `wake_at` is when the next `Tick` can matter.
@@ -28,9 +34,10 @@ back as `Obtained` or `AttemptFailed`. `wake_at` is when the next `Tick` can mat
 Refusals carry the generation of the SVID they were about: a late refusal of an SVID that was replaced in the meantime
 says nothing about the present one. A ban is about the agent and counts always.
 
-Nothing here ends the process and nothing here takes SVIDs away from workloads, except a ban (architecture A19).
-Times are seconds on a line that never goes back (`services.steady_time`), so that no clock jump makes a storm of
-attempts.
+Nothing here ends the process and nothing here takes SVIDs away from workloads, except a ban (architecture A19). No wait
+between two attempts that may work is longer than LONGEST_RETRY, so that an agent is back within a minute of the end of
+its trouble. Times are seconds on a line that never goes back (`services.steady_time`), so that no clock jump makes a
+storm of attempts.
 """
 
 from __future__ import annotations
@@ -38,12 +45,32 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 
+from node_agent.domain.events import (
+    AttemptFailed,
+    Command,
+    CredentialChanged,
+    Event,
+    Forget,
+    Join,
+    Obtained,
+    Refused,
+    Renew,
+    Replace,
+    Say,
+    ServerProven,
+    ServerUnproven,
+    StillGood,
+    Tick,
+    Trouble,
+)
 from spiffe_core.errors import Refusal
 
 FIRST_RETRY = 5.0
 """Seconds before the second attempt; each further wait is 1.5 times the one before (spire_features section 16.1)."""
-LONGEST_RETRY = 480.0
-"""Seconds between attempts at most."""
+LONGEST_RETRY = 45.0
+"""Seconds between attempts at most, before jitter. SPIRE waits up to eight minutes."""
+LONGEST_HOPELESS = 480.0
+"""Seconds between attempts at most with evidence that was refused and is never judged differently."""
 SHORTEST_RETRY = 1.0
 """Seconds between attempts at least, however short the SVID's remaining life is."""
 
@@ -57,92 +84,6 @@ class Phase(enum.Enum):
     REJECTED = "rejected"
 
 
-class Trouble(enum.Enum):
-    """Why an attempt failed, as far as it changes what to do next."""
-
-    PASSING = "passing"
-    """The server could not be reached, or answered with something that may work later."""
-    CREDENTIAL = "credential"
-    """The evidence was refused or there is none: only an operator can help."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time passed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Obtained:
-    """An SVID is at hand: `fresh` from the server, or restored at start. Times are on the steady line."""
-
-    renew_at: float
-    expires_at: float
-    reattestable: bool
-    fresh: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptFailed:
-    """The Join or Renew under way did not work. `jitter` in [-1, 1] spreads the next one.
-
-    `advice` tells the operator what to do; it matters when the trouble is the credential.
-    """
-
-    trouble: Trouble
-    why: str
-    jitter: float
-    refusal: Refusal | None = None
-    advice: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Another call was refused for a reason agents act on (spire_wire section 2)."""
-
-    refusal: Refusal
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Replace:
-    """The own SVID should not be used longer than it takes to get another (its authority was tainted)."""
-
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class CredentialChanged:
-    """The operator provided new evidence: whatever the back-off says, it is worth an attempt now."""
-
-
-Event = Tick | Obtained | AttemptFailed | Refused | Replace | CredentialChanged
-
-
-@dataclass(frozen=True, slots=True)
-class Join:
-    """Attest to the server."""
-
-
-@dataclass(frozen=True, slots=True)
-class Renew:
-    """Ask for a new SVID with the present one (RenewAgent)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """Drop every key and SVID, in memory and on disk, and end every workload stream."""
-
-
-@dataclass(frozen=True, slots=True)
-class Say:
-    """Tell the operator. `grave` marks what will not mend itself."""
-
-    text: str
-    grave: bool = False
-
-
-Command = Join | Renew | Forget | Say
-
 BANNED = (
     "this agent is banned by the server: all keys and SVIDs were deleted and nothing is served any more; "
     "when the ban was lifted on the server (`identity-server agent evict`), restart the agent to join anew"
@@ -151,7 +92,13 @@ BANNED = (
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Where the agent stands, and when it will next do something about it."""
+    """Where the agent stands, and when it will next do something about it.
+
+    `patience` is how many seconds a server may stay unproven before a bootstrap, None for ever; `doubt_since` is when it
+    began to be. `unused` tells whether the evidence at hand may be good still, `bootstrapping` whether the attempt under
+    way is a bootstrap, `lapsed` whether the membership ended by the clock alone. `advice` is what the operator should
+    do about `why`.
+    """
 
     phase: Phase = Phase.UNJOINED
     generation: int = 0
@@ -163,6 +110,12 @@ class Session:
     retry_at: float = 0.0
     issued_at: float = float("-inf")
     why: str = "not joined yet"
+    advice: str = ""
+    patience: float | None = None
+    doubt_since: float | None = None
+    unused: bool = True
+    bootstrapping: bool = False
+    lapsed: bool = False
 
     @property
     def is_member(self) -> bool:
@@ -170,15 +123,32 @@ class Session:
         return self.phase in {Phase.JOINED, Phase.RENEWING}
 
     @property
+    def bootstrap_at(self) -> float | None:
+        """When the doubt about the server will have lasted long enough; None if there is none or it never will."""
+        if self.patience is None or self.doubt_since is None:
+            return None
+        return self.doubt_since + self.patience
+
+    @property
     def wake_at(self) -> float | None:
         """When a `Tick` can next change something; None when only another event can."""
         if self.phase is Phase.REJECTED or self.busy:
             return None
         if self.phase is Phase.JOINED:
-            return self.renew_at
+            ripe = self.bootstrap_at
+            return self.renew_at if ripe is None or not self._has_evidence else min(self.renew_at, ripe)
         if self.phase is Phase.RENEWING:
             return min(self.retry_at, self.expires_at)
         return self.retry_at
+
+    @property
+    def _has_evidence(self) -> bool:
+        return self.reattestable or self.unused
+
+    def bootstraps(self, now: float) -> bool:
+        """Whether an attempt made now is a bootstrap."""
+        ripe = self.bootstrap_at
+        return ripe is not None and now >= ripe and self._has_evidence
 
 
 def step(session: Session, event: Event, now: float) -> tuple[Session, tuple[Command, ...]]:
@@ -193,13 +163,31 @@ def step(session: Session, event: Event, now: float) -> tuple[Session, tuple[Com
         case Refused():
             is_about_present = event.generation == session.generation or event.refusal is Refusal.AGENT_BANNED
             return _refused(session, event.refusal, now) if is_about_present else (session, ())
+    session, notes = _noted(session, event, now)
+    session, commands = _act(session, now)
+    return session, (*notes, *commands)
+
+
+def _noted(session: Session, event: Event, now: float) -> tuple[Session, tuple[Command, ...]]:
+    """The session with what `event` says about it, before anything is done about it."""
+    match event:
+        case ServerUnproven():
+            return _doubt(session, event.why, now)
+        case ServerProven():
+            session = replace(session, doubt_since=None)
         case Tick():
             session = _expire(session, now)
         case Replace() if session.phase is Phase.JOINED:
             session = replace(session, phase=Phase.RENEWING, retry_at=now, why=event.why)
-        case CredentialChanged() if session.phase is Phase.UNJOINED:
-            session = replace(session, retry_at=now)
-    return _act(session, now)
+        case CredentialChanged():
+            session = replace(session, unused=True)
+            if not session.is_member or session.bootstraps(now):
+                session = replace(session, retry_at=now)
+        case StillGood() if session.is_member or session.lapsed:
+            phase = session.phase if session.is_member else Phase.JOINED
+            session = replace(session, phase=phase, lapsed=False, why="")
+            session = replace(session, renew_at=event.renew_at, expires_at=event.expires_at)
+    return session, ()
 
 
 def retry_delay(failures: int, jitter: float, *, longest: float = LONGEST_RETRY) -> float:
@@ -217,12 +205,25 @@ def _obtained(session: Session, event: Obtained, now: float) -> Session:
         reattestable=event.reattestable,
         issued_at=now if event.fresh else float("-inf"),
         why="",
+        patience=session.patience,
+        unused=event.reattestable,
     )
+
+
+def _doubt(session: Session, why: str, now: float) -> tuple[Session, tuple[Command, ...]]:
+    """Note that the server is not proven; said once for each doubt."""
+    if session.doubt_since is not None:
+        return session, ()
+    session = replace(session, doubt_since=now)
+    if session.patience is None:
+        return session, (Say(f"{why}; this agent will not bootstrap again by itself (rebootstrap_mode)", grave=True),)
+    return session, (Say(f"{why}; if that lasts for {session.patience:.0f} s the agent bootstraps again"),)
 
 
 def _expire(session: Session, now: float) -> Session:
     if session.is_member and not session.busy and now >= session.expires_at:
-        return replace(session, phase=Phase.UNJOINED, retry_at=now, failures=0, why="the agent's own SVID has expired")
+        why = "the agent's own SVID has expired"
+        return replace(session, phase=Phase.UNJOINED, retry_at=now, failures=0, why=why, lapsed=True)
     return session
 
 
@@ -230,28 +231,42 @@ def _act(session: Session, now: float) -> tuple[Session, tuple[Command, ...]]:
     """Begin the attempt that is due, if one is."""
     if session.busy:
         return session, ()
-    if session.phase is Phase.JOINED and now >= session.renew_at:
-        session = replace(session, phase=Phase.RENEWING, retry_at=now, why="")
+    anew = session.bootstraps(now)
+    if session.phase is Phase.JOINED and (anew or now >= session.renew_at):
+        why = "the server is proven by nothing this agent believes: bootstrapping again" if anew else ""
+        session = replace(session, phase=Phase.RENEWING, retry_at=now, why=why)
     if session.phase is Phase.JOINED or now < session.retry_at:
         return session, ()
-    by_renewal = session.phase is Phase.RENEWING and not session.reattestable
-    return replace(session, busy=True), (Renew() if by_renewal else Join(),)
+    by_renewal = session.phase is Phase.RENEWING and not session.reattestable and not anew
+    session = replace(session, busy=True, bootstrapping=anew)
+    return session, (Renew() if by_renewal else Join(anew),)
 
 
 def _failed(session: Session, event: AttemptFailed, now: float) -> tuple[Session, tuple[Command, ...]]:
-    session = replace(session, busy=False, failures=session.failures + 1)
+    by_believed = not session.bootstrapping
+    session = replace(session, busy=False, bootstrapping=False, failures=session.failures + 1)
+    grave = event.trouble is Trouble.CREDENTIAL
+    notes: tuple[Command, ...] = ()
+    if event.trouble is Trouble.UNPROVEN:
+        session, notes = _doubt(session, event.why, now)
+    elif by_believed and (event.refusal is not None or grave):
+        session = replace(session, doubt_since=None)  # refused by a server that is proven
     decisive = event.refusal is Refusal.AGENT_BANNED or session.phase is Phase.RENEWING
     if event.refusal is not None and decisive:
         return _refused(session, event.refusal, now)
-    longest = LONGEST_RETRY
+    hopeless = grave and event.one_use
+    longest = LONGEST_HOPELESS if hopeless and not session.is_member else LONGEST_RETRY
     if session.phase is Phase.RENEWING:
         longest = min(longest, (session.expires_at - now) / 6)
     session = replace(
-        session, retry_at=now + retry_delay(session.failures, event.jitter, longest=longest), why=event.why
+        session,
+        retry_at=now + retry_delay(session.failures, event.jitter, longest=longest),
+        why=event.why,
+        advice=event.advice if grave else "",
+        unused=session.unused and not hopeless,
     )
-    grave = event.trouble is Trouble.CREDENTIAL
     text = f"{event.why}; {event.advice}" if grave and event.advice else event.why
-    return session, (Say(text, grave=grave),)
+    return session, notes or (Say(text, grave=grave),)
 
 
 def _refused(session: Session, refusal: Refusal, now: float) -> tuple[Session, tuple[Command, ...]]:
@@ -266,7 +281,7 @@ def _refused(session: Session, refusal: Refusal, now: float) -> tuple[Session, t
         session = replace(session, phase=Phase.RENEWING, reattestable=True, retry_at=now + wait, why=why)
         return _with_note(_act(session, now), why)
     why = f"the server does not accept this agent's SVID any more ({refusal.name}): attesting anew"
-    session = replace(session, phase=Phase.UNJOINED, retry_at=now + wait, why=why)
+    session = replace(session, phase=Phase.UNJOINED, retry_at=now + wait, why=why, doubt_since=None)
     return _with_note(_act(session, now), why)
 
 

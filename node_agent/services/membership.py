@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from node_agent.domain.issued import Issued, SoundAuthorities, authority_ids, check_issued
-from node_agent.domain.node_state import NodeState
-from node_agent.domain.session import (
+from node_agent.domain.events import (
     AttemptFailed,
     CredentialChanged,
     Event,
@@ -21,12 +19,16 @@ from node_agent.domain.session import (
     Renew,
     Replace,
     Say,
-    Session,
+    ServerProven,
+    StillGood,
     Tick,
     Trouble,
-    step,
 )
-from node_agent.ports import Credentials, Enrolment
+from node_agent.domain.events import ServerUnproven as UnprovenSeen
+from node_agent.domain.issued import Issued, SoundAuthorities, authority_ids, check_issued
+from node_agent.domain.node_state import NodeState, believing_both
+from node_agent.domain.session import Session, step
+from node_agent.ports import Credentials, Enrolment, FirstContact, ServerUnproven
 from node_agent.services.node_record import NodeRecord
 from node_agent.services.steady_time import SteadyTime
 from spiffe_core.bundle import TrustBundle
@@ -35,6 +37,7 @@ from spiffe_core.crypto.csr import build_csr
 from spiffe_core.crypto.keys import KeyKind, PrivateKey, PrivateKeyDer, from_pkcs8, generate, to_pkcs8
 from spiffe_core.errors import (
     AgentRefused,
+    ConfigError,
     Forbidden,
     IdentityError,
     InvalidRequest,
@@ -72,7 +75,8 @@ class Membership:
 
     `session` is where the agent stands; `on_change` holds what is called when its phase or its SVID changed. `draw`
     gives a number in [-1, 1] for jitter. `on_ban` is called at once, before anything is awaited, when the server says
-    that this agent is banned.
+    that this agent is banned. `patience` is how long a server may stay unproven before the agent bootstraps again by what
+    `first_contact` reads; None for ever.
     """
 
     def __init__(
@@ -81,14 +85,17 @@ class Membership:
         node: NodeRecord,
         enrolment: Enrolment,
         credentials: Credentials,
+        first_contact: FirstContact,
         clock: Clock,
         steady: SteadyTime,
         draw: Callable[[], float],
         on_ban: Callable[[], None],
+        patience: timedelta | None = None,
     ) -> None:
         self._node = node
         self._enrolment = enrolment
         self._credentials = credentials
+        self._first_contact = first_contact
         self._clock = clock
         self._steady = steady
         self._draw = draw
@@ -98,13 +105,25 @@ class Membership:
         self._to_erase = False
         self._wake = asyncio.Event()
         self._tried = ""
-        self.session = Session()
+        self.session = Session(patience=None if patience is None else patience.total_seconds())
         self.on_change: list[Callable[[], None]] = []
         self._restore(node.state)
 
     def refused(self, refusal: Refusal, generation: int) -> None:
         """Another call with the own SVID (of `generation`) was refused."""
         self._feed(Refused(refusal, generation))
+
+    def answered(self) -> None:
+        """The server was reached with the own SVID: it is the one that the believed bundle proves."""
+        if self.session.doubt_since is not None:
+            self._feed(ServerProven())
+
+    def failed(self, error: IdentityError, generation: int) -> None:
+        """Another call with the own SVID (of `generation`) did not work."""
+        if isinstance(error, AgentRefused):
+            self._feed(Refused(error.refusal, generation))
+        elif isinstance(error, ServerUnproven) and generation == self.session.generation:
+            self._feed(UnprovenSeen(error.public))
 
     async def accept_bundle(self, bundle: TrustBundle) -> None:
         """Believe a newer bundle of the own trust domain, read over an authenticated connection.
@@ -133,10 +152,11 @@ class Membership:
         fingerprint = self._credentials.fingerprint()
         if fingerprint and fingerprint != self._tried:
             self._feed(CredentialChanged())
+        self._look_at_the_clock()
         self._feed(Tick())
         while self._todo:
             command = self._todo.pop(0)
-            await self._attempt(self._join if isinstance(command, Join) else self._renew)
+            await self._attempt(command)
         if self._to_erase:
             await self._erase()
 
@@ -170,15 +190,17 @@ class Membership:
             text = "the banned agent's stored keys could not be deleted: %s"
             log.error(text, error.public)  # noqa: TRY400  # the text says it all
 
-    async def _attempt(self, attempt: Callable[[], Awaitable[None]]) -> None:
+    async def _attempt(self, command: Join | Renew) -> None:
         try:
-            await attempt()
+            await (self._join(anew=command.anew) if isinstance(command, Join) else self._renew())
         except AgentRefused as error:
             self._end(Trouble.PASSING, error.public, error.refusal)
         except NotFound as error:
             self._end(Trouble.PASSING, error.public, Refusal.AGENT_NOT_ATTESTED)
         except (InvalidRequest, Forbidden, PreconditionFailed) as error:
             self._end(Trouble.CREDENTIAL, error.public)
+        except ServerUnproven as error:
+            self._end(Trouble.UNPROVEN, error.public)
         except IdentityError as error:
             self._end(Trouble.PASSING, error.public)
 
@@ -187,18 +209,22 @@ class Membership:
         if self.session.is_member and trouble is Trouble.CREDENTIAL and not self.session.reattestable:
             trouble = Trouble.PASSING  # RenewAgent needs no credential: a new token would not help
         text = f"could not {doing}: {why}"
-        self._feed(AttemptFailed(trouble, text, self._draw(), refusal, self._credentials.advice))
+        one_use = self._credentials.one_use
+        self._feed(AttemptFailed(trouble, text, self._draw(), refusal, self._credentials.advice, one_use))
 
-    async def _join(self) -> None:
+    async def _join(self, *, anew: bool) -> None:
         self._tried = self._credentials.fingerprint()
         prover = self._credentials.prover()
-        key_der = self._node.state.pending_key
-        if key_der is None:
-            key_der = to_pkcs8(generate(KeyKind.EC_P256))
-            await self._node.store_then_use(pending_key=key_der)
+        key_der = await self._attestation_key()
         key = from_pkcs8(key_der)
-        enrolled = await self._enrolment.attest(prover, build_csr(key, spiffe_id=None))
-        bundle = enrolled.bundle or self._node.state.bundle
+        believed = self._node.state.bundle
+        if anew or self._node.state.svid is None:
+            self._node.anchors = believing_both(believed, self._configured())
+        try:
+            enrolled = await self._enrolment.attest(prover, build_csr(key, spiffe_id=None))
+        finally:
+            anchors, self._node.anchors = self._node.anchors, None
+        bundle = enrolled.bundle or anchors or believed
         if bundle is None:
             raise Unavailable("the server's trust bundle could not be read after attestation")
         _require_authorities(bundle)
@@ -206,6 +232,23 @@ class Membership:
         issued = self._check(enrolled.chain, key_der, self._is_agent_id, expected, bundle)
         await self._use(_Fresh(issued, enrolled.reattestable, bundle), must_store=False)
         log.info("joined the trust domain", extra={"facts": {"spiffe_id": str(issued.svid.spiffe_id)}})
+
+    def _configured(self) -> TrustBundle | None:
+        try:
+            return self._first_contact.bundle()
+        except ConfigError as error:  # not the credential's fault
+            raise Unavailable(error.public) from error
+
+    async def _attestation_key(self) -> PrivateKeyDer:
+        """The key to attest with. For evidence that is good for once it is on disk before it is sent (architecture A18)."""
+        key = self._node.state.pending_key
+        if key is None:
+            key = to_pkcs8(generate(KeyKind.EC_P256))
+            if self._credentials.one_use:
+                await self._node.store_then_use(pending_key=key)
+            else:
+                await self._node.use_then_store(pending_key=key)
+        return key
 
     async def _renew(self) -> None:
         present = self._node.state
@@ -270,6 +313,16 @@ class Membership:
         expires_at = self._steady.at(state.svid.not_after)
         self._feed(Obtained(self._steady.at(renewal), expires_at, state.reattestable, fresh=False))
         log.info("restored the agent's SVID", extra={"facts": {"spiffe_id": str(state.svid.spiffe_id)}})
+
+    def _look_at_the_clock(self) -> None:
+        """Take the own SVID up again that counted as ended when the wall clock was further ahead than it is now."""
+        session, svid = self.session, self._node.state.svid
+        over = session.lapsed or (session.is_member and self._steady.now() >= session.expires_at)
+        now = self._clock.now()
+        if not over or svid is None or svid.not_after <= now + timedelta(seconds=1):
+            return
+        renewal = min(self._node.state.renew_at or now, _half_way(now, svid.not_after))
+        self._feed(StillGood(self._steady.at(renewal), self._steady.at(svid.not_after)))
 
     def _depends_on_bad_authority(self, bundle: TrustBundle) -> bool:
         svid = self._node.state.svid

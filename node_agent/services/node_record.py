@@ -9,22 +9,35 @@ from typing import Any
 
 from node_agent.domain.node_state import NodeState
 from node_agent.ports import StateStore
+from spiffe_core.bundle import TrustBundle
 from spiffe_core.errors import IdentityError, PreconditionFailed, Unavailable
 from spiffe_core.runtime.offload import Offload
+from spiffe_core.spiffe_id import TrustDomain
 
 log = logging.getLogger(__name__)
 
 
 class NodeRecord:
-    """Holds the present `NodeState`; changes are stored one after the other. Belongs to the event loop's thread."""
+    """Holds the present `NodeState`; changes are stored one after the other. Belongs to the event loop's thread.
+
+    `anchors` proves the server in place of the state's bundle while the agent bootstraps. `trouble` says why the state
+    could not be stored, "" when it is.
+    """
 
     def __init__(self, state: NodeState, store: StateStore, offload: Offload) -> None:
         self.state = state
         self.unsaved = False
+        self.anchors: TrustBundle | None = None
+        self.trouble = ""
         self._store = store
         self._offload = offload
         self._order = asyncio.Lock()
         self._forgotten = False
+
+    def anchors_of(self, trust_domain: TrustDomain) -> TrustBundle | None:
+        """What proves the server to an agent that attests: the believed bundle, or what it bootstraps with."""
+        own = trust_domain == self.state.trust_domain
+        return self.anchors if own and self.anchors is not None else self.state.bundle_of(trust_domain)
 
     async def store_then_use(self, **changes: Any) -> None:
         """Take `changes` into use once they are on disk.
@@ -65,6 +78,7 @@ class NodeRecord:
         self._forgotten = True
         self.state = NodeState(self.state.trust_domain, bundle=self.state.bundle)
         self.unsaved = False
+        self.trouble = ""
 
     async def erase(self) -> None:
         """Delete the copy on disk."""
@@ -78,7 +92,9 @@ class NodeRecord:
         try:
             await self._offload(self._store.save, state)
         except IdentityError as error:
+            self.trouble = error.public
             raise Unavailable(f"the agent's state cannot be stored: {error.public}") from error
+        self.trouble = ""
         if self._forgotten:
             raise _forgotten()
 

@@ -18,7 +18,7 @@ from typing import ParamSpec, TypeVar
 
 from node_agent.domain.entry_cache import EntryDiff, stamp_of
 from node_agent.domain.issued import Issued, SoundAuthorities, check_issued
-from node_agent.domain.svid_plan import BatchSize, SvidPlan
+from node_agent.domain.svid_plan import LONGEST_BACKOFF, BatchSize, SvidPlan
 from node_agent.ports import IdentityServer, SvidAnswer, SvidRequest
 from node_agent.services.membership import Membership
 from node_agent.services.steady_time import SteadyTime
@@ -232,7 +232,7 @@ class RenewSvids:
         return self._judged[1]
 
     def _item_failed(self, entry: RegistrationEntry, error: IdentityError) -> None:
-        longest = 240.0
+        longest = LONGEST_BACKOFF
         held = self._workloads.held(entry.id)
         if held is not None:
             longest = (held.not_after - self._clock.now()).total_seconds() / 4

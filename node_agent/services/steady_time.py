@@ -33,6 +33,11 @@ class SteadyTime:
             self._leaped += max(drift, 0.0)
         return self._clock.monotonic() + self._leaped
 
+    def peek(self) -> float:
+        """The present on the line, for any thread: what leapt since `now` was last asked counts, and is not noted."""
+        drift = self._wall() - self._clock.monotonic() - self._offset
+        return self._clock.monotonic() + self._leaped + (drift if drift > _TOLERANCE else 0.0)
+
     def monotonic(self) -> float:
         """The monotonic clock, for what only measures."""
         return self._clock.monotonic()

@@ -24,7 +24,8 @@ from spiffe_core.spiffe_id import TrustDomain
 
 log = logging.getLogger(__name__)
 
-LONGEST_BACKOFF = 480.0
+LONGEST_BACKOFF = 45.0
+"""Seconds between syncs at most while the server is away, before jitter: SPIRE waits up to eight minutes."""
 BACKOFF_INTERVALS = 48
 FIRST_RETRY = 0.05
 FEDERATED_AT_ONCE = 10
@@ -57,6 +58,7 @@ class Synchronize:
         self._entries: dict[str, RegistrationEntry] = {}
         self._failures = 0
         self._announced = False
+        self._joined_anew = False
         self._wake = asyncio.Event()
         self.synced = False
         """Whether the last attempt worked."""
@@ -64,6 +66,10 @@ class Synchronize:
         """When an attempt worked last, in unix seconds by the wall clock; 0 if none has."""
         self.synced_at: float | None = None
         """When the last sync worked, by the monotonic clock; None before the first."""
+        self.trouble = ""
+        """Why the last attempt did not work; "" if it did."""
+        self.next_at: float | None = None
+        """When the next attempt is made, on the steady line; None while one is under way or the agent is no member."""
         renewals.on_unknown_authority = self.request
         membership.on_change.append(self._membership_changed)
 
@@ -74,9 +80,11 @@ class Synchronize:
     async def run(self) -> None:
         """Live until cancelled."""
         while True:
+            self.next_at = None
             if self._membership.session.is_member:
                 await self.once()
                 wait = self.next_wait()
+                self.next_at = self._steady.now() + wait
             else:
                 self.synced = False
                 wait = NOT_MEMBER_POLL
@@ -87,18 +95,18 @@ class Synchronize:
         generation = self._membership.session.generation
         try:
             diff = await self._sync()
-        except AgentRefused as error:
-            self._failed(error)
-            self._membership.refused(error.refusal, generation)
-            return False
         except IdentityError as error:
             self._failed(error)
+            self._membership.failed(error, generation)
             return False
+        self._membership.answered()
         if self._failures:
             log.info("the server is back")
         if self._failures or not self.synced:
             self._renewals.resume()
         self._failures = 0
+        self._joined_anew = False
+        self.trouble = ""
         self.synced = True
         self.last_success = self._steady.wall_seconds()
         self.synced_at = self._steady.monotonic()
@@ -117,8 +125,8 @@ class Synchronize:
         if self._failures and not self._announced:
             return min(self._interval, FIRST_RETRY * 2.0 ** min(self._failures, 20)) * (1 + 0.1 * self._draw())
         grown = self._interval * 1.5 ** min(self._failures, 40)
-        longest = max(self._interval, min(LONGEST_BACKOFF, BACKOFF_INTERVALS * self._interval))
-        return min(grown, longest) * (1 + 0.1 * self._draw())
+        longest = min(LONGEST_BACKOFF, BACKOFF_INTERVALS * self._interval)
+        return (min(grown, longest) if self._failures else grown) * (1 + 0.1 * self._draw())
 
     async def _rest(self, until: float) -> None:
         while self._steady.now() < until and not self._wake.is_set():
@@ -126,12 +134,15 @@ class Synchronize:
         self._wake.clear()
 
     def _membership_changed(self) -> None:
+        self._joined_anew = self._joined_anew or not self._membership.session.is_member
         self._failures = 0
         self._announced = False  # a new record on the server knows no version yet
         self._wake.set()
 
     async def _sync(self) -> EntryDiff:
-        known = {entry_id: stamp_of(entry) for entry_id, entry in self._entries.items()}
+        # a server that forgot this agent may have an older database, whose revision numbers are given out a second time
+        trusted = {} if self._joined_anew else self._entries
+        known = {entry_id: stamp_of(entry) for entry_id, entry in trusted.items()}
         listing = await self._server.sync_entries(known)
         entries = merge(self._entries, listing)
         own = await self._server.fetch_bundle()
@@ -180,6 +191,7 @@ class Synchronize:
 
     def _failed(self, error: IdentityError) -> None:
         self.synced = False
+        self.trouble = error.public
         self._failures = min(self._failures + 1, 1000)
         if self._failures == 1 or self._failures % 10 == 0:
             log.warning("synchronisation failed (%d in a row): %s", self._failures, error.public)

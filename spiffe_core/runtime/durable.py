@@ -55,6 +55,13 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
         os.fsync(folder)
 
 
+def rename_durably(path: Path, target: Path) -> None:
+    """Give `path` the name `target` in the same directory, in place of what had it; a link moves, what it names stays."""
+    with _translated(path, "renamed"), _directory(path.parent) as folder:
+        os.rename(path.name, target.name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.fsync(folder)
+
+
 def read_private(path: Path, *, max_bytes: int) -> bytes:
     """The content of a file that is ours alone: a regular file, our uid, one name, no rights for group and others."""
     path = Path(path)

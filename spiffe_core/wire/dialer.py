@@ -9,6 +9,7 @@ is not this one is closed and counted (architecture A5).
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -40,6 +41,9 @@ _CONNECT_SECONDS = 10.0
 _STALL_SECONDS = 60.0
 _BUFFER_BYTES = 256 * 1024
 _LINGER_SECONDS = 30.0
+_ACCEPT_PAUSE_SECONDS = 0.2
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_ABORTED = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EINTR})
 _REASONS = {9: Reason.NOT_YET_VALID, 10: Reason.EXPIRED}  # X509_V_ERR_* of OpenSSL
 
 
@@ -127,7 +131,17 @@ class Dialer:
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            connection, _ = await loop.sock_accept(listener)
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                if error.errno in _ABORTED:
+                    continue
+                if error.errno not in _NO_ROOM:
+                    raise
+                self.refused["out of descriptors"] += 1
+                self.last_error = Unavailable(f"no connection to the server can be opened: {error.strerror}")
+                await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
+                continue
             raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
             if _UCRED.unpack(raw)[0] != os.getpid():
                 self.refused["foreign process"] += 1
@@ -146,7 +160,7 @@ class Dialer:
         except IdentityError as error:
             self._failed(error, splice, local)
         except (OSError, TimeoutError) as error:
-            self._failed(_in_words(self._address, error), splice, local)
+            self._failed(_in_words(self._address, error, self._now()), splice, local)
         except BaseException:
             splice.abort()
             local.close()
@@ -203,13 +217,19 @@ class Dialer:
         return svid.spiffe_id
 
 
-def _in_words(address: tuple[str, int], error: Exception) -> IdentityError:
+def _in_words(address: tuple[str, int], error: Exception, now: datetime) -> IdentityError:
     host, port = address
+    if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _REASONS:
+        return VerificationFailed(
+            f"the certificate of the server at {host}:{port} is out of its time by this machine's clock "
+            f"({now:%Y-%m-%dT%H:%M:%SZ}; {error.verify_message}): compare the clocks of both machines",
+            _REASONS[error.verify_code],
+        )
     if isinstance(error, ssl.SSLCertVerificationError):
         return VerificationFailed(
             f"the server at {host}:{port} is not proven by the trust bundle ({error.verify_message}); "
             "if its authorities were replaced, give the agent the new bundle",
-            _REASONS.get(error.verify_code, Reason.UNKNOWN_AUTHORITY),
+            Reason.UNKNOWN_AUTHORITY,
         )
     if isinstance(error, TimeoutError):
         return Unavailable(f"the server at {host}:{port} did not answer within {_CONNECT_SECONDS:.0f} s")

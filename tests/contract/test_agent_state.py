@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from node_agent.domain.node_state import NodeState
-from node_agent.state_dir import FILE_NAME, MAX_BYTES, StateDirectory, dump_state, parse_state
+from node_agent.state_dir import FILE_NAME, MAX_BYTES, DamagedState, StateDirectory, dump_state, parse_state
 from spiffe_core.bundle import X509Authority
 from spiffe_core.crypto.keys import KeyKind, generate, to_pkcs8
 from spiffe_core.errors import ConfigError, Conflict, CorruptState
@@ -263,3 +263,36 @@ def test_no_change_of_bytes_is_ever_a_crash_or_another_identity(tmp_path, data):
 def test_a_renewal_time_keeps_its_fraction(directory):
     directory.save(FULL)
     assert abs(directory.load(TD).renew_at - FULL.renew_at) < timedelta(milliseconds=1)
+
+
+@pytest.mark.parametrize("name", ["empty", "truncated", "garbage"])
+def test_a_damaged_file_can_be_set_aside(directory, name, caplog):
+    """R8: kept beside, said aloud, and nothing is known; the next damage takes its place."""
+    damaged = directory.path.with_name("agent-state.json.damaged")
+    for content in (b"older", CORRUPT[name]):
+        write(directory, content)
+        with pytest.raises(DamagedState):
+            directory.load(TD)
+        assert directory.set_aside(TD) == NodeState(TD)
+        assert damaged.read_bytes() == content
+        assert not directory.path.exists()
+    assert damaged.stat().st_mode & 0o777 == 0o600
+    assert "joins anew" in caplog.text
+
+
+def test_what_is_set_aside_is_erased_with_the_rest(directory):
+    """A19: it holds keys too."""
+    write(directory, b"{")
+    directory.set_aside(TD)
+    directory.save(FULL)
+    directory.clear()
+    assert [path.name for path in directory.path.parent.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("change", [{"version": 2}, {"trust_domain": "other.test"}])
+def test_a_file_that_is_not_for_this_agent_is_not_damaged(directory, change):
+    """R9: refused, and never set aside."""
+    write(directory, spoiled(**change))
+    with pytest.raises(CorruptState) as caught:
+        directory.load(TD)
+    assert not isinstance(caught.value, DamagedState)

@@ -35,6 +35,7 @@ class HandedToken:
     """Credentials whose token a test changes."""
 
     advice = "a new join token is needed: ask the operator"
+    one_use = True
 
     def __init__(self, token="t1"):
         self.token = token
@@ -46,6 +47,20 @@ class HandedToken:
         if not self.token:
             raise PreconditionFailed("no join token was given")
         return TokenProver(self.token)
+
+
+class HandedBundle:
+    """What is configured for first contact, as a test changes it; an exception is raised."""
+
+    def __init__(self, configured=None):
+        self.configured = configured
+        self.reads = 0
+
+    def bundle(self):
+        self.reads += 1
+        if isinstance(self.configured, Exception):
+            raise self.configured
+        return self.configured
 
 
 class MemoryState:
@@ -96,6 +111,7 @@ class World:
     membership: Membership
     renewals: RenewSvids
     sync: Synchronize
+    configured: HandedBundle
     attestors: list = field(default_factory=list)
 
     async def settle(self):
@@ -124,7 +140,16 @@ class Selecting:
 
 
 def make_world(
-    *, state=None, draw=lambda: 0.0, prefetch=1000, clock=None, server=None, disk=None, token=None, **server_options
+    *,
+    state=None,
+    draw=lambda: 0.0,
+    prefetch=1000,
+    clock=None,
+    server=None,
+    disk=None,
+    token=None,
+    patience=None,
+    **server_options,
 ):
     clock = clock or FakeClock()
     server = server or SimulatedServer(clock, **server_options)
@@ -133,10 +158,13 @@ def make_world(
     node = NodeRecord(state or NodeState(TD, bundle=server.bundle()), disk, inline)
     attestor = Selecting()
     workloads = WorkloadSvids(TD, AttestWorkload([attestor], clock=clock), clock=clock, steady=steady)
+    configured = HandedBundle(server.bundle())
     membership = Membership(
         node=node,
         enrolment=server,
         credentials=token,
+        first_contact=configured,
+        patience=patience,
         clock=clock,
         steady=steady,
         draw=draw,
@@ -162,7 +190,8 @@ def make_world(
         interval=5.0,
         version="muniment/0.1.0",
     )
-    return World(server, clock, token, disk, steady, node, workloads, membership, renewals, sync, [attestor])
+    parts = (server, clock, token, disk, steady, node, workloads, membership, renewals, sync, configured)
+    return World(*parts, [attestor])
 
 
 @pytest.fixture

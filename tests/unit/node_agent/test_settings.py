@@ -46,6 +46,16 @@ WRONG = {
     "trust domain in upper case": ({"trust_domain": "Example.org"}, "trust_domain"),
     "unknown key": ({"trust_bundle": "x"}, "did you mean 'trust_bundle_path'"),
     "two ways to trust": ({"trust_bundle_path": "/b.pem"}, "exclude each other"),
+    "again without proof": ({"rebootstrap_mode": "auto"}, "exclude each other"),
+    "again without a bundle": (
+        {"rebootstrap_mode": "auto", "insecure_bootstrap": False},
+        "needs trust_bundle_path: the bundle to begin again with",
+    ),
+    "always again with a token": (
+        {"rebootstrap_mode": "always", "insecure_bootstrap": False, "trust_bundle_path": "/b.pem"},
+        'a join token is good for once: set rebootstrap_mode = "auto"',
+    ),
+    "again without a delay": ({"rebootstrap_delay": "0s"}, "rebootstrap_delay: must be longer than 0s and at most 30d"),
     "two tokens": ({"join_token_file": "/t", "join_token": "secret-token"}, "exclude each other"),
     "relative data_dir": ({"data_dir": "state"}, "data_dir: must be an absolute path"),
     "relative socket": ({"socket_path": "api.sock"}, "socket_path: must be an absolute path"),
