@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar, cast
 
 from identity_server.domain.state import State
-from identity_server.ports import (
+from identity_server.ports import Store, UnitOfWork
+from identity_server.repositories import (
     AgentRepository,
     AuthorityRepository,
     BundleRepository,
@@ -19,8 +20,6 @@ from identity_server.ports import (
     OrderRepository,
     RelationshipRepository,
     ServerRepository,
-    Store,
-    UnitOfWork,
 )
 from spiffe_core.errors import IdentityError
 from spiffe_core.runtime.metrics import Metrics, status_word
