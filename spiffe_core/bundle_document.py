@@ -122,6 +122,15 @@ def dump_token_keys(authorities: Sequence[JwtAuthority] | Sequence[WitAuthority]
     return _json({"keys": [{**member, "kid": one.key_id, **key_to_jwk(one.key)} for one in authorities]})
 
 
+def load_token_keys(data: bytes, trust_domain: TrustDomain, use: str) -> LoadedBundle:
+    """Read a JWK Set as the Workload API serves it: keys say no `use`, and are then of this one (conformance D7).
+
+    Raises:
+        InvalidBundle: the set is refused whole.
+    """
+    return _Loader(trust_domain, use).document(_parsed(data, MAX_DOCUMENT_BYTES))
+
+
 def dump_bundle_pem(bundle: TrustBundle) -> bytes:
     """The X.509 authorities as PEM blocks."""
     return b"".join(authority.certificate.public_bytes(Encoding.PEM) for authority in bundle.x509_authorities)
@@ -207,8 +216,9 @@ def _ca(der: bytes) -> X509Authority:
 class _Loader:
     """Reads one document and collects what is odd."""
 
-    def __init__(self, trust_domain: TrustDomain) -> None:
+    def __init__(self, trust_domain: TrustDomain, default_use: str = "") -> None:
         self._trust_domain = trust_domain
+        self._default_use = default_use
         self._warnings: list[str] = []
         self._x509: dict[bytes, X509Authority] = {}
         self._jwt: dict[str, JwtAuthority | None] = {}
@@ -242,7 +252,7 @@ class _Loader:
             raise InvalidBundle("is not an object")
         if PRIVATE_MEMBERS & jwk.keys():
             raise InvalidBundle("ALARM: holds private or symmetric key members; tell the publisher")
-        match jwk.get("use"):
+        match jwk.get("use", self._default_use):
             case "x509-svid":
                 self._x509_key(jwk)
             case "jwt-svid":

@@ -18,13 +18,15 @@ import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc.aio
 
+from spiffe_core.bundle import TrustBundle
+from spiffe_core.bundle_document import load_token_keys
 from spiffe_core.clock import Clock, SystemClock
 from spiffe_core.errors import IdentityError, InvalidRequest, Kind, Unavailable
-from spiffe_core.spiffe_id import SpiffeId
+from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.wire._gen import workload_pb2
 from spiffe_core.wire.channels import channel_options, unix_channel
 from spiffe_core.wire.services import Stub
@@ -34,6 +36,9 @@ from workload_api.x509_context import X509Context, x509_context
 
 log = logging.getLogger(__name__)
 
+_State = TypeVar("_State")
+
+MAX_BUNDLES = 1000
 METADATA = (("workload.spiffe.io", "true"),)
 """Workload Endpoint section 3: on every request."""
 
@@ -175,7 +180,7 @@ class WorkloadApiClient:
             raise Unavailable("the agent closed the stream without an answer")
         return dict(message.bundles)
 
-    async def watch_x509(
+    def watch_x509(
         self, on_error: Callable[[IdentityError], None] | None = None
     ) -> AsyncGenerator[X509Context | Redacted, None]:
         """Every state in turn, for as long as it is iterated; reconnects by itself.
@@ -185,18 +190,40 @@ class WorkloadApiClient:
         Raises:
             InvalidRequest, Unimplemented: the agent will never answer this; it is not asked again.
         """
+
+        def ask() -> Any:
+            return self._service().FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=METADATA)
+
+        return self._watch(ask, self._read, on_error)
+
+    def watch_jwt_bundles(
+        self, on_error: Callable[[IdentityError], None] | None = None
+    ) -> AsyncGenerator[dict[TrustDomain, TrustBundle] | Redacted, None]:
+        """The JWT keys of each trust domain that this process may verify tokens of; otherwise as `watch_x509`."""
+
+        def ask() -> Any:
+            return self._service().FetchJWTBundles(workload_pb2.JWTBundlesRequest(), metadata=METADATA)
+
+        return self._watch(ask, _read_jwt_bundles, on_error)
+
+    async def _watch(
+        self,
+        ask: Callable[[], Any],
+        read: Callable[[Any], _State],
+        on_error: Callable[[IdentityError], None] | None,
+    ) -> AsyncGenerator[_State | Redacted, None]:
         failures = 0
         while True:
-            call = self._service().FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=METADATA)
+            call = ask()
             try:
                 async for message in call:
                     try:
-                        context = self._read(message)
+                        state = read(message)
                     except IdentityError as refusal:
                         self._report(refusal, on_error, "a Workload API message was refused: %s")
                         continue
                     failures = 0
-                    yield context
+                    yield state
                 ended: IdentityError = Unavailable("the agent closed the stream")
             except grpc.aio.AioRpcError as error:
                 ended = from_rpc_error(error)
@@ -235,3 +262,21 @@ def _channel(address: UnixAddress | TcpAddress) -> grpc.aio.Channel:
     family = "ipv6" if ":" in str(address.ip) else "ipv4"
     host = f"[{address.ip}]" if family == "ipv6" else str(address.ip)
     return grpc.aio.insecure_channel(f"{family}:{host}:{address.port}", options=channel_options())
+
+
+def _read_jwt_bundles(message: Any) -> dict[TrustDomain, TrustBundle]:
+    """A JWTBundlesResponse: complete, so that what is absent is not to be trusted any more (WAPI-40, WAPI-41).
+
+    Raises:
+        InvalidRequest: it is none, or a name or a key set in it cannot be read; nothing of it may be used.
+    """
+    if message is None:
+        raise InvalidRequest("the agent's answer is not a JWTBundlesResponse")
+    if not 0 < len(message.bundles) <= MAX_BUNDLES:  # WAPI-16
+        raise InvalidRequest(f"bundles: must have 1 to {MAX_BUNDLES} elements", field="bundles")
+    bundles: dict[TrustDomain, TrustBundle] = {}
+    for name, document in message.bundles.items():
+        trust_domain = TrustDomain.parse(name, field="bundles")
+        loaded = load_token_keys(document, trust_domain, "jwt-svid")
+        bundles[trust_domain] = TrustBundle(trust_domain, jwt_authorities=loaded.bundle.jwt_authorities)
+    return bundles
