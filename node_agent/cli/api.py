@@ -23,6 +23,7 @@ from spiffe_core.wire._gen import workload_pb2
 from spiffe_core.wire.services import Stub
 
 _TOKENS = "node_agent.cli.api_tokens"
+_VALIDATE = "node_agent.cli.api_validate"
 
 
 @click.group("api", cls=Group)
@@ -61,10 +62,14 @@ def watch() -> None:
 @click.group(
     "validate",
     cls=Group,
-    lazy={"jwt": (f"{_TOKENS}:validate_jwt", "Have a JWT-SVID validated")},
+    lazy={
+        "x509": (f"{_VALIDATE}:validate_x509", "Validate an X.509-SVID"),
+        "jwt": (f"{_TOKENS}:validate_jwt", "Have a JWT-SVID validated"),
+        "wit": (f"{_VALIDATE}:validate_wit", "Validate a WIT-SVID with its proof"),
+    },
 )
 def validate() -> None:
-    """Have SVIDs of others validated with the bundles this process may see."""
+    """Validate SVIDs of others with the bundles this process may see."""
 
 
 def _responses(channel: grpc.Channel, timeout: float | None) -> Iterator[workload_pb2.X509SVIDResponse]:
