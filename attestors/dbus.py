@@ -1,6 +1,6 @@
 """Bounded calls over D-Bus on a Unix socket, for attestors that ask a service manager (D-Bus specification 0.43).
 
-The messages and the handshake are jeepney's; the socket, its deadlines and its bounds are ours. A connection is made
+The messages are jeepney's; the socket, its deadlines and its bounds are ours. A connection is made
 for one attestation and closed after it. Nothing is exported, no signal is subscribed to, and what was not asked for is
 passed over; descriptors that the other side sends are dropped by the kernel, because none is ever received.
 """
@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from jeepney import DBusAddress, HeaderFields, Message, MessageFlag, MessageType, new_method_call
-from jeepney.auth import BEGIN, AuthenticationError, Authenticator, FDNegotiationError
+from jeepney.auth import BEGIN, NEGOTIATE_UNIX_FD, make_auth_external
 from jeepney.low_level import calc_msg_size
 
 from spiffe_core.errors import Unavailable
@@ -26,7 +26,8 @@ MAX_MESSAGE = 256 * 1024
 MAX_PASSED_OVER = 64
 """Messages that are not the awaited answer before the other side is given up."""
 _FIRST = 16  # the part of a header that says how long the message is
-_LINE = 1024
+_MAX_SAID = 1024
+_ANSWERS = 2
 _LEAST_SECONDS = 0.05
 T = TypeVar("T")
 _BUS = DBusAddress("/org/freedesktop/DBus", bus_name="org.freedesktop.DBus", interface="org.freedesktop.DBus")
@@ -146,21 +147,22 @@ class Connection:
         return data
 
     def _authenticate(self) -> bool:
-        """Authenticate by the socket's credentials; whether descriptors can be passed."""
-        dialogue = Authenticator(enable_fds=True)
-        passes = True
-        try:
-            for line in dialogue:
-                self._in_time()
-                self._socket.sendall(line)
-                dialogue.feed(self._some(_LINE))
-        except FDNegotiationError:
-            passes = False
-        except AuthenticationError as error:
-            raise Unavailable(f"{self._path}: refuses to authenticate the agent", error=str(error)) from None
+        """Authenticate by the socket's credentials; whether descriptors can be passed.
+
+        Everything is said at once, as sd-bus does, and both answers are awaited. systemd's own socket needs that: it
+        forgets a message that arrives together with BEGIN, and hangs up on a descriptor that does.
+        """
         self._in_time()
-        self._socket.sendall(BEGIN)
-        return passes
+        self._socket.sendall(b"\0" + make_auth_external() + NEGOTIATE_UNIX_FD + BEGIN)
+        said = b""
+        while said.count(b"\r\n") < _ANSWERS and not said.startswith(b"REJECTED"):
+            if len(said) > _MAX_SAID:
+                raise Unavailable(f"{self._path}: is no D-Bus socket")
+            said += self._some(_MAX_SAID)
+        authenticated, _, descriptors = said.partition(b"\r\n")
+        if not authenticated.startswith(b"OK "):
+            raise Unavailable(f"{self._path}: refuses to authenticate the agent")
+        return descriptors == b"AGREE_UNIX_FD\r\n"
 
     def _in_time(self) -> None:
         """Let the next step take no longer than what is left.

@@ -131,12 +131,17 @@ def _serve(connection, manager, descriptors):
 
 
 def _authenticated(connection, descriptors):
-    """The server's side of the handshake (D-Bus specification, Authentication Protocol)."""
+    """The server's side of the handshake (D-Bus specification, Authentication Protocol), as strict as systemd's own.
+
+    What comes together with BEGIN is lost, and a descriptor that does ends the connection.
+    """
     rest = b""
     while True:
         while b"\r\n" not in rest:
-            data = connection.recv(1)
-            if not data:
+            data, ancillary, _, _ = connection.recvmsg(4096, fds_buf_size())
+            for one in FileDescriptor.from_ancdata(ancillary):
+                one.close()
+            if not data or ancillary:
                 return False
             rest += data
         line, rest = rest.lstrip(b"\0").split(b"\r\n", 1)
@@ -144,8 +149,10 @@ def _authenticated(connection, descriptors):
             return True
         if line.startswith(b"AUTH EXTERNAL "):
             uid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
-            ours = bytes.fromhex(line.split()[2].decode()).decode() == str(uid)
-            connection.sendall(b"OK 0123456789abcdef0123456789abcdef\r\n" if ours else b"REJECTED EXTERNAL\r\n")
+            if bytes.fromhex(line.split()[2].decode()).decode() != str(uid):
+                connection.sendall(b"REJECTED EXTERNAL\r\n")
+                return False
+            connection.sendall(b"OK 0123456789abcdef0123456789abcdef\r\n")
         elif line == b"NEGOTIATE_UNIX_FD":
             connection.sendall(b"AGREE_UNIX_FD\r\n" if descriptors else b"ERROR\r\n")
 

@@ -203,6 +203,23 @@ class TestTheBus:
             with pytest.raises(Unavailable, match="refuses to authenticate"):
                 attestor(tmp_path / "systemd").attest(process, soon())
 
+    def test_one_that_speaks_something_else_is_unavailable(self, tmp_path, process):
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(tmp_path / "systemd"))
+            other.listen()
+
+            def babble():
+                connection, _ = other.accept()
+                with connection:
+                    connection.sendall(b"220 mail.example.org ESMTP " + b"x" * 5000)
+                    connection.recv(1)
+
+            talking = threading.Thread(target=babble)
+            talking.start()
+            with pytest.raises(Unavailable, match="no D-Bus socket"):
+                attestor(tmp_path / "systemd").attest(process, soon())
+            talking.join()
+
 
 @pytest.fixture
 def bus(tmp_path):
