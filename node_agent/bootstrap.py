@@ -31,6 +31,7 @@ from node_agent.rpc.admin_socket import AdminSocket
 from node_agent.rpc.broker_endpoint import BrokerEndpoint
 from node_agent.rpc.debug_api import AgentInfo, DebugApi
 from node_agent.rpc.delegated_identity import DelegatedIdentity
+from node_agent.rpc.health import SERVICE as HEALTH
 from node_agent.rpc.health import Health
 from node_agent.rpc.logger_api import LoggerApi
 from node_agent.server_client import ServerClient
@@ -60,9 +61,13 @@ from spiffe_core.wire.calls import CallInterceptor
 from spiffe_core.wire.dialer import Dialer, DialTrust
 from spiffe_core.wire.front_door import FrontDoor, Limits, private_server
 from spiffe_core.wire.peer import peer_pidfd_supported
+from spiffe_core.wire.reflection import Reflection
 from spiffe_core.wire.status import ErrorInterceptor
 from spiffe_core.wire.tls import TlsIdentity
+from workload_api.sds import CARRIED as SDS_CARRIES
+from workload_api.sds import SERVICE as SDS
 from workload_api.sds import SecretDiscovery
+from workload_api.service import SERVICE as WORKLOAD_API
 from workload_api.service import WorkloadApi, WorkloadApiSettings
 from workload_api.streams import StreamLimits, Streams
 
@@ -97,13 +102,18 @@ class Agent:
     parts: Parts
     interceptors: Sequence[grpc.aio.ServerInterceptor]
     tracing: Tracing | None
+    reflection: Reflection = field(init=False)
     server: grpc.aio.Server = field(init=False)
 
     def __post_init__(self) -> None:
         health = Health(lambda: self.healthy)
         services = [self.api.handler(), health.handler()]
+        served = [WORKLOAD_API, HEALTH]
         if self.sds is not None:
             services.append(self.sds.handler())
+            served.append(SDS)
+        self.reflection = Reflection(served, SDS_CARRIES)
+        services += self.reflection.handlers()
         self.server = private_server(self.door, services, self.interceptors)
 
     @property
@@ -139,6 +149,7 @@ class Agent:
         self.parts.draining = True
         self.door.stop_accepting()
         self.api.drain()
+        self.reflection.drain()
         beside = [one.drain(DRAIN_SECONDS, FLUSH_SECONDS) for one in (self.admin, self.broker) if one is not None]
         await asyncio.gather(self.server.stop(DRAIN_SECONDS), *beside)
         await self.door.emptied(FLUSH_SECONDS)  # a client that does not read is cut off

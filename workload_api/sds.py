@@ -18,6 +18,7 @@ from spiffe_core.clock import Clock
 from spiffe_core.errors import InvalidRequest, Unauthenticated
 from spiffe_core.runtime.supervise import spawn
 from spiffe_core.wire._gen.envoy import secret_discovery_pb2 as discovery
+from spiffe_core.wire._gen.envoy import secret_pb2
 from spiffe_core.wire.peer import UnixPeer
 from spiffe_core.wire.services import handlers
 from workload_api.backend import WorkloadView
@@ -26,6 +27,8 @@ from workload_api.sds_stream import DeltaStream, Nonce, WorldStream, check_names
 from workload_api.streams import Streams
 
 SERVICE = discovery.DESCRIPTOR.services_by_name["SecretDiscoveryService"]
+CARRIED = (secret_pb2.DESCRIPTOR,)
+"""What its messages carry as Any."""
 Protocol = TypeVar("Protocol", WorldStream, DeltaStream)
 
 

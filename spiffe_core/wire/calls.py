@@ -39,7 +39,9 @@ _SHORT_NAMES: Final = {
     "SpiffeWorkloadAPI": "workload_api",
     "envoy.service.secret.v3.SecretDiscoveryService": "sds_v3",
 }
-_UNCOUNTED: Final = frozenset({"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"})
+_UNCOUNTED: Final = frozenset(
+    {"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"}
+)
 _EXCEPTIONS: Final = {"SubscribeToX509SVIDs": "subscribe_to_x509_svids"}
 
 

@@ -324,7 +324,39 @@ BROKER = {
     "SubscribeToJWTBundlesResponse": WORKLOAD["JWTBundlesResponse"],
 }
 
+REFLECTION = {
+    "ServerReflectionRequest": "host=1:string "
+    + " ".join(
+        f"{field}<message_request>"
+        for field in (
+            "file_by_filename=3:string",
+            "file_containing_symbol=4:string",
+            "file_containing_extension=5:ExtensionRequest",
+            "all_extension_numbers_of_type=6:string",
+            "list_services=7:string",
+        )
+    ),
+    "ExtensionRequest": "containing_type=1:string extension_number=2:int32",
+    "ServerReflectionResponse": "valid_host=1:string original_request=2:ServerReflectionRequest "
+    + " ".join(
+        f"{field}<message_response>"
+        for field in (
+            "file_descriptor_response=4:FileDescriptorResponse",
+            "all_extension_numbers_response=5:ExtensionNumberResponse",
+            "list_services_response=6:ListServiceResponse",
+            "error_response=7:ErrorResponse",
+        )
+    ),
+    "FileDescriptorResponse": "file_descriptor_proto=1:[bytes]",
+    "ExtensionNumberResponse": "base_type_name=1:string extension_number=2:[int32]",
+    "ListServiceResponse": "service=1:[ServiceResponse]",
+    "ServiceResponse": "name=1:string",
+    "ErrorResponse": "error_code=1:int32 error_message=2:string",
+}
+
 PACKAGES = {
+    "grpc.reflection.v1": REFLECTION,
+    "grpc.reflection.v1alpha": REFLECTION,
     "spiffe.broker": BROKER,
     "muniment.server.authorityorders.v1": ORDERS,
     "": WORKLOAD,
@@ -370,6 +402,8 @@ ENUMS = {
 
 LOGGER_METHODS = "GetLogger:>Logger SetLogLevel:>Logger ResetLogLevel:>Logger"
 METHODS = {
+    "grpc.reflection.v1.ServerReflection": "ServerReflectionInfo:*ServerReflectionRequest>*ServerReflectionResponse",
+    "grpc.reflection.v1alpha.ServerReflection": "ServerReflectionInfo:*ServerReflectionRequest>*ServerReflectionResponse",
     "muniment.server.authorityorders.v1.AuthorityOrders": "PlaceOrder:> GetOrder:> ListOrders:> ListAuthorities:> "
     "GiveUpServer:>",
     "spiffe.broker.API": "SubscribeToX509SVID:>* SubscribeToX509Bundles:>* FetchJWTSVID:> SubscribeToJWTBundles:>*",

@@ -101,6 +101,20 @@ def test_it_fetches_and_verifies_svids_and_bundles(start: Start) -> None:
         assert client.wait() == 0
 
 
+def test_grpc_go_learns_what_is_served(start: Start) -> None:
+    """WEP-28: grpc-go's reflection client links every service's description from the files it is told."""
+    with start("go-fetch", "reflect") as client:
+        methods = client.hear("served")["methods"]
+        assert client.wait() == 0
+    assert methods == {
+        "SpiffeWorkloadAPI": 7,
+        "envoy.service.secret.v3.SecretDiscoveryService": 3,
+        "grpc.health.v1.Health": 3,
+        "grpc.reflection.v1.ServerReflection": 1,
+        "grpc.reflection.v1alpha.ServerReflection": 1,
+    }
+
+
 def test_it_is_refused_without_an_entry(start: Start) -> None:
     """WAPI: a process that no entry matches gets PermissionDenied."""
     with start("go-stranger", "fetch") as client:

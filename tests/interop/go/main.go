@@ -3,6 +3,7 @@
 //	fetch             the SVIDs and the bundles, once
 //	jwt AUDIENCE      a JWT-SVID, verified here with the JWT bundles and validated by the agent
 //	watch COUNT       every SVID on the stream until COUNT rotations have been seen
+//	reflect           what the socket serves, by server reflection
 //	serve PEER        greet everyone who proves to be PEER, until killed
 //	dial PORT PEER    greet the server at PORT, which has to be PEER
 //
@@ -218,6 +219,8 @@ func main() {
 		fetch(ctx)
 	case "jwt":
 		fetchJWT(ctx, words[1])
+	case "reflect":
+		reflect(ctx)
 	case "watch":
 		watch(ctx, number(words[1]))
 	case "serve":
