@@ -120,9 +120,13 @@ class CountedAudit:
         self._monotonic = monotonic
         self._begun: dict[tuple[str, str], float] = {}
 
-    def record(self, event: AuditEvent) -> None:
+    def record(self, *events: AuditEvent) -> None:
         """Write, then count."""
-        self._log.record(event)
+        self._log.record(*events)
+        for event in events:
+            self._count(event)
+
+    def _count(self, event: AuditEvent) -> None:
         match event:
             case SvidIssued():
                 ca = event.profile == "downstream"

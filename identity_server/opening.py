@@ -7,6 +7,7 @@ authorities' settings, the server's id. `bootstrap` puts them together.
 from __future__ import annotations
 
 import logging
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,10 @@ from identity_server.store.database import Access
 from identity_server.store.sql_store import SqlStore
 from spiffe_core.clock import Clock
 from spiffe_core.crypto.keys import KeyKind
-from spiffe_core.entry import RegistrationEntry
 from spiffe_core.errors import ConfigError, CorruptState
 from spiffe_core.runtime.durable import read_private, write_durably
 from spiffe_core.runtime.offload import Offload
-from spiffe_core.wire.convert import entry_to_proto
+from spiffe_core.wire.entry_bytes import entry_bytes
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ async def open_store(settings: ServerSettings, server_id: str, clock: Clock) -> 
         settings.database_place,
         trust_domain=settings.trust_domain,
         server_id=server_id,
-        encode=_encode,
+        encode=entry_bytes,
         clock=clock,
         access=Access(
             password_file=database.password_file,
@@ -57,13 +57,12 @@ async def open_store(settings: ServerSettings, server_id: str, clock: Clock) -> 
     )
 
 
-def _encode(entry: RegistrationEntry) -> bytes:
-    return entry_to_proto(entry).SerializeToString(deterministic=True)
-
-
 def new_id() -> str:
-    """A fresh id: random, and nobody else's."""
-    return str(uuid.uuid4())
+    """A fresh id: random, and nobody else's (a UUID of version 4, RFC 9562 section 5.4)."""
+    data = bytearray(os.urandom(16))
+    data[6], data[8] = data[6] & 0x0F | 0x40, data[8] & 0x3F | 0x80
+    text = data.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def node_verifiers(settings: ServerSettings, clock: Clock) -> dict[str, NodeVerifier]:

@@ -145,8 +145,8 @@ class LeafSigners(Protocol):
 class AuditLog(Protocol):
     """The append-only audit sink (architecture A16)."""
 
-    def record(self, event: AuditEvent) -> None:
-        """Write one line. For events about authorities and by administrators, return only after it is flushed."""
+    def record(self, *events: AuditEvent) -> None:
+        """Write a line for each, in order. Those about authorities and by administrators are flushed on return."""
         ...
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 from spiffe_core.dns_name import check_dns_name
 from spiffe_core.errors import InvalidEntry, InvalidRequest
@@ -23,6 +23,13 @@ MAX_FEDERATES_WITH = 500
 MAX_TTL = 2**31 - 1
 MAX_INT64 = 2**63 - 1
 
+_RANGES = (
+    ("x509_svid_ttl", MAX_TTL),
+    ("jwt_svid_ttl", MAX_TTL),
+    ("expires_at", MAX_INT64),
+    ("revision_number", MAX_INT64),
+    ("created_at", MAX_INT64),
+)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,255}")
 
 
@@ -47,6 +54,7 @@ class RegistrationEntry:
     created_at: int = 0
     disable_x509_svid_prefetch: bool = False
     jwt_svid_include_jti: bool = False
+    _digests: tuple[bytes, bytes] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.id):
@@ -56,17 +64,51 @@ class RegistrationEntry:
                 field="id",
             )
         _check_selectors(self)
-        _check_range("x509_svid_ttl", self.x509_svid_ttl, MAX_TTL)
-        _check_range("jwt_svid_ttl", self.jwt_svid_ttl, MAX_TTL)
-        _check_range("expires_at", self.expires_at, MAX_INT64)
-        _check_range("revision_number", self.revision_number, MAX_INT64)
-        _check_range("created_at", self.created_at, MAX_INT64)
-        _check_hint(self.hint)
+        for name, limit in _RANGES:
+            value = getattr(self, name)
+            if value:
+                _check_range(name, value, limit)
+        if self.hint:
+            _check_hint(self.hint)
         if self.federates_with:
             object.__setattr__(self, "federates_with", tuple(dict.fromkeys(self.federates_with)))
             _check_count("federates_with", len(self.federates_with), MAX_FEDERATES_WITH)
         if self.dns_names:
             _check_dns_names(self.dns_names)
+
+    @property
+    def similarity(self) -> bytes:
+        """SHA-256 over SPIFFE ID, parent and selectors: two entries with one digest are "similar" (AlreadyExists)."""
+        return self._digested()[0]
+
+    @property
+    def selectors_digest(self) -> bytes:
+        """The digest of the set of selectors."""
+        return self._digested()[1]
+
+    def _digested(self) -> tuple[bytes, bytes]:
+        """Both digests, made once: what stores an entry asks for them again and again."""
+        if self._digests is None:
+            names = [str(one).encode() for one in (self.spiffe_id, self.parent_id)]
+            selectors = selector_digest(self.selectors)
+            sized = b"".join([part for name in names for part in (len(name).to_bytes(4, "big"), name)])
+            object.__setattr__(self, "_digests", (hashlib.sha256(sized + selectors).digest(), selectors))
+        assert self._digests is not None
+        return self._digests
+
+    def stamped(self, *, revision_number: int, created_at: int) -> RegistrationEntry:
+        """The same entry with what only a server decides; nothing that was checked is checked again."""
+        _check_range("revision_number", revision_number, MAX_INT64)
+        _check_range("created_at", created_at, MAX_INT64)
+        made = object.__new__(RegistrationEntry)
+        for name in _FIELDS:
+            object.__setattr__(made, name, getattr(self, name))
+        object.__setattr__(made, "revision_number", revision_number)
+        object.__setattr__(made, "created_at", created_at)
+        return made
+
+
+_FIELDS = tuple(one.name for one in fields(RegistrationEntry))
 
 
 def check_membership(entry: RegistrationEntry, trust_domain: TrustDomain) -> None:
@@ -75,26 +117,20 @@ def check_membership(entry: RegistrationEntry, trust_domain: TrustDomain) -> Non
     Raises:
         InvalidEntry: naming `spiffe_id` or `parent_id`.
     """
-    for field, spiffe_id in (("spiffe_id", entry.spiffe_id), ("parent_id", entry.parent_id)):
+    for name, spiffe_id in (("spiffe_id", entry.spiffe_id), ("parent_id", entry.parent_id)):
         if not spiffe_id.member_of(trust_domain):
             raise InvalidEntry(
-                f"{field}: {spiffe_id} is not a member of this server's trust domain {trust_domain}", field=field
+                f"{name}: {spiffe_id} is not a member of this server's trust domain {trust_domain}", field=name
             )
         if not spiffe_id.path:
-            raise InvalidEntry(f"{field}: needs a path after the trust domain, such as {spiffe_id}/web", field=field)
+            raise InvalidEntry(f"{name}: needs a path after the trust domain, such as {spiffe_id}/web", field=name)
     if entry.spiffe_id.is_reserved:
         raise InvalidEntry("spiffe_id: paths under /spire are reserved; choose another", field="spiffe_id")
 
 
 def similarity(entry: RegistrationEntry) -> bytes:
-    """SHA-256 over SPIFFE ID, parent and selectors: two entries with one digest are "similar" (AlreadyExists)."""
-    digest = hashlib.sha256()
-    for spiffe_id in (entry.spiffe_id, entry.parent_id):
-        data = str(spiffe_id).encode()
-        digest.update(len(data).to_bytes(4, "big"))
-        digest.update(data)
-    digest.update(selector_digest(entry.selectors))
-    return digest.digest()
+    """The entry's `similarity`, as a function."""
+    return entry.similarity
 
 
 def _check_range(field: str, value: int, limit: int) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 
 from spiffe_core.errors import InvalidSelector
 
 MAX_TYPE_BYTES = 128
 MAX_VALUE_BYTES = 8192
+_PARTS = attrgetter("type", "value")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -51,18 +53,15 @@ class Selector:
 
 def canonical(selectors: Iterable[Selector]) -> tuple[Selector, ...]:
     """The set as a sorted tuple without repetition."""
-    return tuple(sorted(set(selectors)))
+    return tuple(sorted(set(selectors), key=_PARTS))
 
 
 def selector_digest(selectors: Iterable[Selector]) -> bytes:
     """SHA-256 over the canonical set. Every part is written with its length, so two sets never look alike."""
-    digest = hashlib.sha256()
-    for selector in canonical(selectors):
-        for part in (selector.type, selector.value):
-            data = part.encode()
-            digest.update(len(data).to_bytes(4, "big"))
-            digest.update(data)
-    return digest.digest()
+    parts = [part.encode() for selector in canonical(selectors) for part in (selector.type, selector.value)]
+    return hashlib.sha256(
+        b"".join([sized for part in parts for sized in (len(part).to_bytes(4, "big"), part)])
+    ).digest()
 
 
 def _check_size(text: str, limit: int, part: str) -> None:

@@ -7,6 +7,7 @@ and dot segments are never removed. A trust domain name is not a host name: `10.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -93,7 +94,7 @@ class SpiffeId:
             raise _bad_name(name, field)
         if not _PATH.fullmatch(path):
             raise _bad_path(path, field)
-        return cls(TrustDomain(name), path)
+        return _made(cls, _trust_domain(name), path)
 
     @property
     def is_reserved(self) -> bool:
@@ -112,6 +113,20 @@ class SpiffeId:
 
     def __str__(self) -> str:
         return f"{_SCHEME}{self.trust_domain.name}{self.path}"
+
+
+def _made(cls: type[SpiffeId], trust_domain: TrustDomain, path: str) -> SpiffeId:
+    """The value of a path that was checked a moment ago."""
+    made = object.__new__(cls)
+    object.__setattr__(made, "trust_domain", trust_domain)
+    object.__setattr__(made, "path", path)
+    return made
+
+
+@functools.lru_cache(maxsize=1024)
+def _trust_domain(name: str) -> TrustDomain:
+    """Trust domains are few."""
+    return TrustDomain(name)
 
 
 def _too_long(field: str) -> InvalidId:

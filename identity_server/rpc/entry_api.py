@@ -17,6 +17,7 @@ from spiffe_core.wire import convert
 from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2
 from spiffe_core.wire._gen.spire.api.types import entry_pb2 as entry_types
 from spiffe_core.wire._gen.spire.api.types import status_pb2
+from spiffe_core.wire.entry_bytes import entry_bytes, sized, tags
 from spiffe_core.wire.status import item_status
 
 
@@ -55,9 +56,7 @@ class EntryApi:
         entry = await self._registration.get(request.id)
         return _shown(entry, convert.mask_of(request, "output_mask", entry_types.EntryMask))
 
-    async def BatchCreateEntry(
-        self, request: entry_pb2.BatchCreateEntryRequest, _context: Context
-    ) -> entry_pb2.BatchCreateEntryResponse:
+    async def BatchCreateEntry(self, request: entry_pb2.BatchCreateEntryRequest, _context: Context) -> bytes:
         """One result per entry; a similar entry answers AlreadyExists with the existing one filled in."""
         mask = convert.mask_of(request, "output_mask", entry_types.EntryMask)
         read: list[Outcome] = []
@@ -70,13 +69,12 @@ class EntryApi:
                 await asyncio.sleep(0)
         good = [entry for entry in read if isinstance(entry, RegistrationEntry)]
         stored = iter(await self._registration.create(current_caller(), good))
-        response = entry_pb2.BatchCreateEntryResponse()
+        results: list[bytes] = []
         for number, item in enumerate(read, 1):
-            status, entry = _result(item if isinstance(item, IdentityError) else next(stored), mask)
-            response.results.add(status=status, entry=entry)
+            results.append(_creation(item if isinstance(item, IdentityError) else next(stored), mask))
             if not number % own.SLICE:
                 await asyncio.sleep(0)
-        return response
+        return b"".join(results)
 
     async def BatchUpdateEntry(
         self, request: entry_pb2.BatchUpdateEntryRequest, _context: Context
@@ -144,6 +142,20 @@ def _edit(
 def _shown(entry: RegistrationEntry, mask: entry_types.EntryMask | None) -> entry_types.Entry:
     message = convert.entry_to_proto(entry)
     return message if mask is None else convert.mask_entry(message, mask)
+
+
+_CREATED = entry_pb2.BatchCreateEntryResponse.Result
+_RESULTS = tags(entry_pb2.BatchCreateEntryResponse)["results"]
+_RESULT = tags(_CREATED)
+_DONE = sized(_RESULT["status"], item_status(None).SerializeToString())
+
+
+def _creation(outcome: Outcome, mask: entry_types.EntryMask | None) -> bytes:
+    """One result of a batch, in its place in the response; what went well and is wanted whole needs no messages."""
+    if mask is None and isinstance(outcome, RegistrationEntry):
+        return sized(_RESULTS, _DONE + sized(_RESULT["entry"], entry_bytes(outcome)))
+    status, entry = _result(outcome, mask)
+    return sized(_RESULTS, _CREATED(status=status, entry=entry).SerializeToString())
 
 
 def _result(outcome: Outcome, mask: entry_types.EntryMask | None) -> tuple[status_pb2.Status, entry_types.Entry | None]:

@@ -31,11 +31,9 @@ def audited(audit: AuditLog, *events: AuditEvent) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        for event in events:
-            audit.record(event.ended(error))
+        audit.record(*[event.ended(error) for event in events])
         raise
-    for event in events:
-        audit.record(event.ended())
+    audit.record(*[event.ended() for event in events])
 
 
 async def audited_batch(
@@ -52,12 +50,11 @@ async def audited_batch(
     try:
         answers = await act()
     except BaseException as error:
-        for event in events:
-            audit.record(event.ended(error))
+        audit.record(*[event.ended(error) for event in events])
         raise
-    for event, answer in zip(events, answers, strict=True):
-        known = event if told is None else told(event, answer)
-        audit.record(known.ended(answer if isinstance(answer, IdentityError) else None))
+    known = events if told is None else [told(event, answer) for event, answer in zip(events, answers, strict=True)]
+    refusals = (answer if isinstance(answer, IdentityError) else None for answer in answers)
+    audit.record(*[event.ended(refusal) for event, refusal in zip(known, refusals, strict=True)])
     return answers
 
 
@@ -74,5 +71,4 @@ def changed(change: str, about: Authority, actor: str = "") -> AuthorityChanged:
 
 
 def _begin(audit: AuditLog, events: Sequence[AuditEvent]) -> None:
-    for event in events:
-        audit.record(replace(event, outcome=BEGUN))
+    audit.record(*[replace(event, outcome=BEGUN) for event in events])

@@ -51,12 +51,12 @@ class Registration:
     async def create(self, caller: Caller, entries: Sequence[RegistrationEntry]) -> list[Outcome]:
         """Store new entries. A similar entry, or a taken id, answers Conflict; `existing` is the similar entry."""
         now = int(self._clock.now().timestamp())
-        stamped = [replace(entry, revision_number=0, created_at=now) for entry in entries]
+        stamped = [entry.stamped(revision_number=0, created_at=now) for entry in entries]
         outcomes: list[Outcome] = []
         for part in _slices(stamped):
-            events = [_described(_change(caller, "create", entry.id), entry) for entry in part]
+            events = [_creation(caller, entry) for entry in part]
             act = partial(self._store.execute, partial(_create, entries=part))
-            outcomes += await audited_batch(self._audit, events, act, _described)
+            outcomes += await audited_batch(self._audit, events, act)
         return outcomes
 
     async def update(self, caller: Caller, changes: Sequence[Change]) -> list[Outcome]:
@@ -136,6 +136,17 @@ class Registration:
 
 def _change(caller: Caller, change: str, entry_id: str) -> EntryChanged:
     return EntryChanged(change=change, entry_id=entry_id[:MAX_ID_BYTES], actor=caller.actor)
+
+
+def _creation(caller: Caller, entry: RegistrationEntry) -> EntryChanged:
+    return EntryChanged(
+        change="create",
+        entry_id=entry.id,
+        actor=caller.actor,
+        spiffe_id=str(entry.spiffe_id),
+        parent_id=str(entry.parent_id),
+        revision_number=entry.revision_number,
+    )
 
 
 def _described(event: EntryChanged, outcome: Outcome) -> EntryChanged:

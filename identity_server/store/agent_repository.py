@@ -67,13 +67,13 @@ class SqlAgents:
             selectors = [{"row_key": key, "digest": digest_of_selector(one)} for one in new.selectors]
             if selectors:
                 self._connection.execute(_INSERT_SELECTOR, selectors)
-        self._recorder.changed(EventKind.AGENT, new.spiffe_id.path.encode())
+        self._recorder.changed(EventKind.AGENT, new.spiffe_id.path.encode(), new)
 
     def remove(self, path: str) -> None:
         """Delete; an unknown path is passed over."""
         self._recorder.writing()
         if self._connection.execute(_REMOVE, {"of": self._digest(path)}).rowcount:
-            self._recorder.changed(EventKind.AGENT, path.encode())
+            self._recorder.changed(EventKind.AGENT, path.encode(), None)
 
     def page(self, wanted: AgentFilter, after: str = "", limit: int = 0) -> Page[AttestedAgent]:
         """Agents in order of their first attestation, beginning after the page token `after`."""

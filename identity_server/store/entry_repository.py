@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, delete, func, select, update
 
 from identity_server.domain.listing import EntryFilter, Page, query_name
+from identity_server.store.bulk import insert_rows
 from identity_server.store.event_log import EventKind, Recorder
 from identity_server.store.mapping import (
+    ENTRY_COLUMNS,
     Values,
     digest,
     digest_of_selector,
@@ -38,7 +40,7 @@ _EXPIRED = (
     .order_by(entry.c.expires_at, entry.c.row_key)
     .limit(bindparam("most"))
 )
-_INSERT, _INSERT_SELECTOR, _INSERT_FEDERATION = insert(entry), insert(entry_selector), insert(entry_federation)
+_SIDE_COLUMNS = ("row_key", "digest")
 _REPLACE = update(entry).where(entry.c.row_key == bindparam("key"))
 _REMOVE = delete(entry).where(entry.c.id.in_(bindparam("ids", expanding=True)))
 
@@ -79,7 +81,7 @@ class NewEntries:
             return
         rows, self.rows = self.rows, []
         self.by_id, self.by_similarity = {}, {}
-        connection.execute(_INSERT, [values for values, _ in rows])
+        insert_rows(connection, entry, ENTRY_COLUMNS, [tuple(values.values()) for values, _ in rows])
         _add_sides(connection, [(values["row_key"], new) for values, new in rows])
 
 
@@ -165,7 +167,7 @@ class SqlEntries:
                 self._recorder.writing()
                 self._connection.execute(_REMOVE, {"ids": present})
             for entry_id in present:
-                self._recorder.changed(EventKind.ENTRY, bytes(entry_id))
+                self._recorder.changed(EventKind.ENTRY, bytes(entry_id), None)
 
     def page(self, wanted: EntryFilter, after: str = "", limit: int = 0) -> Page[RegistrationEntry]:
         """Entries in order of creation, beginning after the page token `after`."""
@@ -187,17 +189,14 @@ class SqlEntries:
 
     def _changed(self, entries: Sequence[RegistrationEntry]) -> None:
         for one in entries:
-            self._recorder.changed(EventKind.ENTRY, one.id.encode())
+            self._recorder.changed(EventKind.ENTRY, one.id.encode(), one)
 
 
 def _add_sides(connection: Connection, entries: Sequence[tuple[int, RegistrationEntry]]) -> None:
-    connection.execute(
-        _INSERT_SELECTOR,
-        [{"row_key": key, "digest": digest_of_selector(one)} for key, item in entries for one in item.selectors],
-    )
-    federations = [{"row_key": key, "digest": digest(one.name)} for key, item in entries for one in item.federates_with]
-    if federations:
-        connection.execute(_INSERT_FEDERATION, federations)
+    selectors = [(key, digest_of_selector(one)) for key, item in entries for one in item.selectors]
+    insert_rows(connection, entry_selector, _SIDE_COLUMNS, selectors)
+    federations = [(key, digest(one.name)) for key, item in entries for one in item.federates_with]
+    insert_rows(connection, entry_federation, _SIDE_COLUMNS, federations)
 
 
 def _conditions(wanted: EntryFilter) -> list[ColumnElement[bool]]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
 
 from identity_server.domain.state import Position
+from identity_server.store.bulk import insert_rows
+from identity_server.store.own_writes import UNREAD, Changes
 from identity_server.store.schema import installation, log_event, log_head
 from spiffe_core.errors import CorruptState, Internal, PreconditionFailed
 from spiffe_core.spiffe_id import TrustDomain
@@ -71,7 +73,7 @@ class Recorder:
     def __init__(self, revision: int) -> None:
         self.revision = revision
         """The revision the operation gets if it writes."""
-        self.events: dict[tuple[EventKind, bytes], None] = {}
+        self.events: Changes = {}
         self.touched = False
         self.epoch: int | None = None
         self.floor: int | None = None
@@ -81,9 +83,9 @@ class Recorder:
         """Note that a writing statement follows. Called before it, since it may fail half-way."""
         self.touched = True
 
-    def changed(self, kind: EventKind, subject: bytes) -> None:
-        """Note that the stored state of `subject` is different now."""
-        self.events[(kind, subject)] = None
+    def changed(self, kind: EventKind, subject: bytes, value: object = UNREAD) -> None:
+        """Note that the stored state of `subject` is different now, and its value if it is known; None: deleted."""
+        self.events[kind, subject] = value
 
     def next_row_key(self) -> int:
         """A key for a new row: greater than every key in the tables."""
@@ -150,7 +152,7 @@ _MOVE_HEAD = (
         floor=bindparam("new_floor"),
     )
 )
-_APPEND = insert(log_event)
+_EVENT_COLUMNS = ("revision", "seq", "token", "kind", "subject")
 _PAGE = (
     select(log_event.c.revision, log_event.c.seq, log_event.c.token, log_event.c.kind, log_event.c.subject)
     .where(log_event.c.revision >= bindparam("since"))
@@ -179,10 +181,13 @@ def _head(row: Row[int, int, int, int] | None) -> Head:
     return Head(row.epoch, row.revision, row.token, row.floor)
 
 
-def advance(connection: Connection, head: Head, rows: Sequence[dict[str, object]]) -> None:
+EventRow = tuple[int, int, int, int, bytes]
+"""Revision, place within it, token, kind, subject."""
+
+
+def advance(connection: Connection, head: Head, rows: Sequence[EventRow]) -> None:
     """Append the events and move the head: the last statements before COMMIT."""
-    if rows:
-        connection.execute(_APPEND, rows)
+    insert_rows(connection, log_event, _EVENT_COLUMNS, rows)
     connection.execute(
         _MOVE_HEAD,
         {"new_epoch": head.epoch, "new_revision": head.revision, "new_token": head.token, "new_floor": head.floor},
@@ -218,7 +223,5 @@ def bootstrap(connection: Connection, trust_domain: TrustDomain, now_ms: int, to
         read_head(connection)
         return
     connection.execute(insert(installation), {"id": 1, "trust_domain": trust_domain.name.encode()})
-    connection.execute(
-        _APPEND, {"revision": 1, "seq": 0, "token": token, "kind": int(EventKind.HISTORY), "subject": b""}
-    )
+    insert_rows(connection, log_event, _EVENT_COLUMNS, [(1, 0, token, int(EventKind.HISTORY), b"")])
     connection.execute(insert(log_head), {"id": 1, "epoch": now_ms, "revision": 1, "token": token, "floor": 1})

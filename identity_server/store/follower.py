@@ -3,7 +3,8 @@
 Theory of operation. One thread and one reading connection. Each step is one repeatable-read snapshot: read the head;
 if it stands where we stand, done. Otherwise read the events from our own position on, *including our own*: its token
 proves that this is still the history we followed. Then read again each subject the events name, in the same snapshot,
-so memory is exactly the tables at that revision. Whatever cannot be followed is loaded whole:
+so memory is exactly the tables at that revision. Where every transaction up to the head was this process's own, what
+they wrote is known and nothing but the head is read (`own_writes`). Whatever cannot be followed is loaded whole:
 
 - another epoch: somebody began a new history;
 - our position was pruned, or is more than 10,000 revisions behind: loading is cheaper;
@@ -29,6 +30,7 @@ from identity_server.domain.agents import AttestedAgent
 from identity_server.domain.state import Change, EntryRecord, HistoryChange, Position, State, record_of
 from identity_server.store.event_log import PAGE, Event, EventKind, Head, ReadOnly, events_since, read_head
 from identity_server.store.failures import Nature, nature_of, refusal_of
+from identity_server.store.own_writes import UNREAD, Changes, OwnWrites
 from identity_server.store.unit_of_work import SqlUnitOfWork
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.spiffe_id import TrustDomain
@@ -57,6 +59,7 @@ class Follower:
         *,
         encode: Callable[[RegistrationEntry], bytes],
         publish: Callable[[State, HistoryChange | None], None],
+        own_writes: OwnWrites | None = None,
         behind_is_proof_after: int = 1,
         far: int = FAR,
         page: int = PAGE,
@@ -66,6 +69,7 @@ class Follower:
         self._server_id = server_id
         self._encode = encode
         self._publish = publish
+        self._own_writes = own_writes or OwnWrites()
         self._behind_is_proof_after = behind_is_proof_after
         self._far = far
         self._page = page
@@ -199,42 +203,58 @@ class Follower:
 
     def _catch_up(self, connection: Connection, head: Head) -> State:
         known = self.state.position
+        own = self._own_writes.take(known, head.position)
+        if own is not None:
+            return self._applied(connection, head, own)
         events = events_since(connection, known.revision, self._page)
         if not _continues(next(events, None), known):
             raise _HistoryLostError("the database has another revision where this server stood")
-        touched: dict[tuple[int, bytes], None] = {}
+        touched: Changes = {}
         last, token = known.revision, known.token
         for event in events:
             if event.revision not in (last, last + 1):
                 raise _HistoryLostError("the event log has a hole")
             last, token = event.revision, event.token
             if event.revision > known.revision:
-                touched[event.kind, event.subject] = None
+                touched[event.kind, event.subject] = UNREAD
         if (last, token) != (head.revision, head.token):
             raise _HistoryLostError("the event log does not end where its head says")
+        return self._applied(connection, head, touched)
+
+    def _applied(self, connection: Connection, head: Head, touched: Changes) -> State:
         if any(kind not in _FOLLOWED for kind, _ in touched):
             return self._snapshot(connection)
         return self.state.apply(self._change(connection, head, touched))
 
-    def _change(self, connection: Connection, head: Head, touched: Iterable[tuple[int, bytes]]) -> Change:
+    def _change(self, connection: Connection, head: Head, touched: Changes) -> Change:
+        """What the subjects are now: read in this snapshot, but for those whose content is known."""
         uow = SqlUnitOfWork(connection, ReadOnly(), self._trust_domain)
-        subjects: dict[int, list[str]] = {}
-        for kind, subject in touched:
-            if kind not in _NOT_IN_STATE:
-                subjects.setdefault(kind, []).append(subject.decode())
-        entries: dict[str, EntryRecord | None] = dict.fromkeys(subjects.get(EventKind.ENTRY, ()))
-        entries.update(self._records(uow.entries.many(list(entries)).values()))
-        agents: dict[str, AttestedAgent | None] = dict.fromkeys(subjects.get(EventKind.AGENT, ()))
-        agents.update(uow.agents.many(list(agents)))
-        names = subjects.get(EventKind.BUNDLE, ())
+        unread: dict[int, list[str]] = {}
+        known_entries: list[RegistrationEntry] = []
+        entries: dict[str, EntryRecord | None] = {}
+        agents: dict[str, AttestedAgent | None] = {}
+        for (kind, subject), value in touched.items():
+            name = subject.decode() if kind not in _NOT_IN_STATE else ""
+            if kind == EventKind.ENTRY:
+                entries[name] = None
+            elif kind == EventKind.AGENT:
+                agents[name] = value if isinstance(value, AttestedAgent) else None
+            if isinstance(value, RegistrationEntry):
+                known_entries.append(value)
+            elif value is UNREAD and name:
+                unread.setdefault(kind, []).append(name)
+        stored = uow.entries.many(unread.get(EventKind.ENTRY, ()))
+        entries.update(self._records((*known_entries, *stored.values())))
+        agents.update(uow.agents.many(unread.get(EventKind.AGENT, ())))
+        names = unread.get(EventKind.BUNDLE, ())
         return Change(
             position=head.position,
             entries=entries,
             agents=agents,
             bundles={**dict.fromkeys(map(TrustDomain, names)), **uow.bundles.many(names)},
-            authorities=uow.authorities.of_server(self._server_id) if EventKind.AUTHORITY in subjects else None,
-            orders=uow.orders.waiting_for(self._server_id) if EventKind.ORDER in subjects else None,
-            servers=EventKind.SERVER in subjects,
+            authorities=uow.authorities.of_server(self._server_id) if EventKind.AUTHORITY in unread else None,
+            orders=uow.orders.waiting_for(self._server_id) if EventKind.ORDER in unread else None,
+            servers=EventKind.SERVER in unread,
         )
 
     def _snapshot(self, connection: Connection) -> State:

@@ -20,13 +20,14 @@ from identity_server.domain.authority import Authority, AuthorityKind, SlotName,
 from identity_server.domain.federation import EndpointProfile, FederationRelationship
 from identity_server.domain.join_tokens import JoinToken
 from spiffe_core.bundle import JwtAuthority, TrustBundle, WitAuthority, X509Authority
-from spiffe_core.entry import RegistrationEntry, similarity
+from spiffe_core.entry import RegistrationEntry
 from spiffe_core.errors import CorruptState, IdentityError
 from spiffe_core.selectors import Selector, canonical, selector_digest
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 
 Values = dict[str, Any]
 T = TypeVar("T")
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _EMPTY_LIST = b"[]"
 
 
@@ -41,18 +42,46 @@ def digest_of_selector(selector: Selector) -> bytes:
     return selector_digest((selector,))
 
 
+ENTRY_COLUMNS = (
+    "id",
+    "similarity",
+    "spiffe_id",
+    "spiffe_id_digest",
+    "parent_id",
+    "parent_id_digest",
+    "selectors",
+    "selectors_digest",
+    "x509_svid_ttl",
+    "jwt_svid_ttl",
+    "federates_with",
+    "admin",
+    "downstream",
+    "expires_at",
+    "dns_names",
+    "revision_number",
+    "store_svid",
+    "hint",
+    "created_at",
+    "disable_x509_svid_prefetch",
+    "jwt_svid_include_jti",
+    "row_key",
+)
+"""The columns of `entry` in the order in which `entry_values` gives them; the row key comes last."""
+
+
 def entry_values(entry: RegistrationEntry) -> Values:
     """The columns of an entry, without its row key."""
-    spiffe_id, parent_id = str(entry.spiffe_id).encode(), str(entry.parent_id).encode()
+    spiffe_id = str(entry.spiffe_id).encode()
+    parent_id, parent_id_digest = _stored_parent_id(entry.parent_id)
     return {
         "id": entry.id.encode(),
-        "similarity": similarity(entry),
+        "similarity": entry.similarity,
         "spiffe_id": spiffe_id,
         "spiffe_id_digest": digest(spiffe_id),
         "parent_id": parent_id,
-        "parent_id_digest": digest(parent_id),
+        "parent_id_digest": parent_id_digest,
         "selectors": _selectors_document(entry.selectors),
-        "selectors_digest": selector_digest(entry.selectors),
+        "selectors_digest": entry.selectors_digest,
         "x509_svid_ttl": entry.x509_svid_ttl,
         "jwt_svid_ttl": entry.jwt_svid_ttl,
         "federates_with": _list_document(domain.name for domain in entry.federates_with),
@@ -264,7 +293,7 @@ def stored_value(table: str, key: bytes, read: Callable[[], T]) -> T:
 
 
 def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _JSON.encode(value).encode()
 
 
 def _list_document(items: Iterable[str]) -> bytes:
@@ -282,6 +311,13 @@ def _selectors(document: bytes) -> frozenset[Selector]:
 
 def _trust_domains(document: bytes) -> tuple[TrustDomain, ...]:
     return () if document == _EMPTY_LIST else tuple(TrustDomain(name) for name in json.loads(document))
+
+
+@functools.lru_cache(maxsize=1024)
+def _stored_parent_id(parent_id: SpiffeId) -> tuple[bytes, bytes]:
+    """A parent as it is stored, and its digest."""
+    text = str(parent_id).encode()
+    return text, digest(text)
 
 
 @functools.lru_cache(maxsize=4096)

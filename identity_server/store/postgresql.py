@@ -12,7 +12,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -20,6 +20,7 @@ from psycopg.abc import RV, PQGen
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import OperationalError
 
+from identity_server.store.bulk import FILLING, Filling
 from identity_server.store.database import (
     ALONE_SECONDS,
     CONNECT_SECONDS,
@@ -38,6 +39,8 @@ from identity_server.store.server_address import ServerAddress
 from spiffe_core.errors import IdentityError
 
 CHANNEL = "muniment_log"
+COPY_FROM = 16
+"""So many new rows are worth the further round trip of a COPY."""
 DEAD_PEER_MILLISECONDS = 10_000
 _SCHEMA_LOCK = int.from_bytes(LOCK_NAME.encode()[:7])
 _RECONNECT_SECONDS = 1.0
@@ -85,6 +88,7 @@ class PostgresDatabase(Database):
         self.writer = self._engine("READ COMMITTED", pool_size=1)
         self.reader = self._engine("REPEATABLE READ", pool_size=READERS, postgresql_readonly=True)
         self.writer.dialect.use_insertmanyvalues_wo_returning = True  # one statement for many rows: 2.6 times as fast
+        event.listen(self.writer, "do_executemany", _copy)
         event.listen(self.writer, "connect", _wait_for_the_disk)
 
     def connect(self, *, autocommit: bool = False) -> BoundedConnection:
@@ -170,6 +174,18 @@ class PostgresDatabase(Database):
             isolation_level=isolation,
             execution_options=execution,
         )
+
+
+def _copy(cursor: Any, _statement: str, rows: Sequence[tuple[Any, ...]], context: Any) -> bool | None:
+    """Stream new rows in (COPY) instead of binding each; None leaves it to the driver, which is as fast for a few."""
+    filling: Filling | None = context.execution_options.get(FILLING)
+    if filling is None or len(rows) < COPY_FROM:
+        return None
+    with cursor.copy(f"COPY {filling.table} ({filling.columns}) FROM STDIN (FORMAT binary)") as copy:
+        copy.set_types(filling.types)
+        for row in rows:
+            copy.write_row(row)
+    return True
 
 
 def _wait_for_the_disk(connection: Any, _record: Any) -> None:

@@ -23,6 +23,7 @@ from identity_server.store.failures import AWAY, refusal_of
 from identity_server.store.follower import Follower
 from identity_server.store.log_age import LogAge
 from identity_server.store.migrating import upgrade
+from identity_server.store.own_writes import OwnWrites
 from identity_server.store.sqlite_database import BUSY_MILLISECONDS
 from identity_server.store.unit_of_work import SqlUnitOfWork
 from identity_server.store.writer import UNKNOWN, Operation, Outcome, Writer
@@ -72,6 +73,7 @@ class SqlStore:
         self._database = database
         self._trust_domain = trust_domain
         self._clock = clock
+        own_writes = OwnWrites()
         self._writer = Writer(
             database.writer,
             trust_domain,
@@ -79,6 +81,7 @@ class SqlStore:
             clock=clock,
             deliver=self._deliver,
             announce=database.announce,
+            own_writes=own_writes,
         )
         self._follower = Follower(
             database.reader,
@@ -86,6 +89,7 @@ class SqlStore:
             server_id,
             encode=encode,
             publish=self._hand_over,
+            own_writes=own_writes,
             behind_is_proof_after=database.behind_is_proof_after,
         )
         self._bell = database.bell(self._follower.wake)

@@ -31,8 +31,9 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from identity_server.store.entry_repository import NewEntries
-from identity_server.store.event_log import TOKEN_BITS, Head, Recorder, advance, lock_head, token_at
+from identity_server.store.event_log import TOKEN_BITS, EventRow, Head, Recorder, advance, lock_head, token_at
 from identity_server.store.failures import Nature, nature_of, refusal_of
+from identity_server.store.own_writes import Changes, OwnWrites
 from identity_server.store.unit_of_work import SqlUnitOfWork
 from spiffe_core.clock import Clock
 from spiffe_core.errors import Internal, Unavailable
@@ -110,6 +111,7 @@ class Writer:
         clock: Clock,
         deliver: Callable[[Sequence[tuple[Operation, Outcome]]], None],
         announce: str = "",
+        own_writes: OwnWrites | None = None,
         token: Callable[[], int] = lambda: secrets.randbits(TOKEN_BITS),
     ) -> None:
         self._engine = engine
@@ -118,6 +120,7 @@ class Writer:
         self._clock = clock
         self._deliver = deliver
         self._announce = announce
+        self._own_writes = own_writes or OwnWrites()
         self._token = token
         self._connection: Connection | None = None
         self._queue: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
@@ -238,7 +241,8 @@ class Writer:
         try:
             before = head = lock_head(connection)
             outcomes: list[Outcome] = []
-            rows: list[dict[str, object]] = []
+            rows: list[EventRow] = []
+            changes: Changes = {}
             new_entries = NewEntries()
             for operation in batch:
                 recorder = Recorder(head.revision + 1)
@@ -247,11 +251,14 @@ class Writer:
                 outcomes.append(outcome)
                 if outcome.error is None:
                     head = self._moved(head, recorder, rows)
+                    changes.update(recorder.events)
             new_entries.write(connection)
             if head == before:
                 transaction.rollback()
                 return outcomes
             advance(connection, head, rows)
+            if changes:
+                self._own_writes.add(before.position, head.position, changes)
             if rows and self._announce:
                 connection.exec_driver_sql(self._announce)  # delivered with the COMMIT, to every server's listener
         except BaseException:
@@ -266,7 +273,7 @@ class Writer:
             _log.info("the database takes changes again")
         return outcomes
 
-    def _moved(self, head: Head, recorder: Recorder, rows: list[dict[str, object]]) -> Head:
+    def _moved(self, head: Head, recorder: Recorder, rows: list[EventRow]) -> Head:
         """The head after an operation; its events are added to `rows`."""
         if recorder.floor is not None:
             head = replace(head, floor=recorder.floor)
@@ -274,8 +281,7 @@ class Writer:
             return head
         token = self._token()
         rows.extend(
-            {"revision": recorder.revision, "seq": seq, "token": token, "kind": int(kind), "subject": subject}
-            for seq, (kind, subject) in enumerate(recorder.events)
+            (recorder.revision, seq, token, int(kind), subject) for seq, (kind, subject) in enumerate(recorder.events)
         )
         epoch = head.epoch if recorder.epoch is None else recorder.epoch
         return replace(head, epoch=epoch, revision=recorder.revision, token=token)

@@ -73,6 +73,7 @@ def entry_from_proto(message: entry_pb2.Entry, *, trust_domain: TrustDomain, new
 def _read(message: entry_pb2.Entry, new_id: str) -> RegistrationEntry:
     check_count("federates_with", len(message.federates_with), MAX_FEDERATES_WITH, InvalidEntry)
     check_count("dns_names", len(message.dns_names), MAX_DNS_NAMES, InvalidEntry)
+    special = message.additional_attributes if message.HasField("additional_attributes") else None
     return RegistrationEntry(
         id=message.id or new_id,
         spiffe_id=spiffe_id_from_proto(message.spiffe_id, field="spiffe_id"),
@@ -92,8 +93,8 @@ def _read(message: entry_pb2.Entry, new_id: str) -> RegistrationEntry:
         store_svid=message.store_svid,
         hint=message.hint,
         created_at=message.created_at,
-        disable_x509_svid_prefetch=message.additional_attributes.disable_x509_svid_prefetch,
-        jwt_svid_include_jti=message.additional_attributes.jwt_svid_include_jti,
+        disable_x509_svid_prefetch=special is not None and special.disable_x509_svid_prefetch,
+        jwt_svid_include_jti=special is not None and special.jwt_svid_include_jti,
     )
 
 

@@ -6,6 +6,7 @@ and the rule. Counts are checked before anything is looped over.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -37,10 +38,18 @@ def spiffe_id_from_proto(message: spiffeid_pb2.SPIFFEID, *, field: str = "spiffe
     """A SPIFFE ID; the path may be empty, which is the ID of the trust domain itself."""
     if not message.trust_domain and not message.path:
         raise InvalidId(f"{field}: is missing", field=field)
-    trust_domain = trust_domain_from_proto(message.trust_domain, field=f"{field}.trust_domain")
-    if message.path and not message.path.startswith("/"):
+    name, path = message.trust_domain, message.path
+    try:
+        trust_domain = _trust_domain(name)
+    except InvalidId:
+        trust_domain = trust_domain_from_proto(name, field=f"{field}.trust_domain")  # refused again, by its name
+    if path and not path.startswith("/"):
         raise InvalidId(f"{field}.path: must begin with a slash", field=f"{field}.path")
-    return SpiffeId.parse(f"spiffe://{trust_domain}{message.path}", field=field)
+    return SpiffeId.parse(f"spiffe://{trust_domain.name}{path}", field=field)
+
+
+_trust_domain = functools.lru_cache(maxsize=1024)(trust_domain_from_proto)
+"""Trust domains are few; a name that is refused is not kept."""
 
 
 def spiffe_id_to_proto(spiffe_id: SpiffeId) -> spiffeid_pb2.SPIFFEID:
@@ -53,14 +62,14 @@ def selectors_from_proto(
 ) -> frozenset[Selector]:
     """A set of selectors, possibly empty."""
     check_count(field, len(messages), limit, InvalidSelector)
-    return frozenset(_selector(message, f"{field}[{index}]") for index, message in enumerate(messages))
-
-
-def _selector(message: selector_pb2.Selector, field: str) -> Selector:
-    try:
-        return Selector(message.type, message.value)
-    except InvalidRequest as refusal:
-        raise InvalidSelector(f"{field}: {refusal.public}", field=field) from None
+    found: list[Selector] = []
+    for message in messages:
+        try:
+            found.append(Selector(message.type, message.value))
+        except InvalidRequest as refusal:
+            where = f"{field}[{len(found)}]"
+            raise InvalidSelector(f"{where}: {refusal.public}", field=where) from None
+    return frozenset(found)
 
 
 def selectors_to_proto(selectors: Iterable[Selector]) -> list[selector_pb2.Selector]:

@@ -14,8 +14,8 @@ from tests.builders import TD
 
 
 class Silent:
-    def record(self, event: AuditEvent) -> None:
-        del event
+    def record(self, *events: AuditEvent) -> None:
+        del events
 
 
 def authorities_of(store, server, clock, keys=None):

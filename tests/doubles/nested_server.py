@@ -26,7 +26,7 @@ LEAF = generate(KeyKind.EC_P256).public_key()
 
 
 class Silent:
-    def record(self, _event: Any) -> None:
+    def record(self, *_events: Any) -> None:
         pass
 
 

@@ -46,9 +46,10 @@ class Audit:
     events: list[Any] = field(default_factory=list)
     checkpoint: Callable[[], None] = lambda: None
 
-    def record(self, event: Any) -> None:
-        self.checkpoint()
-        self.events.append(event)
+    def record(self, *events: Any) -> None:
+        for event in events:
+            self.checkpoint()
+            self.events.append(event)
 
     def changes(self) -> list[str]:
         return [

@@ -83,9 +83,9 @@ class KeptKeys(MemoryKeys):
 class Audit:
     step: Callable[[], None]
 
-    def record(self, event: AuditEvent) -> None:
-        del event
-        self.step()
+    def record(self, *events: AuditEvent) -> None:
+        for _ in events:
+            self.step()
 
 
 class LaggingStore(MemoryStore):

@@ -1,15 +1,18 @@
 """Laws of the converters and masks, for any value and any message."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.errors import IdentityError, InvalidBundle, InvalidEntry, Kind
-from spiffe_core.selectors import Selector
+from spiffe_core.selectors import Selector, selector_digest
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.wire import convert
 from spiffe_core.wire._gen.spire.api.types import bundle_pb2, entry_pb2
+from spiffe_core.wire.entry_bytes import entry_bytes, tags, varint
 from spiffe_core.wire.status import MAX_TEXT, item_status
 
 TD = TrustDomain("example.org")
@@ -65,6 +68,26 @@ def same(field, left, right):
 def test_from_proto_undoes_to_proto(entry):
     message = entry_pb2.Entry.FromString(convert.entry_to_proto(entry).SerializeToString())
     assert convert.entry_from_proto(message, trust_domain=TD) == entry
+
+
+@given(entries())
+def test_finished_bytes_are_those_of_the_message(entry):
+    """B9: what stores and batches send is what protobuf makes of the entry, to the byte."""
+    assert entry_bytes(entry) == convert.entry_to_proto(entry).SerializeToString(deterministic=True)
+
+
+@given(st.integers(0, 2**63 - 1))
+def test_a_number_on_the_wire_is_protobufs(number):
+    made = entry_pb2.Entry(expires_at=number).SerializeToString()
+    assert made in {b"", tags(entry_pb2.Entry)["expires_at"] + varint(number)}
+
+
+@given(entries(), times, times)
+def test_a_stamped_entry_is_the_same_but_for_the_stamp(entry, revision, created):
+    """Its digests too, whether they were asked for before or not."""
+    stamped = entry.stamped(revision_number=revision, created_at=created)
+    assert stamped == replace(entry, revision_number=revision, created_at=created)
+    assert (stamped.similarity, stamped.selectors_digest) == (entry.similarity, selector_digest(entry.selectors))
 
 
 @given(entries(), masks)

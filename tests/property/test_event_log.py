@@ -25,6 +25,7 @@ from identity_server.store.connecting import open_database
 from identity_server.store.event_log import ReadOnly
 from identity_server.store.follower import Follower
 from identity_server.store.migrating import upgrade
+from identity_server.store.own_writes import OwnWrites
 from identity_server.store.schema import log_event
 from identity_server.store.unit_of_work import SqlUnitOfWork
 from identity_server.store.writer import Operation, Outcome, Writer
@@ -53,22 +54,32 @@ class Rig:
             event_log.bootstrap(connection, TD, 1_000, 77)
         self.outcomes: list[Outcome] = []
         self.changes: list[HistoryChange] = []
-        self.writer = Writer(
+        own_writes = OwnWrites(most=20)
+        self.writer = self.writing(own_writes)
+        self.other = self.writing(OwnWrites())
+        """Another server's: nobody here knows what it wrote."""
+        self.followers = [self.follower() for _ in range(2)]
+        self.followers.append(self.follower(own_writes))
+        """The last one is of the writer's own process."""
+
+    def writing(self, own_writes: OwnWrites) -> Writer:
+        return Writer(
             self.database.writer,
             TD,
             place="test",
             clock=FakeClock(),
             deliver=lambda pairs: self.outcomes.extend(outcome for _, outcome in pairs),
+            own_writes=own_writes,
         )
-        self.followers = [self.follower() for _ in range(2)]
 
-    def follower(self) -> Follower:
+    def follower(self, own_writes: OwnWrites | None = None) -> Follower:
         one = Follower(
             self.database.reader,
             TD,
             SERVER,
             encode=encode,
             publish=self._publish,
+            own_writes=own_writes,
             far=40,
             page=12,
         )
@@ -82,9 +93,11 @@ class Rig:
         if change.proven:
             self.write(lambda uow: uow.log.begin_history(change.after.epoch, 2_000))
 
-    def write(self, *commands) -> list[Outcome]:
+    def write(self, *commands, writer: Writer | None = None) -> list[Outcome]:
         self.outcomes.clear()
-        self.writer._run([Operation(command) for command in commands])
+        used = writer or self.writer
+        (self.other if used is self.writer else self.writer)._discard()  # one writing connection, whoever uses it
+        used._run([Operation(command) for command in commands])
         return list(self.outcomes)
 
     def tables(self) -> tuple[object, ...]:
@@ -126,6 +139,7 @@ class Rig:
 
     def close(self) -> None:
         self.writer._discard()
+        self.other._discard()
         for one in self.followers:
             one._discard()
         self.database.close()
@@ -186,6 +200,11 @@ def log_machine(template: Path) -> type[RuleBasedStateMachine]:
             (outcome,) = self.rig.write(put(number, version))
             assert outcome.error is None
 
+        @rule(number=IDS, version=VERSIONS)
+        def write_on_another_server(self, number: int, version: int) -> None:
+            (outcome,) = self.rig.write(put(number, version), writer=self.rig.other)
+            assert outcome.error is None
+
         @rule(number=IDS)
         def remove(self, number: int) -> None:
             self.rig.write(lambda uow: uow.entries.remove([str(number)]))
@@ -233,7 +252,7 @@ def log_machine(template: Path) -> type[RuleBasedStateMachine]:
             for number in range(writes):
                 self.rig.write(put(number, version))
 
-        @rule(which=st.integers(0, 1))
+        @rule(which=st.integers(0, 2))
         def poll(self, which: int) -> None:
             one = self.rig.followers[which]
             before, told = one.state.position, len(self.rig.changes)
@@ -492,3 +511,58 @@ def test_a_replica_that_lags_is_waited_for(rig: Rig) -> None:
     assert rig.changes == []
     assert rig.followers[0].step()
     assert [change.proven for change in rig.changes] == [True]
+
+
+def reads(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """From which revisions the log is read from now on."""
+    read, real = [], follower.events_since
+
+    def events_since(connection, since, page):
+        read.append(since)
+        return real(connection, since, page)
+
+    monkeypatch.setattr(follower, "events_since", events_since)
+    return read
+
+
+def test_what_this_process_wrote_is_not_read_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B9: several transactions, a change and a deletion of the same entry, an agent, and a bundle, which is read."""
+    near, read = rig.followers[2], reads(rig, monkeypatch)
+    rig.write(put(1, 1), put(2, 1), lambda uow: uow.agents.put(agent(1, 1)))
+    rig.write(put(1, 2), lambda uow: uow.bundles.put(make_bundle()))
+    rig.write(lambda uow: uow.entries.remove(["2"]))
+    assert near.step()
+    assert rig.memory(near) == rig.tables()
+    assert read == []
+    assert not near.step()
+
+
+def test_what_another_server_wrote_in_between_is_read(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, between and behind one's own: then all of it is read, and after that one's own is known again."""
+    near, read = rig.followers[2], reads(rig, monkeypatch)
+    for others in ([0], [1], [2], [0, 2]):
+        for number in range(3):
+            rig.write(put(number, len(read) + 1), writer=rig.other if number in others else rig.writer)
+        assert near.step()
+        assert rig.memory(near) == rig.tables()
+    assert len(read) == 4
+    rig.write(put(5, 3))
+    assert near.step()
+    assert rig.memory(near) == rig.tables()
+    assert len(read) == 4
+
+
+def test_a_transaction_that_was_lost_with_a_restore_is_not_believed(rig: Rig) -> None:
+    """The same revisions again with other tokens: what was noted of the lost ones is no part of the way."""
+    near = rig.followers[2]
+    rig.write(put(1, 1))
+    near.step()
+    backup = rig.copy()
+    rig.write(put(2, 1))
+    rig.restore(backup)
+    backup.close()
+    rig.write(put(3, 1), writer=rig.other)
+    assert near.step()
+    assert rig.memory(near) == rig.tables()
+    assert set(near.state.entries) == {"1", "3"}
+    assert rig.changes == []

@@ -3,9 +3,12 @@
 import json
 import os
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from identity_server import audit_log
 from identity_server.audit_log import AuditFile
@@ -44,6 +47,36 @@ def test_an_administrative_event_stands_in_the_file_when_record_returns(sink, tm
             "actor": BAN.actor,
         }
     ]
+
+
+def test_a_batch_is_one_write_and_stands_in_the_file_when_record_returns(sink, tmp_path, monkeypatch):
+    """B9: what precedes 500 changes costs one system call; queued lines still come before it."""
+    written, write = [], os.write
+    sink.record(leaf(1))
+    monkeypatch.setattr(audit_log.os, "write", lambda descriptor, data: (written.append(1), write(descriptor, data))[1])
+    sink.record(*[replace(BAN, actor=str(number)) for number in range(500)])
+    assert [line["actor"] for line in lines(tmp_path)] == ["a", *map(str, range(500))]
+    assert len(written) <= 2
+    assert {line["time"] for line in lines(tmp_path)} == {"2030-01-01T00:00:00.000+00:00"}
+
+
+def test_a_batch_of_which_a_part_may_wait_keeps_its_order(sink, tmp_path):
+    sink.record(leaf(1), replace(BAN, outcome="done"), leaf(2))
+    sink.record()
+    sink.record(BAN)
+    assert [line.get("serial", line.get("outcome")) for line in lines(tmp_path)] == ["1", "done", "2", None]
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z_]{1,8}", fullmatch=True),
+        st.one_of(st.text(), st.integers(), st.booleans(), st.lists(st.text()).map(tuple)),
+        min_size=1,
+    )
+)
+def test_the_members_of_a_line_are_those_of_the_encoder(document):
+    """S64: any text, surrogates and separators too."""
+    assert f"{{{audit_log._members(document)}}}" == json.dumps(document, separators=(",", ":"))
 
 
 def test_queued_events_come_first_and_in_order(sink, tmp_path):

@@ -19,10 +19,10 @@ class Log:
         self.full = full
         self.events = []
 
-    def record(self, event):
-        if self.full and event.precedes:
+    def record(self, *events):
+        if self.full and any(event.precedes for event in events):
             raise Unavailable("no room")
-        self.events.append(event)
+        self.events.extend(events)
 
     @property
     def outcomes(self):
