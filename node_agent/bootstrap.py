@@ -12,8 +12,8 @@ from datetime import timedelta
 import grpc.aio
 
 from attestors.api import WorkloadAttestor
-from attestors.holders import holders, why_not
-from attestors.registry import NODE_PROVERS, WORKLOAD_ATTESTORS
+from attestors.holders import holders
+from attestors.registry import NODE_PROVERS
 from node_agent.domain.node_state import NodeState, believing_both
 from node_agent.files import BundleFile, JoinTokenCredentials, ProverCredentials
 from node_agent.monitoring import (
@@ -25,7 +25,7 @@ from node_agent.monitoring import (
     monitor,
     observers,
 )
-from node_agent.opening import broker_endpoint, secret_discovery
+from node_agent.opening import broker_endpoint, check_pidfd, check_strict, secret_discovery, workload_attestors
 from node_agent.ports import Credentials
 from node_agent.rpc.admin_socket import AdminSocket
 from node_agent.rpc.broker_endpoint import BrokerEndpoint
@@ -60,7 +60,6 @@ from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.wire.calls import CallInterceptor
 from spiffe_core.wire.dialer import Dialer, DialTrust
 from spiffe_core.wire.front_door import FrontDoor, Limits, private_server
-from spiffe_core.wire.peer import peer_pidfd_supported
 from spiffe_core.wire.reflection import Reflection
 from spiffe_core.wire.status import ErrorInterceptor
 from spiffe_core.wire.tls import TlsIdentity
@@ -183,9 +182,9 @@ def build(
     draw = draw or _jitter
     for warning in settings.warnings():
         log.warning("%s", warning)
-    _check_pidfd(settings)
-    _check_strict(settings)
-    chosen = attestors or _workload_attestors(settings)
+    check_pidfd(settings)
+    check_strict(settings)
+    chosen = attestors or workload_attestors(settings)
     state = StateDirectory.open(settings.data_dir)
     try:
         return _compose(settings, state, chosen, clock, draw)
@@ -214,7 +213,11 @@ def _compose(
     )
     callers = Callers(attestation, Holders(holders, clock) if settings.strict else None)
     workloads = WorkloadSvids(
-        settings.trust_domain, metered_attestation(callers, metrics, clock), clock=clock, steady=steady
+        settings.trust_domain,
+        metered_attestation(callers, metrics, clock),
+        clock=clock,
+        steady=steady,
+        idle=settings.limits.prefetched_svids,
     )
     membership = Membership(
         node=node,
@@ -237,6 +240,7 @@ def _compose(
         offload=Offload("keys", 2),
         key_kind=settings.key_kind,
         prefetch=settings.limits.prefetched_svids,
+        availability=settings.availability_target,
     )
     synchronize = Synchronize(
         server=client,
@@ -328,12 +332,6 @@ def _compose(
     )
 
 
-def _workload_attestors(settings: AgentSettings) -> list[WorkloadAttestor]:
-    """Those that the configuration names; Unix if it names none."""
-    tables = {name: options for name, options in settings.attestors.items() if name not in NODE_PROVERS.names()}
-    return [WORKLOAD_ATTESTORS.build(name, options) for name, options in (tables or {"unix": {}}).items()]
-
-
 def _credentials(settings: AgentSettings) -> Credentials:
     """How the node proves itself: the node attestor that the configuration names, else a join token.
 
@@ -408,29 +406,6 @@ def _with_bundle(settings: AgentSettings, state: NodeState, first_contact: Bundl
             field="trust_bundle_path",
         )
     return state
-
-
-def _check_pidfd(settings: AgentSettings) -> None:
-    if peer_pidfd_supported():
-        return
-    if settings.peer_pidfd == "require":
-        raise ConfigError(
-            'peer_pidfd: is "require" and this kernel cannot name a connecting process by pidfd; '
-            'run Linux 6.5 or newer, or set peer_pidfd = "auto"',
-            field="peer_pidfd",
-        )
-    log.warning(
-        "this kernel (before Linux 6.5) does not name connecting processes by pidfd; "
-        "callers are held right after accept and checked twice instead"
-    )
-
-
-def _check_strict(settings: AgentSettings) -> None:
-    if settings.strict and (reason := why_not()):
-        raise ConfigError(
-            f"strict: this agent cannot tell which processes hold a connection: {reason}, or set strict = false",
-            field="strict",
-        )
 
 
 def _jitter() -> float:

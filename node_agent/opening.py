@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Sequence
 
 import grpc.aio
 
 from attestors.api import ObjectAttestor, WorkloadAttestor
+from attestors.holders import why_not
+from attestors.registry import NODE_PROVERS, WORKLOAD_ATTESTORS
 from node_agent.domain.brokers import Brokers
 from node_agent.rpc.broker_api import BrokerApi
 from node_agent.rpc.broker_endpoint import CONNECTIONS, GRACE_SECONDS, BrokerAddresses, BrokerEndpoint, Strangers
@@ -18,14 +21,16 @@ from node_agent.services.referenced import ReferencedWorkloads
 from node_agent.services.workload_svids import WorkloadSvids
 from node_agent.settings import AgentSettings
 from spiffe_core.clock import Clock
-from spiffe_core.errors import Unavailable
+from spiffe_core.errors import ConfigError, Unavailable
 from spiffe_core.wire.front_door import FrontDoor, Limits
-from spiffe_core.wire.peer import TlsPeer
+from spiffe_core.wire.peer import TlsPeer, peer_pidfd_supported
 from spiffe_core.wire.tls import ServerTls, TlsIdentity
 from spiffe_core.x509_svid import X509Svid
 from workload_api.sds import SecretDiscovery
 from workload_api.sds_secrets import SdsNames
 from workload_api.service import WorkloadApi
+
+log = logging.getLogger(__name__)
 
 
 class OwnIdentity:
@@ -107,3 +112,34 @@ def secret_discovery(settings: AgentSettings, api: WorkloadApi, door: FrontDoor,
         entitled_only=not settings.allow_unauthenticated_verifiers,
         wait=settings.wait_for_identity,
     )
+
+
+def workload_attestors(settings: AgentSettings) -> list[WorkloadAttestor]:
+    """Those that the configuration names; Unix if it names none."""
+    tables = {name: options for name, options in settings.attestors.items() if name not in NODE_PROVERS.names()}
+    return [WORKLOAD_ATTESTORS.build(name, options) for name, options in (tables or {"unix": {}}).items()]
+
+
+def check_pidfd(settings: AgentSettings) -> None:
+    """Refuse, or say, that this kernel names no connecting process by pidfd. Raises ConfigError."""
+    if peer_pidfd_supported():
+        return
+    if settings.peer_pidfd == "require":
+        raise ConfigError(
+            'peer_pidfd: is "require" and this kernel cannot name a connecting process by pidfd; '
+            'run Linux 6.5 or newer, or set peer_pidfd = "auto"',
+            field="peer_pidfd",
+        )
+    log.warning(
+        "this kernel (before Linux 6.5) does not name connecting processes by pidfd; "
+        "callers are held right after accept and checked twice instead"
+    )
+
+
+def check_strict(settings: AgentSettings) -> None:
+    """Refuse to start where `strict` could not be kept. Raises ConfigError."""
+    if settings.strict and (reason := why_not()):
+        raise ConfigError(
+            f"strict: this agent cannot tell which processes hold a connection: {reason}, or set strict = false",
+            field="strict",
+        )

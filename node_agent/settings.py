@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Se
 
 from attestors.registry import NODE_PROVERS
 from node_agent.domain.brokers import ANY, KNOWN, Broker, Permission
+from node_agent.domain.renewal import LEAST_AVAILABILITY
 from spiffe_core.crypto.keys import KeyKind
 from spiffe_core.runtime.places import agent_admin_socket, agent_socket, state_directory
 from spiffe_core.runtime.settings import (
@@ -72,6 +73,12 @@ def _sync(value: timedelta) -> timedelta:
 def _delay(value: timedelta) -> timedelta:
     if not timedelta() < value <= LONGEST_REBOOTSTRAP_DELAY:
         raise ValueError("must be longer than 0s and at most 30d")
+    return value
+
+
+def _availability(value: timedelta) -> timedelta:
+    if value < LEAST_AVAILABILITY:
+        raise ValueError("must be at least 24h; leave it out to have SVIDs replaced half-way through their lives")
     return value
 
 
@@ -210,6 +217,7 @@ class AgentSettings(Section):
     join_token_file: FilePath | None = None
     join_token: SecretStr = Field(default=SecretStr(""), exclude=True)
     sync_interval: Annotated[Duration, AfterValidator(_sync)] = timedelta(seconds=5)
+    availability_target: Annotated[Duration, AfterValidator(_availability)] | None = None
     peer_pidfd: Literal["auto", "require"] = "auto"
     strict: bool = False
     workload_x509_svid_key_type: Literal["ec-p256", "ec-p384", "rsa-2048"] = "ec-p256"

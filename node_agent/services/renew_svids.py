@@ -13,11 +13,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import ParamSpec, TypeVar
 
 from node_agent.domain.entry_cache import EntryDiff, stamp_of
 from node_agent.domain.issued import Issued, SoundAuthorities, check_issued
+from node_agent.domain.renewal import renewal_of
 from node_agent.domain.svid_plan import LONGEST_BACKOFF, BatchSize, SvidPlan
 from node_agent.ports import IdentityServer, SvidAnswer, SvidRequest
 from node_agent.services.membership import Membership
@@ -29,7 +30,6 @@ from spiffe_core.crypto.csr import build_csr
 from spiffe_core.crypto.keys import KeyKind, PrivateKeyDer, generate, to_pkcs8
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.errors import AgentRefused, IdentityError, Reason, VerificationFailed
-from spiffe_core.lifetime import renew_at
 from spiffe_core.runtime.offload import Offload
 from spiffe_core.runtime.supervise import Supervisor
 from workload_api.backend import X509Identity
@@ -59,7 +59,7 @@ class RenewSvids:
     """The renewal loop. Belongs to the event loop's thread.
 
     `prefetch` bounds how many entries nobody follows get an SVID in advance. `refusals` counts answers that were
-    refused, by reason. `on_unknown_authority` asks for a new bundle: the server signs with an authority not seen yet.
+    refused, by reason. `availability` is how long an SVID is to be good for when it is replaced. `on_unknown_authority` asks for a new bundle: the server signs with an authority not seen yet.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class RenewSvids:
         offload: Offload,
         key_kind: KeyKind = KeyKind.EC_P256,
         prefetch: int = 1000,
+        availability: timedelta | None = None,
     ) -> None:
         self._server = server
         self._membership = membership
@@ -84,6 +85,7 @@ class RenewSvids:
         self._offload = offload
         self._kind = key_kind
         self._prefetch = prefetch
+        self._availability = availability
         self._plan = SvidPlan()
         self._batch = BatchSize()
         self._gate = 0.0
@@ -93,6 +95,7 @@ class RenewSvids:
         self._judged: tuple[TrustBundle, SoundAuthorities] | None = None
         self.on_unknown_authority: Callable[[], None] = lambda: None
         workloads.on_demand = self.demand
+        workloads.on_evicted = self._evicted
         membership.on_change.append(self.resume)
 
     def reconcile(self, diff: EntryDiff) -> None:
@@ -219,7 +222,8 @@ class RenewSvids:
         svid = outcome.svid
         self._workloads.store(entry.id, held_svid(outcome, present.hint))
         if stamp_of(present) == stamp_of(entry):
-            renewal = self._steady.at(renew_at(now, svid.not_after, jitter=self._draw()))
+            at = renewal_of(now, svid.not_after, jitter=self._draw(), availability=self._availability)
+            renewal = self._steady.at(at)
             if not self._sound().carry(outcome.anchor, outcome.authority_ids):  # tainted while the answer was under way
                 renewal = min(renewal, self._steady.now() + FIRST_GATE)
             self._plan.schedule(entry.id, renewal)
@@ -260,7 +264,7 @@ class RenewSvids:
     def _wanted(self, entry: RegistrationEntry) -> bool:
         if self._workloads.is_followed(entry):
             return True
-        return not entry.disable_x509_svid_prefetch and len(self._plan) < self._prefetch
+        return not entry.disable_x509_svid_prefetch and self._spare < self._prefetch
 
     def _still_wanted(self, entry_id: str) -> bool:
         """An SVID fetched for someone who left is not renewed for ever when there are too many of them."""
@@ -270,10 +274,20 @@ class RenewSvids:
             return False
         if self._workloads.is_followed(entry):
             return True
-        if entry.disable_x509_svid_prefetch or len(self._plan) > self._prefetch:
+        if entry.disable_x509_svid_prefetch or self._spare > self._prefetch:
             self._plan.drop(entry_id)
+            self._workloads.evict(entry_id)  # held without a plan it would end in the hands of who comes for it next
             return False
         return True
+
+    @property
+    def _spare(self) -> int:
+        """How many SVIDs are planned beside those that someone follows."""
+        return len(self._plan) - self._workloads.followed_count
+
+    def _evicted(self, entry_ids: Iterable[str]) -> None:
+        for entry_id in entry_ids:
+            self._plan.drop(entry_id)
 
     def _wake_all(self) -> None:
         for wake in self._wakes:

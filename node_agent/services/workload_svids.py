@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from node_agent.domain.entry_cache import AudienceIndex, EntryDiff, EntryIndex, difference
+from node_agent.domain.idle_svids import IdleSvids
 from node_agent.services.steady_time import SteadyTime
 from spiffe_core.bundle import BundleSet, TrustBundle
 from spiffe_core.clock import Clock
@@ -58,7 +59,8 @@ class _Following:
 class WorkloadSvids:
     """The agent's cache, as workloads see it. Belongs to the event loop's thread.
 
-    `on_demand` is called with the ids of entries that someone follows and whose SVID is not held.
+    `on_demand` is called with the ids of entries that someone follows and whose SVID is not held. `idle` bounds how many
+    SVIDs are held that nobody follows.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class WorkloadSvids:
         *,
         clock: Clock,
         steady: SteadyTime,
+        idle: int = 1000,
     ) -> None:
         self._attestation = attestation
         self._clock = clock
@@ -77,6 +80,7 @@ class WorkloadSvids:
         self._audiences = AudienceIndex()
         self._following: dict[Audience, _Following] = {}
         self._held: dict[str, HeldSvid] = {}
+        self._idle = IdleSvids(idle)
         self._refused: set[str] = set()
         self._expiries: list[tuple[float, int, str, HeldSvid]] = []
         self._expiry_order = 0
@@ -86,6 +90,8 @@ class WorkloadSvids:
         self.ready = False
         self.banned = False
         self.on_demand: Callable[[Iterable[str]], None] = lambda _: None
+        self.on_evicted: Callable[[Iterable[str]], None] = lambda _: None
+        """Called with the ids of entries whose SVIDs were given up, because nobody follows them and they were too many."""
         self.bundle_updates: Watch[BundleSet] = Watch(self._bundles)
         """Every bundle this agent knows, again at each change."""
         self.on_bundle: list[Callable[[TrustBundle], None]] = []
@@ -111,7 +117,10 @@ class WorkloadSvids:
             self._following[selectors] = following
             self._audiences.add(selectors)
         following.followers += 1
-        missing = [entry.id for entry in self._index.matching(selectors) if entry.id not in self._held]
+        matched = self._index.matching(selectors)
+        for entry in matched:
+            self._idle.take(entry.id)
+        missing = [entry.id for entry in matched if entry.id not in self._held]
         if missing and not self.banned:
             self.on_demand(missing)
         try:
@@ -122,6 +131,7 @@ class WorkloadSvids:
                 del self._following[selectors]
                 self._audiences.discard(selectors)
                 self._dirty.pop(selectors, None)
+                self._leave(self._index.matching(selectors), selectors)
 
     def matching(self, selectors: frozenset[Selector]) -> list[RegistrationEntry]:
         """The entries `selectors` are entitled to now, the default identity first, hints unique."""
@@ -161,6 +171,16 @@ class WorkloadSvids:
         """How many SVIDs are held."""
         return len(self._held)
 
+    @property
+    def followed_count(self) -> int:
+        """How many SVIDs are held that someone follows."""
+        return len(self._held) - len(self._idle)
+
+    def evict(self, entry_id: str) -> None:
+        """Give up an SVID that nobody follows and that is not to be renewed."""
+        self._held.pop(entry_id, None)
+        self._idle.take(entry_id)
+
     def all_held(self) -> list[tuple[str, HeldSvid]]:
         """Every SVID with its entry's id."""
         return list(self._held.items())
@@ -176,13 +196,16 @@ class WorkloadSvids:
         self.entries = served
         self._index.apply(diff)
         for entry in diff.removed:
-            self._held.pop(entry.id, None)
+            self.evict(entry.id)
             self._refused.discard(entry.id)
         for old, new in diff.changed:
             if old.spiffe_id != new.spiffe_id:
-                self._held.pop(new.id, None)  # the old name must not be served for an instant longer
+                self.evict(new.id)  # the old name must not be served for an instant longer
             elif old.hint != new.hint and new.id in self._held:
                 self._held[new.id] = _with_hint(self._held[new.id], new.hint)
+            if old.selectors != new.selectors:  # others may follow it now, or nobody
+                self._idle.take(new.id)
+                self._leave([new], None)
         for entry in diff.touched():
             self._mark(entry)
         self._replace_bundles(bundles)
@@ -195,7 +218,9 @@ class WorkloadSvids:
         self._refused.discard(entry_id)
         self._expiry_order += 1
         heapq.heappush(self._expiries, (self._steady.at(svid.not_after), self._expiry_order, entry_id, svid))
-        self._mark(self.entries[entry_id])
+        entry = self.entries[entry_id]
+        self._mark(entry)
+        self._leave([entry], None)
 
     def refuse(self, entry_ids: Iterable[str]) -> None:
         """The SVIDs of these entries could not be had for now: nobody's first message waits for them any longer."""
@@ -216,7 +241,7 @@ class WorkloadSvids:
                 continue
             entry = self.entries[entry_id]
             if entry_id not in renewing and not self.is_followed(entry):
-                del self._held[entry_id]
+                self.evict(entry_id)
             self._mark(entry)
             spiffe_id = str(svid.identity.spiffe_id)
             log.error("an SVID ended before it could be renewed", extra={"facts": {"spiffe_id": spiffe_id}})
@@ -226,6 +251,7 @@ class WorkloadSvids:
         """End every stream and forget every key, at once (architecture A19)."""
         self.banned = True
         self._held.clear()
+        self._idle.clear()
         self._expiries.clear()
         self._dirty.clear()
         for audience, following in list(self._following.items()):
@@ -280,6 +306,17 @@ class WorkloadSvids:
         names = {name for entry in matched for name in entry.federates_with}
         known = (self._bundles.federated.get(name) for name in sorted(names))
         return tuple(bundle for bundle in known if bundle is not None)
+
+    def _leave(self, entries: Iterable[RegistrationEntry], holder: Audience | None) -> None:
+        """Those of `entries` whose SVIDs nobody follows are idle; what is too much of that is given up."""
+        for entry in entries:
+            if entry.id in self._held and not self.is_followed(entry):
+                self._idle.leave(entry.id, holder)
+        evicted = self._idle.overflow()
+        for entry_id in evicted:
+            del self._held[entry_id]
+        if evicted:
+            self.on_evicted(evicted)
 
     def _mark(self, entry: RegistrationEntry) -> None:
         for audience in self._audiences.matched_by(entry):

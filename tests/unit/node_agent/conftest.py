@@ -157,7 +157,7 @@ def make_world(
     steady = SteadyTime(clock)
     node = NodeRecord(state or NodeState(TD, bundle=server.bundle()), disk, inline)
     attestor = Selecting()
-    workloads = WorkloadSvids(TD, AttestWorkload([attestor], clock=clock), clock=clock, steady=steady)
+    workloads = WorkloadSvids(TD, AttestWorkload([attestor], clock=clock), clock=clock, steady=steady, idle=prefetch)
     configured = HandedBundle(server.bundle())
     membership = Membership(
         node=node,
