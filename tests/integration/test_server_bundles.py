@@ -1,33 +1,19 @@
-"""The Bundle service of a real server: our own bundle, those of other trust domains, and what agents get of them."""
+"""The Bundle service of a real server: bundles of other trust domains, in batches, lists and deletions."""
 
 from __future__ import annotations
 
 import json
 from itertools import combinations
 
-import grpc.aio
 import pytest
 
-from spiffe_core.bundle import JwtAuthority, TrustBundle, WitAuthority
-from spiffe_core.crypto.keys import KeyKind, generate, spki_der
-from spiffe_core.spiffe_id import TrustDomain
 from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
 from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2
 from spiffe_core.wire._gen.spire.api.types import bundle_pb2 as types_pb2
-from spiffe_core.wire.convert import bundle_to_proto
 from tests.builders import make_bundle
-from tests.doubles.live_agent import OWN, agent_folder, live_agent, pem_bundle, token_file
-from tests.doubles.live_server import entry, live_server, sign, wanted
-from workload_api.client import Redacted
+from tests.doubles.bundle_calls import FED, KEY, batch, delete, entries, mask, proto, refused
+from tests.doubles.live_server import entry, live_server
 
-KEY, OTHER_KEY = (spki_der(generate(KeyKind.EC_P256).public_key()) for _ in range(2))
-FED = make_bundle(
-    trust_domain="fed.test",
-    sequence=7,
-    refresh_hint=60,
-    jwt_authorities=(JwtAuthority("j", KEY, expires_at=9),),
-    wit_authorities=(WitAuthority("w", KEY),),
-)
 FIELDS = ("x509_authorities", "jwt_authorities", "wit_authorities", "refresh_hint", "sequence_number")
 MASKS = [set(some) for size in range(len(FIELDS) + 1) for some in combinations(FIELDS, size)]
 
@@ -38,49 +24,14 @@ async def live():
         yield server
 
 
-def proto(bundle=FED, **over):
-    message = bundle_to_proto(bundle)
-    for name, value in over.items():
-        setattr(message, name, value)
-    return message
-
-
-def mask(*names):
-    return types_pb2.BundleMask(**dict.fromkeys(names, True))
-
-
-async def refused(call):
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value.code().name, caught.value.details()
-
-
-async def batch(live, name, *bundles, **over):
-    request = getattr(bundle_pb2, f"Batch{name}FederatedBundleRequest")(bundle=bundles, **over)
-    return list((await getattr(live.bundle, f"Batch{name}FederatedBundle")(request, timeout=10)).results)
-
-
 async def stored(live, name="fed.test"):
     return await live.bundle.GetFederatedBundle(bundle_pb2.GetFederatedBundleRequest(trust_domain=name), timeout=10)
-
-
-async def delete(live, *names, mode="RESTRICT"):
-    request = bundle_pb2.BatchDeleteFederatedBundleRequest(trust_domains=names, mode=mode)
-    results = (await live.bundle.BatchDeleteFederatedBundle(request, timeout=20)).results
-    return [(one.trust_domain, one.status.code, one.status.message) for one in results]
-
-
-async def entries(live):
-    return list((await live.entry.ListEntries(entry_pb2.ListEntriesRequest(), timeout=10)).entries)
 
 
 def audited(live):
     path = live.server.settings.audit.file
     with open(path) as file:
         return [line for line in map(json.loads, file) if line["event"] == "bundle" and line["outcome"] == "begun"]
-
-
-# --- other trust domains ----------------------------------------------------------------------------------------------
 
 
 async def test_a_bundle_is_created_once_and_comes_back_as_it_was(live):
@@ -250,9 +201,6 @@ async def test_page_sizes_and_tokens_of_strangers_are_refused(live):
     assert code == "INVALID_ARGUMENT"
 
 
-# --- deleting ---------------------------------------------------------------------------------------------------------
-
-
 async def federating(live):
     """Two entries, one of which federates with fed.test too."""
     await batch(live, "Create", proto(), proto(make_bundle(trust_domain="b.test")))
@@ -316,94 +264,6 @@ async def test_an_unknown_mode_refuses_the_call(live):
     assert await stored(live) == proto()
 
 
-# --- our own bundle ---------------------------------------------------------------------------------------------------
-
-
-async def test_authorities_are_appended_once(live):
-    before = await live.bundle.GetBundle(bundle_pb2.GetBundleRequest())
-    request = bundle_pb2.AppendBundleRequest(
-        x509_authorities=[{"asn1": FED.x509_roots[0], "tainted": True}],
-        jwt_authorities=[{"public_key": KEY, "key_id": "theirs", "expires_at": 5, "tainted": True}],
-        wit_authorities=[{"public_key": KEY, "key_id": "passed over"}],
-    )
-    for _ in range(2):
-        after = await live.bundle.AppendBundle(request)
-        assert after.sequence_number == before.sequence_number + 1
-        assert after.x509_authorities[:-1] == before.x509_authorities
-        assert after.x509_authorities[-1] == types_pb2.X509Certificate(asn1=FED.x509_roots[0])
-        assert list(after.jwt_authorities) == [
-            *before.jwt_authorities,
-            types_pb2.JWTKey(public_key=KEY, key_id="theirs", expires_at=5),
-        ]
-        assert after.wit_authorities == before.wit_authorities
-    assert await live.bundle.GetBundle(bundle_pb2.GetBundleRequest()) == after
-    masked = await live.bundle.AppendBundle(
-        bundle_pb2.AppendBundleRequest(jwt_authorities=request.jwt_authorities, output_mask=mask("sequence_number"))
-    )
-    assert masked == types_pb2.Bundle(trust_domain="example.org", sequence_number=after.sequence_number)
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({}, "no authorities to append"),
-        ({"wit_authorities": [{"public_key": KEY, "key_id": "w"}]}, "no authorities to append"),
-        ({"x509_authorities": [{"asn1": b"junk"}]}, "failed to convert X.509 authority: "),
-        ({"x509_authorities": [{}]}, "failed to convert X.509 authority: "),
-        ({"jwt_authorities": [{"key_id": "j", "public_key": b"junk"}]}, "failed to convert JWT authority: "),
-        ({"jwt_authorities": [{"public_key": KEY}]}, "failed to convert JWT authority: "),
-    ],
-)
-async def test_what_is_no_authority_is_not_appended(live, fields, words):
-    before = await live.bundle.GetBundle(bundle_pb2.GetBundleRequest())
-    code, text = await refused(live.bundle.AppendBundle(bundle_pb2.AppendBundleRequest(**fields)))
-    assert (code, text.startswith(words)) == ("INVALID_ARGUMENT", True), text
-    assert await live.bundle.GetBundle(bundle_pb2.GetBundleRequest()) == before
-
-
-async def test_a_key_id_that_is_taken_keeps_its_key(live):
-    first = bundle_pb2.AppendBundleRequest(jwt_authorities=[{"public_key": KEY, "key_id": "j"}])
-    second = bundle_pb2.AppendBundleRequest(jwt_authorities=[{"public_key": OTHER_KEY, "key_id": "j"}])
-    after = await live.bundle.AppendBundle(first)
-    assert (await refused(live.bundle.AppendBundle(second)))[0] == "ALREADY_EXISTS"
-    assert await live.bundle.GetBundle(bundle_pb2.GetBundleRequest()) == after
-
-
-async def downstream(live):
-    """A downstream server: somebody with the SVID of an entry that says so."""
-    agent = await live.join()
-    (entry_id,) = await live.entries(entry("/below", agent.path, downstream=True))
-    key = generate(KeyKind.EC_P256)
-    (result,) = await sign(agent, wanted(entry_id, key))
-    return await live.agent_with(result.svid, key)
-
-
-async def test_a_downstream_server_publishes_its_jwt_key(live):
-    server = await downstream(live)
-    key = types_pb2.JWTKey(public_key=KEY, key_id="below", expires_at=2_000_000_000)
-    request = bundle_pb2.PublishJWTAuthorityRequest(jwt_authority=key)
-    for _ in range(2):
-        keys = (await server.bundle.PublishJWTAuthority(request, timeout=10)).jwt_authorities
-        own = await live.bundle.GetBundle(bundle_pb2.GetBundleRequest())
-        assert keys == own.jwt_authorities
-        assert [one for one in keys if one.key_id == "below"] == [key]
-    thief = bundle_pb2.PublishJWTAuthorityRequest(jwt_authority={"public_key": OTHER_KEY, "key_id": "below"})
-    assert (await refused(server.bundle.PublishJWTAuthority(thief, timeout=10)))[0] == "ALREADY_EXISTS"
-
-
-async def test_what_is_no_jwt_key_is_not_published(live):
-    server = await downstream(live)
-    for message, words in (
-        (bundle_pb2.PublishJWTAuthorityRequest(), "missing JWT authority"),
-        (bundle_pb2.PublishJWTAuthorityRequest(jwt_authority={}), "invalid JWT authority: "),
-        (bundle_pb2.PublishJWTAuthorityRequest(jwt_authority={"public_key": KEY}), "invalid JWT authority: "),
-    ):
-        code, text = await refused(server.bundle.PublishJWTAuthority(message, timeout=10))
-        assert (code, text.startswith(words)) == ("INVALID_ARGUMENT", True)
-    code, _ = await refused(server.bundle.PublishWITAuthority(bundle_pb2.PublishWITAuthorityRequest(), timeout=10))
-    assert code == "UNIMPLEMENTED"
-
-
 async def test_every_write_is_audited(live):
     await batch(live, "Create", proto())
     await batch(live, "Set", proto())
@@ -421,66 +281,3 @@ async def test_every_write_is_audited(live):
     assert lines[3]["mode"] == "dissociate"
     assert lines[4]["authority_ids"] == "j"
     assert all("local" in line["actor"] for line in lines)
-
-
-# --- what it is for ---------------------------------------------------------------------------------------------------
-
-
-async def test_an_entry_may_federate_only_with_trust_domains_whose_bundle_is_stored(live):
-    """N-C-24, S31: on create and on update."""
-    (entry_id,) = await live.entries(entry())
-    wanted_entry = entry(id=entry_id, federates_with=["fed.test"])
-
-    async def update():
-        request = entry_pb2.BatchUpdateEntryRequest(entries=[wanted_entry])
-        (result,) = (await live.entry.BatchUpdateEntry(request)).results
-        return result.status
-
-    status = await update()
-    assert (status.code, 'unable to find federated bundle "fed.test"' in status.message) == (5, True)
-    await batch(live, "Set", proto())
-    assert (await update()).code == 0
-    assert [list(item.federates_with) for item in await entries(live)] == [["fed.test"]]
-
-
-async def test_a_foreign_certificate_opens_no_door_even_when_its_bundle_is_stored(live):
-    """S1, S31, spire_wire section 1.1: federation is for workloads; only our own trust domain connects as somebody."""
-    from spiffe_core.crypto.keys import to_pkcs8
-    from spiffe_core.wire.tls import TlsIdentity
-    from tests.authority import SpiffeTestCA
-
-    ca = SpiffeTestCA("fed.test")
-    await batch(live, "Set", proto(ca.bundle()))
-    svid = ca.issue("spiffe://fed.test/spire/agent/join_token/x")
-    stranger = await live.dial(TlsIdentity(svid.chain, to_pkcs8(svid.private_key)))
-    code, _ = await refused(stranger.bundle.GetBundle(bundle_pb2.GetBundleRequest(), timeout=5))
-    assert code == "UNAVAILABLE"
-
-
-async def test_a_workload_gets_the_bundles_its_entries_federate_with(live):
-    """End to end: set, changed and gone, on an open stream of a workload of a real agent."""
-    await batch(live, "Set", proto(), proto(make_bundle(trust_domain="unused.test")))
-    async with agent_folder() as folder:
-        token = token_file(folder, await live.token())
-        settings = {"trust_bundle_path": str(pem_bundle(live, folder)), "join_token_file": str(token)}
-        async with live_agent(folder, live.server.address, **settings) as agent:
-            await agent.until_joined()
-            await live.entries(entry("/web", agent.path, OWN, federates_with=["fed.test"]))
-            agent.sync_now()
-            seen = []
-            async for context in agent.client.watch_x509():
-                if isinstance(context, Redacted):
-                    continue
-                roots = {str(name): bundle.x509_roots for name, bundle in context.bundles.federated.items()}
-                seen.append(roots)
-                if len(seen) == 1:
-                    changed = TrustBundle(TrustDomain("fed.test"), FED.x509_authorities).with_x509_authority(
-                        make_bundle(trust_domain="x.test").x509_roots[0]
-                    )
-                    await batch(live, "Set", proto(changed))
-                elif len(seen) == 2:
-                    await delete(live, "fed.test", mode="DISSOCIATE")
-                else:
-                    break
-                agent.sync_now()
-    assert seen == [{"fed.test": FED.x509_roots}, {"fed.test": changed.x509_roots}, {}]
