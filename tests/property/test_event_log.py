@@ -3,11 +3,10 @@
 Whatever was written, refused, pruned, backed up and restored in between, and however long a follower did not look.
 """
 
-import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,134 +14,18 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from sqlalchemy import func, select, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import func, select
 
 from identity_server.domain.agents import AttestedAgent
-from identity_server.domain.state import HistoryChange, Position, State
-from identity_server.store import event_log, follower, writer
-from identity_server.store.connecting import open_database
-from identity_server.store.event_log import ReadOnly
-from identity_server.store.follower import Follower
-from identity_server.store.migrating import upgrade
-from identity_server.store.own_writes import OwnWrites
+from identity_server.domain.state import Position
+from identity_server.store import event_log, follower
 from identity_server.store.schema import log_event
-from identity_server.store.unit_of_work import SqlUnitOfWork
-from identity_server.store.writer import Operation, Outcome, Writer
-from spiffe_core.errors import Conflict, Internal, InvalidRequest, Unavailable
-from tests.builders import TD, make_bundle, make_entry, sid
-from tests.databases import SERVER, encode
-from tests.doubles.clock import FakeClock
+from spiffe_core.errors import InvalidRequest
+from tests.builders import make_bundle, sid
+from tests.doubles.log_rig import Rig, memory, put, tables
 
 IDS = st.integers(0, 5)
 VERSIONS = st.integers(0, 3)
-
-
-class Rig:
-    """A writer and two followers on one database, moved by hand."""
-
-    def __init__(self, folder: Path, template: Path | None = None) -> None:
-        path = folder / "private" / "log.sqlite3"
-        path.parent.mkdir(mode=0o700)
-        if template is not None:
-            shutil.copy(template, path)
-            path.chmod(0o600)
-        self.path = path
-        self.database = open_database(path)
-        upgrade(self.database)
-        with self.database.writer.begin() as connection:
-            event_log.bootstrap(connection, TD, 1_000, 77)
-        self.outcomes: list[Outcome] = []
-        self.changes: list[HistoryChange] = []
-        own_writes = OwnWrites(most=20)
-        self.writer = self.writing(own_writes)
-        self.other = self.writing(OwnWrites())
-        """Another server's: nobody here knows what it wrote."""
-        self.followers = [self.follower() for _ in range(2)]
-        self.followers.append(self.follower(own_writes))
-        """The last one is of the writer's own process."""
-
-    def writing(self, own_writes: OwnWrites) -> Writer:
-        return Writer(
-            self.database.writer,
-            TD,
-            place="test",
-            clock=FakeClock(),
-            deliver=lambda pairs: self.outcomes.extend(outcome for _, outcome in pairs),
-            own_writes=own_writes,
-        )
-
-    def follower(self, own_writes: OwnWrites | None = None) -> Follower:
-        one = Follower(
-            self.database.reader,
-            TD,
-            SERVER,
-            encode=encode,
-            publish=self._publish,
-            own_writes=own_writes,
-            far=40,
-            page=12,
-        )
-        one.load()
-        return one
-
-    def _publish(self, _state: State, change: HistoryChange | None) -> None:
-        if change is None:
-            return
-        self.changes.append(change)
-        if change.proven:
-            self.write(lambda uow: uow.log.begin_history(change.after.epoch, 2_000))
-
-    def write(self, *commands, writer: Writer | None = None) -> list[Outcome]:
-        self.outcomes.clear()
-        used = writer or self.writer
-        (self.other if used is self.writer else self.writer)._discard()  # one writing connection, whoever uses it
-        used._run([Operation(command) for command in commands])
-        return list(self.outcomes)
-
-    def tables(self) -> tuple[object, ...]:
-        with self.database.reader.begin() as connection:
-            uow = SqlUnitOfWork(connection, ReadOnly(), TD)
-            return (
-                event_log.read_head(connection).position,
-                {one.id: encode(one) for one in uow.entries.all()},
-                {one.spiffe_id.path: one for one in uow.agents.all()},
-                {one.trust_domain: one for one in uow.bundles.all()},
-            )
-
-    @staticmethod
-    def memory(one: Follower) -> tuple[object, ...]:
-        state = one.state
-        return (
-            state.position,
-            {entry_id: record.wire for entry_id, record in state.entries.items()},
-            dict(state.agents.items()),
-            dict(state.trust_bundles.items()),
-        )
-
-    def damage(self, *statements: str) -> None:
-        """Change the tables behind everybody's back."""
-        with closing(sqlite3.connect(self.path)) as live:
-            for statement in statements:
-                live.execute(statement)
-            live.commit()
-
-    def copy(self) -> sqlite3.Connection:
-        memory = sqlite3.connect(":memory:")
-        with closing(sqlite3.connect(self.path)) as live:
-            live.backup(memory)
-        return memory
-
-    def restore(self, copy: sqlite3.Connection) -> None:
-        with closing(sqlite3.connect(self.path)) as live:
-            copy.backup(live)
-
-    def close(self) -> None:
-        self.writer._discard()
-        self.other._discard()
-        for one in self.followers:
-            one._discard()
-        self.database.close()
 
 
 @pytest.fixture(scope="module")
@@ -159,22 +42,6 @@ def rig(tmp_path: Path, template: Path) -> Iterator[Rig]:
     made = Rig(tmp_path, template)
     yield made
     made.close()
-
-
-def entry(number: int, version: int = 0):
-    return make_entry(
-        id=str(number), spiffe_id=f"/{number}", selectors=[f"unix:uid:{version}"], revision_number=version
-    )
-
-
-def put(number: int, version: int):
-    def command(uow) -> None:
-        if uow.entries.get(str(number)) is None:
-            uow.entries.add([entry(number, version)])
-        else:
-            uow.entries.replace([entry(number, version)])
-
-    return command
 
 
 def agent(number: int, version: int) -> AttestedAgent:
@@ -362,9 +229,6 @@ def test_without_tokens_the_law_is_seen_to_break(template: Path) -> None:
             run_state_machine_as_test(log_machine(template), settings=search)
 
 
-memory, tables = Rig.memory, Rig.tables
-
-
 def _without_token(seen: tuple[object, ...]) -> tuple[object, ...]:
     position = seen[0]
     assert isinstance(position, Position)
@@ -387,130 +251,6 @@ def test_a_hole_in_the_log_is_reported_and_everything_is_loaded(rig: Rig) -> Non
     assert rig.changes[0].reason == "the event log has a hole"
     rig.followers[0].step()
     assert rig.memory(rig.followers[0]) == rig.tables()
-
-
-def test_a_commit_that_failed_after_it_happened_is_found_and_not_repeated(rig: Rig) -> None:
-    """eventlog 4.6: applied = wanted, exactly."""
-    failures = _failing_commits(rig, happened=True)
-    ran: list[int] = []
-    outcomes = rig.write(*(lambda uow, n=n: (ran.append(n), put(n, 1)(uow)) for n in range(3)))
-    assert failures == [True]
-    assert [outcome.revision for outcome in outcomes] == [2, 3, 4]
-    assert ran == [0, 1, 2]
-    rig.followers[0].step()
-    assert rig.memory(rig.followers[0]) == rig.tables()
-
-
-def test_a_commit_that_failed_and_did_not_happen_is_run_again(rig: Rig) -> None:
-    failures = _failing_commits(rig, happened=False)
-    ran: list[int] = []
-    outcomes = rig.write(*(lambda uow, n=n: (ran.append(n), put(n, 1)(uow)) for n in range(3)))
-    assert failures == [True]
-    assert [outcome.revision for outcome in outcomes] == [2, 3, 4]
-    assert ran == [0, 1, 2, 0, 1, 2]
-    rig.followers[0].step()
-    assert rig.memory(rig.followers[0]) == rig.tables()
-
-
-def _failing_commits(rig: Rig, *, happened: bool) -> list[bool]:
-    """The next COMMIT reports a lost connection, after it was done or instead of it."""
-    from sqlalchemy.engine.default import DefaultDialect
-
-    failures: list[bool] = []
-    dialect = rig.database.writer.dialect
-
-    def do_commit(connection) -> None:
-        if not failures:
-            failures.append(True)
-            if happened:
-                DefaultDialect.do_commit(dialect, connection)
-            raise sqlite3.OperationalError("the connection was lost")
-        DefaultDialect.do_commit(dialect, connection)
-
-    dialect.do_commit = do_commit  # type: ignore[method-assign]  # a fault below everything of ours
-    return failures
-
-
-def test_rows_get_keys_that_grow(rig: Rig) -> None:
-    """Page tokens stay in order across operations, batches and histories."""
-    rig.write(put(5, 1), put(3, 1))
-    rig.write(lambda uow: uow.entries.add([entry(4), entry(1)]))
-    with rig.database.reader.begin() as connection:
-        rows = connection.execute(text("SELECT id FROM entry ORDER BY row_key")).scalars().all()
-    assert [bytes(one) for one in rows] == [b"5", b"3", b"4", b"1"]
-
-
-def test_a_large_batch_is_one_transaction(rig: Rig) -> None:
-    begun: list[int] = []
-    from sqlalchemy import event as sa_event
-
-    sa_event.listen(rig.database.writer, "commit", lambda _connection: begun.append(1))
-    outcomes = rig.write(*(put(number, 1) for number in range(writer.MAX_BATCH)))
-    assert len(begun) == 1
-    assert [outcome.revision for outcome in outcomes][:6] == [2, 3, 4, 5, 6, 7]
-
-
-def test_a_commit_whose_outcome_cannot_be_learnt_is_unavailable(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refusals and reads of the batch are still answered; writes are told to look."""
-    monkeypatch.setattr(writer, "_MOST_TRIES", 3)
-    _failing_commits(rig, happened=True)
-    monkeypatch.setattr(rig.writer, "_find", lambda _failed: None)
-
-    def refused(_uow) -> None:
-        raise InvalidRequest("no")
-
-    outcomes = rig.write(put(1, 1), refused, lambda uow: uow.entries.get("1") is not None)
-    assert [type(outcome.error) for outcome in outcomes] == [Unavailable, InvalidRequest, type(None)]
-    assert "look before retrying" in str(outcomes[0].error)
-
-
-def test_looking_for_a_lost_commit_survives_more_failures(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, failures = writer.lock_head, iter([False, True, True, False])
-
-    def lock_head(connection):
-        if next(failures, False):
-            raise OperationalError("SELECT", {}, sqlite3.OperationalError("the connection was lost"))
-        return real(connection)
-
-    monkeypatch.setattr(writer, "lock_head", lock_head)
-    _failing_commits(rig, happened=True)
-    (outcome,) = rig.write(put(1, 1))
-    assert (outcome.error, outcome.revision) == (None, 2)
-
-
-def test_a_mistake_of_ours_answers_everybody_and_the_writer_lives_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(writer, "advance", lambda *_: 1 / 0)
-        outcomes = rig.write(put(1, 1), put(2, 1))
-    assert [type(outcome.error) for outcome in outcomes] == [Internal, Internal]
-    (outcome,) = rig.write(put(1, 1))
-    assert (outcome.error, outcome.revision) == (None, 2)
-
-
-def test_a_caught_conflict_leaves_nothing_behind(rig: Rig) -> None:
-    def command(uow) -> None:
-        uow.entries.add([entry(1)])
-        with pytest.raises(Conflict):
-            uow.entries.add([entry(2), entry(1)])
-
-    rig.write(command)
-    rig.followers[0].step()
-    assert set(rig.followers[0].state.entries) == {"1"}
-    assert rig.memory(rig.followers[0]) == rig.tables()
-
-
-def test_a_replica_that_lags_is_waited_for(rig: Rig) -> None:
-    """eventlog 2.6: a head behind ours is proof on a primary at once, on a replica only if it stays."""
-    rig.followers[0]._behind_is_proof_after = 3
-    backup = rig.copy()
-    rig.write(put(1, 1))
-    rig.followers[0].step()
-    rig.restore(backup)
-    backup.close()
-    assert [rig.followers[0].step() for _ in range(2)] == [False, False]
-    assert rig.changes == []
-    assert rig.followers[0].step()
-    assert [change.proven for change in rig.changes] == [True]
 
 
 def reads(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[int]:
