@@ -1,19 +1,14 @@
-"""What the documentation says is what the code does: keys, flags, RPCs, links, and the units for systemd.
+"""What the documentation says is what the code does: keys, commands, flags, links.
 
-`MUNIMENT_WRITE_DOCS=1 pytest tests/architecture/test_docs.py` writes the generated tables anew.
+`MUNIMENT_WRITE_DOCS=1 pytest tests/architecture` writes what is generated anew.
 """
 
-import ast
-import configparser
 import dataclasses
 import importlib
 import inspect
-import json
 import os
 import re
 import shlex
-import shutil
-import subprocess
 import tomllib
 import typing
 from datetime import timedelta
@@ -21,59 +16,23 @@ from pathlib import Path
 
 import click
 import pytest
-from google.protobuf.message_factory import GetMessageClass
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 import identity_server.bootstrap
 import identity_server.settings
 import node_agent.settings
-from identity_server.cli import root as identity_server_command
-from identity_server.domain.access import ACCESS
-from identity_server.domain.audit import AuditEvent
-from node_agent.cli import root as node_agent_command
-from spiffe_core.errors import IdentityError, Unauthenticated, Unimplemented
 from spiffe_core.runtime.settings import format_duration, resolved
 from spiffe_core.terminal.flags import Flag, normalise
-from workload_api.service import HEADER, WorkloadApi
-from workload_api.service import SERVICE as WORKLOAD_API
+from tests.doubles.pages import COMMANDS, DOCS, LEAVES, ROOT, code, names, rows, section
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-COMMANDS = {"identity-server": identity_server_command, "node-agent": node_agent_command}
 COMMON_FLAGS = {"--socket-path", "--instance", "--output"}
 DAEMONS = {
     "Server": (identity_server.settings.ServerSettings, ("identity_server.node_verifiers",)),
     "Agent": (node_agent.settings.AgentSettings, ("node_agent.workload_attestors", "node_agent.node_provers")),
 }
-
-
-def names(paths):
-    return [str(path.relative_to(ROOT)) for path in paths]
-
-
-def section(text, heading):
-    """What stands below a heading, down to the next one of its level or above."""
-    level = heading.split()[0]
-    found = re.search(rf"^{re.escape(heading)}\n(.*?)(?=^#{{1,{len(level)}}} |\Z)", text, re.MULTILINE | re.DOTALL)
-    assert found, f"no section {heading!r}"
-    return found[1]
-
-
-def rows(text):
-    """The cells of each table row whose first cell holds code."""
-    for line in text.splitlines():
-        if line.startswith("| `"):
-            yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-
-
-def code(cell):
-    return re.findall(r"`([^`]+)`", cell)
-
-
-# Configuration
 
 
 def nested(annotation):
@@ -196,21 +155,6 @@ def is_shown(text, key):
     return bool(re.search(rf"^(?:# )?(?:.*[{{,] ?)?{leaf} *=", text, re.MULTILINE))
 
 
-# Command lines
-
-
-def leaves(command, words):
-    if isinstance(command, click.Group):
-        context = click.Context(command)
-        for name in command.list_commands(context):
-            yield from leaves(command.get_command(context, name), [*words, name])
-    else:
-        yield " ".join(words), command
-
-
-LEAVES = dict(leaf for name, root in COMMANDS.items() for leaf in leaves(root, [name]))
-
-
 def own_flags(command):
     return {flag.canonical: flag for flag in command.params if isinstance(flag, Flag) and not flag.hidden}
 
@@ -311,116 +255,6 @@ def test_every_command_that_a_page_shows_exists(page, words):
         assert word.startswith("--") or word == "-", f"{page}: {word} is no flag"
 
 
-# What the server and the agent answer
-
-
-class _Call:
-    """The part of a call's context that is read before the caller is known."""
-
-    def invocation_metadata(self):
-        return (HEADER,)
-
-
-def served_by_the_server():
-    """Full service name -> class, as the composition root wires them."""
-    module = identity_server.bootstrap
-    for node in ast.walk(ast.parse(inspect.getsource(module))):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "handlers":
-            descriptor, implementation = node.args
-            yield getattr(module, descriptor.id).full_name, getattr(module, implementation.func.id)
-
-
-async def offered_to_workloads(name):
-    """Whether the Workload API gets as far as asking who calls."""
-
-    def nobody(_context):
-        raise Unauthenticated("stop here")
-
-    api = WorkloadApi(None, nobody, None, jwt=object(), wit=object())
-    request = GetMessageClass(WORKLOAD_API.methods_by_name[name].input_type)()
-    try:
-        answer = getattr(api, name)(request, _Call())
-        await (anext(answer) if inspect.isasyncgen(answer) else answer)
-    except Unimplemented:
-        return False
-    except IdentityError:
-        return True
-    raise AssertionError(name)
-
-
-def server_table():
-    served = dict(served_by_the_server())
-    lines = ["| service | answers | Unimplemented |", "|---|---|---|"]
-    services = dict.fromkeys(method.split("/")[1] for method in ACCESS)
-    for service in services:
-        methods = [method.split("/")[2] for method in ACCESS if method.split("/")[1] == service]
-        here = [name for name in methods if hasattr(served.get(service), name)]
-        absent = [name for name in methods if name not in here]
-        lines.append(f"| `{service}` | {', '.join(here) or 'none'} | {', '.join(absent) or 'none'} |")
-    return lines
-
-
-async def agent_table():
-    lines = ["| service | answers | Unimplemented |", "|---|---|---|"]
-    methods = {method.name: await offered_to_workloads(method.name) for method in WORKLOAD_API.methods}
-    here, absent = ([name for name, is_offered in methods.items() if is_offered is wanted] for wanted in (True, False))
-    lines.append(f"| `{WORKLOAD_API.full_name}` | {', '.join(here)} | {', '.join(absent) or 'none'} |")
-    return lines
-
-
-def access_table():
-    lines = ["| method | may be called by |", "|---|---|"]
-    lines += [
-        f"| `{method.removeprefix('/').removeprefix('spire.api.server.')}` | {', '.join(sorted(kind.value for kind in kinds))} |"
-        for method, kinds in ACCESS.items()
-    ]
-    return lines
-
-
-async def test_the_tables_of_rpcs_are_those_of_the_code():
-    """docs/compatibility.md: which RPCs are there, which answer Unimplemented, and who may call what."""
-    page = DOCS / "compatibility.md"
-    text = page.read_text()
-    tables = {"server-rpcs": server_table(), "workload-api": await agent_table(), "access": access_table()}
-    for name, lines in tables.items():
-        block = f"<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- /{name} -->"
-        text, count = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, new=block: new, text, flags=re.DOTALL)
-        assert count == 1, f"no place for the table {name!r}"
-    if os.environ.get("MUNIMENT_WRITE_DOCS"):
-        page.write_text(text)
-    assert page.read_text() == text, "run with MUNIMENT_WRITE_DOCS=1 to write the tables anew"
-
-
-def test_every_audit_event_is_documented():
-    """Whoever reads the audit log finds each kind of line in docs/operations.md."""
-    documented = {
-        name
-        for cells in rows(section((DOCS / "operations.md").read_text(), "## Logs and audit"))
-        for name in code(cells[0])
-    }
-    assert documented - {"event", "audit_gap"} == {kind.event for kind in AuditEvent.__subclasses__()}
-
-
-def test_every_metric_of_spire_is_emitted_or_the_documentation_says_why_not():
-    """docs/compatibility.md lists what is missing, no more and no less."""
-    table = rows(section((DOCS / "compatibility.md").read_text(), "## Metrics"))
-    missing = {name for cells in table for name in code(cells[0]) if name.startswith("spire_")}
-    sources = {
-        "spire_server": [ROOT / "identity_server" / "monitoring.py", ROOT / "identity_server" / "store" / "metered.py"],
-        "spire_agent": [ROOT / "node_agent" / "monitoring.py"],
-    }
-    vectors = json.loads((ROOT / "tests" / "vectors" / "metric_names.json").read_text())["documented"]
-    absent = set()
-    for prefix, names in vectors.items():
-        both = [ROOT / "spiffe_core" / "runtime" / "monitor.py", ROOT / "identity_server" / "daemon.py"]
-        text = "".join(path.read_text() for path in [*sources[prefix], *both])
-        absent |= {f"{prefix}_{name}" for name in names if f'"{name.removeprefix("datastore_")}"' not in text}
-    assert missing == absent
-
-
-# Links, decisions, manners
-
-
 def anchors(page):
     headings = re.findall(
         r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL), re.MULTILINE
@@ -468,68 +302,3 @@ def test_every_page_is_reachable_from_the_readme():
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
 def test_pages_name_no_path_of_somebodys_machine(page):
     assert not re.search(r"(?<!\w)/(?:home|root|work|Users)/\w", page.read_text())  # but the API has pki/root/sign-...
-
-
-# systemd
-
-UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
-
-
-def unit(path):
-    parser = configparser.RawConfigParser(strict=True, delimiters="=", comment_prefixes="#", interpolation=None)
-    parser.optionxform = str
-    parser.read_string(path.read_text())
-    return parser
-
-
-def test_there_is_a_unit_for_each_daemon():
-    assert [path.stem for path in UNITS] == sorted(COMMANDS)
-
-
-@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
-def test_a_unit_starts_a_real_command_with_the_files_of_the_example(path):
-    service = unit(path)["Service"]
-    program, *words = shlex.split(service["ExecStart"])
-    assert Path(program).name == path.stem
-    flags = {
-        name: flag for flag in LEAVES[f"{path.stem} {words[0]}"].params if isinstance(flag, Flag) for name in flag.names
-    }
-    assert normalise(words[1:], flags) == [f"--config=/etc/muniment/{path.stem.rpartition('-')[2]}.toml"]
-    example = tomllib.loads((ROOT / "deploy" / "config" / f"{path.stem.rpartition('-')[2]}.toml").read_text())
-    assert example["data_dir"] == f"/var/lib/{service['StateDirectory']}"
-    sockets = [example[key] for key in ("socket_path", "admin_socket_path") if key in example]
-    directories = [Path("/run") / name for name in service["RuntimeDirectory"].split()]
-    assert [Path(path).parent for path in sockets] == directories
-    assert int(service["LimitNOFILE"]) > 3 * example["limits"]["connections"] + 256
-
-
-@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
-def test_a_unit_gives_away_no_more_than_its_daemon_needs(path):
-    service = unit(path)["Service"]
-    assert service["User"] not in {"", "root"}
-    wanted = "CAP_SYS_PTRACE" if path.stem == "node-agent" else ""
-    assert service["CapabilityBoundingSet"] == service["AmbientCapabilities"] == wanted
-    for key in (
-        "NoNewPrivileges",
-        "PrivateTmp",
-        "PrivateDevices",
-        "ProtectHome",
-        "ProtectKernelModules",
-        "RestrictSUIDSGID",
-    ):
-        assert service[key] == "yes"
-    assert service["ProtectSystem"] == "strict"
-    assert service["StateDirectoryMode"] == "0700"
-
-
-@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
-def test_systemd_accepts_the_unit(path, tmp_path):
-    """`systemd-analyze verify`, with a program that is there in place of the daemon."""
-    analyze = shutil.which("systemd-analyze")
-    if analyze is None:
-        pytest.skip("systemd-analyze is not installed here; the other tests read the unit")
-    copy = tmp_path / path.name
-    copy.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", path.read_text(), flags=re.MULTILINE))
-    done = subprocess.run([analyze, "verify", str(copy)], capture_output=True, text=True, check=False, timeout=50)
-    complaints = [line for line in done.stderr.splitlines() if path.name in line]
-    assert (done.returncode, complaints) == (0, [])
