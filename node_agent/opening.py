@@ -91,7 +91,7 @@ def broker_endpoint(
         admit=Strangers(brokers, door).admit,
     )
     addresses = BrokerAddresses(section.socket_path, section.tcp)
-    return BrokerEndpoint(addresses, tls, door, references, [api.handler()], interceptors)
+    return BrokerEndpoint(addresses, tls, door, references, api, interceptors)
 
 
 def secret_discovery(settings: AgentSettings, api: WorkloadApi, door: FrontDoor, clock: Clock) -> SecretDiscovery:

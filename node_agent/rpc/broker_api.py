@@ -29,6 +29,7 @@ from spiffe_core.clock import Clock
 from spiffe_core.entitlement import unique_hints
 from spiffe_core.errors import (
     Exhausted,
+    Forbidden,
     IdentityError,
     InvalidRequest,
     NoIdentityIssued,
@@ -107,6 +108,17 @@ class BrokerApi:
     def SubscribeToJWTBundles(self, request: Any, context: Any) -> AsyncIterator[bytes]:
         """The JWT keys of the trust domains the workload may verify, again at each change."""
         return self._stream(request, context, self._jwt_bundles, token=True)
+
+    def require_local_broker(self, context: Any) -> None:
+        """Whether the caller may look at what is served here.
+
+        Raises:
+            InvalidRequest, Unauthenticated, Forbidden: the header is missing, it is no broker, or it comes over TCP.
+        """
+        _require_header(context)
+        peer = self._caller(context)
+        if peer.spiffe_id not in self._brokers or not peer.local:
+            raise Forbidden("server reflection is for brokers, over the Unix socket")
 
     async def _stream(
         self, request: Any, context: Any, render: Callable[[WorkloadView], bytes], *, token: bool = False

@@ -8,18 +8,22 @@ seconds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import grpc
 import grpc.aio
 
 from node_agent.domain.brokers import Brokers
+from node_agent.rpc.broker_api import SERVICE as BROKER_API
+from node_agent.rpc.broker_api import BrokerApi
 from node_agent.services.referenced import ReferencedWorkloads
 from spiffe_core.errors import Exhausted
 from spiffe_core.wire.front_door import FrontDoor, private_server
 from spiffe_core.wire.peer import TlsPeer
+from spiffe_core.wire.reflection import Reflection
 from spiffe_core.wire.tls import ServerTls
 
 SOCKET_MODE = 0o770
@@ -65,6 +69,21 @@ class Strangers:
         self._door.close_where(lambda other: other is peer)
 
 
+class BrokerReflection(Reflection):
+    """Server reflection for brokers (SPIFFE Broker Endpoint sections 3 and 7), over the Unix socket as SPIRE has it."""
+
+    def __init__(self, api: BrokerApi) -> None:
+        super().__init__([BROKER_API])
+        self._api = api
+
+    async def ServerReflectionInfo(self, requests: AsyncIterator[Any], context: Any) -> AsyncGenerator[Any, None]:
+        """An answer to each question, in order."""
+        self._api.require_local_broker(context)
+        async with aclosing(super().ServerReflectionInfo(requests, context)) as answers:
+            async for answer in answers:
+                yield answer
+
+
 class BrokerEndpoint:
     """`open` it, `drain` it, `close` it, in this order."""
 
@@ -74,13 +93,13 @@ class BrokerEndpoint:
         tls: ServerTls,
         door: FrontDoor,
         references: ReferencedWorkloads,
-        services: Sequence[grpc.GenericRpcHandler],
+        api: BrokerApi,
         interceptors: Sequence[grpc.aio.ServerInterceptor],
     ) -> None:
         self._addresses, self._tls, self._door, self._references = addresses, tls, door, references
-        self._server: grpc.aio.Server = private_server(
-            door, list(services), interceptors, max_streams=STREAMS_PER_CONNECTION
-        )
+        self._reflection = BrokerReflection(api)
+        services = [api.handler(), *self._reflection.handlers()]
+        self._server: grpc.aio.Server = private_server(door, services, interceptors, max_streams=STREAMS_PER_CONNECTION)
         self.tcp: tuple[str, int] | None = None
         """Where it listens, once it is open."""
 
@@ -100,6 +119,7 @@ class BrokerEndpoint:
         """Let nobody new in, tell every stream, let calls under way end."""
         self._door.stop_accepting()
         self._references.drain()
+        self._reflection.drain()
         await self._server.stop(seconds)
         await self._door.emptied(flush_seconds)
 

@@ -10,7 +10,7 @@ A dialogue is bounded in time and in questions, for nobody is attested and nothi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Final
 
 import grpc
@@ -102,7 +102,7 @@ class Reflection:
         for scope in self._waiting:
             scope.reschedule(asyncio.get_running_loop().time())
 
-    async def ServerReflectionInfo(self, requests: AsyncIterator[Any], _context: Any) -> AsyncIterator[Any]:
+    async def ServerReflectionInfo(self, requests: AsyncIterator[Any], _context: Any) -> AsyncGenerator[Any, None]:
         """An answer to each question, in order."""
         end = asyncio.get_running_loop().time() + self._seconds
         for _ in range(MOST_QUESTIONS):

@@ -25,15 +25,18 @@ from spiffe_core.crypto.jose import read_compact, read_object
 from spiffe_core.crypto.keys import KeyKind, PrivateKeyDer, generate, to_pkcs8
 from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.wire._gen import brokerapi_pb2 as pb
+from spiffe_core.wire._gen.grpc.reflection.v1 import reflection_pb2
 from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
 from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2
 from spiffe_core.wire._gen.spire.api.server.svid.v1 import svid_pb2
 from spiffe_core.wire._gen.spire.api.types import bundle_pb2 as types_pb2
+from spiffe_core.wire.services import Stub
 from tests.authority import SpiffeTestCA
 from tests.doubles.broker_client import METADATA, broker, process
 from tests.doubles.live_agent import agent_folder, live_agent, pem_bundle, token_file
 from tests.doubles.live_server import MovableClock, entry, live_server
 
+REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 BROKER = "spiffe://example.org/broker"
 FOREIGN = "spiffe://fed.test/broker"
 INVALID, DENIED = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED
@@ -265,6 +268,7 @@ async def test_malformed_requests_are_refused_with_their_reason():
 async def test_only_listed_brokers_are_served(monkeypatch):
     """BEP-01, BEP-04, BAPI-12: no certificate, a stranger's CA, an ID that is not listed; the endpoint's own ID is expected."""
     monkeypatch.setattr(broker_endpoint, "MOST_STRANGERS", 2)
+    monkeypatch.setattr(broker_endpoint, "STRANGER_SECONDS", 600.0)
     async with serving() as endpoint:
         strange = SpiffeTestCA("example.org").issue(BROKER)
         foreign = SpiffeTestCA("fed.test").issue(FOREIGN)
@@ -378,3 +382,24 @@ async def test_a_disabled_jwt_profile_and_a_shutdown_are_said():
         assert code is grpc.StatusCode.UNAVAILABLE
         await us.dialer.close()
         await draining
+
+
+async def test_brokers_see_by_reflection_what_is_served():
+    """BEP-12, BEP-03: over the Unix socket, with the header; not over TCP and not strangers."""
+    async with serving() as endpoint:
+
+        async def listed(peer, metadata=METADATA):
+            call = Stub(peer.dialer.channel(), REFLECTION).ServerReflectionInfo(metadata=metadata)
+            try:
+                await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+                answer = await call.read()
+            except grpc.aio.AioRpcError as error:
+                return error.code()
+            call.cancel()
+            return [one.name for one in answer.list_services_response.service]
+
+        us = await endpoint.broker()
+        assert "spiffe.broker.API" in await listed(us)
+        assert await listed(us, ()) is INVALID
+        assert await listed(await endpoint.broker(tcp=True)) is DENIED
+        assert await listed(await endpoint.broker(spiffe_id="spiffe://example.org/other")) is DENIED
