@@ -139,6 +139,18 @@ def settings_from(settings: Any, options: Mapping[str, object], name: str) -> An
         raise ConfigError(f"attestors.{name}: {error}", field=name) from error
 
 
+def check_tables(tables: Mapping[str, Mapping[str, object]], *registries: Registry) -> None:
+    """Hold each attestor's table of a configuration to that attestor's settings. Nothing is opened.
+
+    Raises:
+        ConfigError: no attestor of that name, or naming the key and the rule.
+    """
+    for name, options in tables.items():
+        registry = next((one for one in registries if name in one.names()), registries[0])
+        plugin: Any = registry.load(name)
+        settings_from(plugin.Settings, options, name)
+
+
 def _texts(value: object) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
 

@@ -65,8 +65,10 @@ def run_command(*, config: str, reset_keys: bool | None, **given: Any) -> None:
 def validate_command(*, config: str, output: str, **given: Any) -> None:
     """Check a configuration and print what it means, defaults included. Nothing is started or opened."""
     path, settings = _load(config, given)
+    from attestors.registry import NODE_VERIFIERS, check_tables
     from spiffe_core.runtime.settings import resolved
 
+    check_tables(settings.attestors, NODE_VERIFIERS)
     print_settings(resolved(settings), path, settings.warnings(), output)
 
 

@@ -97,8 +97,10 @@ def run_command(*, config: str, **given: Any) -> None:
 def validate_command(*, config: str, output: str, **given: Any) -> None:
     """Check a configuration and print what it means, defaults included. Nothing is started or opened."""
     path, settings = _load(config, given)
+    from attestors.registry import NODE_PROVERS, WORKLOAD_ATTESTORS, check_tables
     from spiffe_core.runtime.settings import resolved
 
+    check_tables(settings.attestors, WORKLOAD_ATTESTORS, NODE_PROVERS)
     print_settings(resolved(settings), path, settings.warnings(), output)
 
 

@@ -23,7 +23,8 @@ import identity_server.bootstrap
 import identity_server.settings
 import node_agent.settings
 from spiffe_core.runtime.settings import format_duration, resolved
-from spiffe_core.terminal.flags import Flag, normalise
+from spiffe_core.terminal.flags import Flag
+from tests.doubles.command_lines import parsed
 from tests.doubles.pages import COMMANDS, DOCS, LEAVES, ROOT, code, names, rows, section
 
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
@@ -244,15 +245,7 @@ def test_the_readme_walks_through_real_commands():
 )
 def test_every_command_that_a_page_shows_exists(page, words):
     """README's tour and every other page: the command is in the click tree, and takes these flags."""
-    command, rest = COMMANDS[words[0]], words[1:]
-    while isinstance(command, click.Group) and rest:
-        context = click.Context(command)
-        found = command.get_command(context, rest[0])
-        assert found is not None, f"{page}: no command {rest[0]}"
-        command, rest = found, rest[1:]
-    flags = {name: flag for flag in command.params if isinstance(flag, Flag) for name in flag.names}
-    for word in normalise(rest, flags):
-        assert word.startswith("--") or word == "-", f"{page}: {word} is no flag"
+    parsed(words, page)
 
 
 def anchors(page):
