@@ -104,7 +104,17 @@ class ServerClient:
     # Enrolment
 
     async def attest(self, prover: NodeProver, csr: bytes) -> Enrolled:
-        """Prove what this node is, then read the bundle over the same connection."""
+        """Prove what this node is, then read the bundle over the same connection.
+
+        The connection is made for this attempt and ends with it: gRPC would go on dialling by itself, at moments when what
+        proves the server to this attempt is believed no more.
+        """
+        try:
+            return await self._enrol(prover, csr)
+        finally:
+            await self._anonymous.renew()
+
+    async def _enrol(self, prover: NodeProver, csr: bytes) -> Enrolled:
         with _translated(self._anonymous):
             result = await self._attest(prover, csr)
         chain = _chain(result.svid)
