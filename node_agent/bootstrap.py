@@ -185,7 +185,7 @@ def build(
     check_pidfd(settings)
     check_strict(settings)
     chosen = attestors or workload_attestors(settings)
-    state = StateDirectory.open(settings.data_dir)
+    state = StateDirectory.open(settings.data_dir, keys=settings.key_manager == "disk")
     try:
         return _compose(settings, state, chosen, clock, draw)
     except BaseException:

@@ -220,6 +220,7 @@ class AgentSettings(Section):
     availability_target: Annotated[Duration, AfterValidator(_availability)] | None = None
     peer_pidfd: Literal["auto", "require"] = "auto"
     strict: bool = False
+    key_manager: Literal["disk", "memory"] = "disk"
     workload_x509_svid_key_type: Literal["ec-p256", "ec-p384", "rsa-2048"] = "ec-p256"
     allow_unauthenticated_verifiers: bool = False
     wait_for_identity: bool = False
@@ -311,6 +312,11 @@ class AgentSettings(Section):
             found.append(
                 "INSECURE: attestors.k8s.skip_kubelet_verification is on. Whoever answers on the kubelet's port decides "
                 "which pod a workload is, and gets the agent's token; set kubelet_ca_path instead"
+            )
+        if self.key_manager == "memory" and not self.node_attestors:
+            found.append(
+                'key_manager is "memory" and this agent joins by tokens: each start needs a new token; use "disk", or a '
+                "node attestor that proves the node again"
             )
         if self.join_token.get_secret_value():
             found.append(

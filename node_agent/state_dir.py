@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from node_agent.domain.node_state import NodeState
+from node_agent.domain.node_state import NodeState, without_keys
 from spiffe_core.bundle import TrustBundle, X509Authority
 from spiffe_core.crypto.keys import PrivateKeyDer, from_pkcs8
 from spiffe_core.errors import CorruptState, IdentityError, InvalidRequest
@@ -49,22 +49,26 @@ class DamagedState(CorruptState):
 
 
 class StateDirectory:
-    """The directory of one agent, held for this process until `close()`."""
+    """The directory of one agent, held for this process until `close()`.
 
-    def __init__(self, path: Path, lock: DirectoryLock) -> None:
+    `keys`: whether keys stand on disk. Without, those of an earlier life are erased when they are found.
+    """
+
+    def __init__(self, path: Path, lock: DirectoryLock, *, keys: bool = True) -> None:
         self._lock = lock
+        self._keys = keys
         self.path = path / FILE_NAME
         self._damaged = path / DAMAGED_NAME
 
     @classmethod
-    def open(cls, path: Path) -> StateDirectory:
+    def open(cls, path: Path, *, keys: bool = True) -> StateDirectory:
         """Make sure of the directory and lock it.
 
         Raises:
             ConfigError: it cannot be used. Conflict: another process uses it. CorruptState: something planted in it.
         """
         directory = private_directory(path)
-        state = cls(directory, lock_directory(directory))
+        state = cls(directory, lock_directory(directory), keys=keys)
         remove_leftovers(state.path)
         return state
 
@@ -82,10 +86,19 @@ class StateDirectory:
             data = read_private(self.path, max_bytes=MAX_BYTES)
         except FileNotFoundError:
             return NodeState(trust_domain)
-        return parse_state(data, trust_domain, self.path)
+        state = parse_state(data, trust_domain, self.path)
+        if self._keys or state == without_keys(state):
+            return state
+        log.info("%s: key_manager is memory; the key of an earlier life is erased", self.path)
+        self.save(state)
+        return without_keys(state)
 
     def set_aside(self, trust_domain: TrustDomain) -> NodeState:
         """Keep a file that cannot be read beside the one to come, and begin with nothing known."""
+        if not self._keys:
+            self.clear()
+            log.error("%s could not be read and was erased; this agent joins anew as if it never had", self.path)
+            return NodeState(trust_domain)
         rename_durably(self.path, self._damaged)
         log.error(
             "%s could not be read; it was renamed to %s, and this agent joins anew as if it never had",
@@ -96,7 +109,7 @@ class StateDirectory:
 
     def save(self, state: NodeState) -> None:
         """Replace what stands there, atomically and durably."""
-        write_durably(self.path, dump_state(state))
+        write_durably(self.path, dump_state(state if self._keys else without_keys(state)))
 
     def clear(self) -> None:
         """Delete it, and what was set aside: first nothing of value stands there, then nothing at all."""

@@ -31,6 +31,11 @@ class NodeState:
         return self.bundle if trust_domain == self.trust_domain else None
 
 
+def without_keys(state: NodeState) -> NodeState:
+    """What may stand on disk where keys live in memory alone: the agent attests anew in its next life."""
+    return replace(state, svid=None, renew_at=None, pending_key=None)
+
+
 def believing_both(believed: TrustBundle | None, configured: TrustBundle | None) -> TrustBundle | None:
     """What proves the server in a bootstrap: the bundle of the agent's last life, and the one the operator configured.
 

@@ -296,3 +296,33 @@ def test_a_file_that_is_not_for_this_agent_is_not_damaged(directory, change):
     with pytest.raises(CorruptState) as caught:
         directory.load(TD)
     assert not isinstance(caught.value, DamagedState)
+
+
+@pytest.fixture
+def keyless(tmp_path):
+    opened = StateDirectory.open(tmp_path / "agent", keys=False)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_without_keys_on_disk_only_the_bundle_is_kept(keyless, name):
+    """The memory key manager: the next life attests anew, and recognises the server."""
+    keyless.save(STATES[name])
+    expected = NodeState(TD, reattestable=STATES[name].reattestable, bundle=STATES[name].bundle)
+    assert keyless.load(TD) == expected
+    document = json.loads(keyless.path.read_bytes())
+    assert not {"svid", "pending_key"} & document.keys()
+
+
+def test_keys_of_an_earlier_life_are_erased_from_disk(keyless):
+    """Who turns to memory leaves nothing behind: neither in the state, nor in one that cannot be read."""
+    write(keyless, dump_state(FULL))
+    assert keyless.load(TD) == NodeState(TD, reattestable=True, bundle=BUNDLE)
+    secret = json.loads(dump_state(FULL))["svid"]["key"]
+    assert secret not in keyless.path.read_text()
+    write(keyless, dump_state(FULL)[:-20])
+    with pytest.raises(DamagedState):
+        keyless.load(TD)
+    assert keyless.set_aside(TD) == NodeState(TD)
+    assert [path.name for path in keyless.path.parent.iterdir() if secret in path.read_text()] == []
