@@ -93,6 +93,30 @@ def test_what_it_installed_is_required(machine):
     assert required(said) <= {"foreign", "go", *PARTS}
 
 
+ENGINES = ("systemd", "docker", "podman")
+PROGRAMS = ("dbus-daemon", "systemctl", "dockerd", "docker", "containerd", "runc", "curl", "podman", "conmon")
+
+
+@pytest.mark.parametrize(
+    ("user", "unshare", "asked"), [("0", "exit 0", True), ("0", "exit 1", False), ("1000", "exit 0", False)]
+)
+def test_engines_are_asked_for_where_root_can_run_them(machine, user, unshare, asked):
+    """A container without rights of its own neither installs nor requires them, whatever lies around."""
+    program(machine, "id", f"echo {user}")
+    for tool in ("nsenter", "setpriv", *PROGRAMS):
+        program(machine, tool, "exit 0")
+    program(machine, "unshare", unshare)
+    program(machine, "apt-get", "exit 1")
+    found = required(ran(machine)).intersection(ENGINES)
+    there = {"docker", "podman"} | ({"systemd"} if Path("/lib/systemd/systemd").exists() else set())
+    assert found == (there if asked and _cgroups_can_be_shared_out() else set())
+
+
+def _cgroups_can_be_shared_out():
+    control = Path("/sys/fs/cgroup/cgroup.subtree_control")
+    return not control.exists() or os.access(control, os.W_OK)
+
+
 def test_an_existing_policy_stays(machine):
     """It is the machine owner's."""
     policy = machine.parent / "policy-rc.d"

@@ -20,7 +20,7 @@ from typing import Self
 from tests.interop.peers import lacking, until
 
 SYSTEMD = Path("/lib/systemd/systemd")
-TOOLS = ("unshare", "nsenter", "mount", "systemctl", "dbus-daemon")
+TOOLS = ("setpriv", "unshare", "nsenter", "mount", "systemctl", "dbus-daemon")
 UNITS = Path("/run/systemd/system")
 BOOT_SECONDS = 30.0
 _BOOT = """set -e
@@ -155,7 +155,19 @@ def _remove(cgroup: Path) -> None:
 
 
 def _namespaces() -> Sequence[str]:
-    return ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--cgroup", "--uts", "--ipc")
+    return (
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--cgroup",
+        "--uts",
+        "--ipc",
+    )
 
 
 def _own_cgroup() -> Path:
