@@ -23,6 +23,8 @@ MAX_STAT_BYTES = 16 * 1024
 MAX_CGROUP_BYTES = 64 * 1024
 MAX_MOUNTINFO_BYTES = 1024 * 1024
 _DELETED = b" (deleted)"
+_EVERY_ID = (0, 0, 2**32 - 1)
+_USUAL_OVERFLOW_ID = 65534
 _START_TIME = 19  # fields behind the ")" of comm; starttime is field 22 of proc_pid_stat(5)
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_CLOEXEC
@@ -172,6 +174,27 @@ class ProcFs:
     def process(self, pid: int) -> ProcessDirectory:
         """Open the directory of `pid`. Check the process's pidfd afterwards: then the directory is that process's."""
         return ProcessDirectory(f"{self._root}/{pid}")
+
+    def overflow_ids(self) -> tuple[int | None, int | None]:
+        """The user and the group number that stand for any without a number in this reader's user namespace.
+
+        None where every id has a number of its own: in the initial user namespace (user_namespaces(7)).
+        """
+        return self._overflow_id("uid"), self._overflow_id("gid")
+
+    def _overflow_id(self, kind: str) -> int | None:
+        try:
+            with open(f"{self._root}/self/{kind}_map", "rb") as file:  # noqa: PTH123  # beside the other reads
+                ranges = [tuple(map(int, line.split())) for line in file]
+        except FileNotFoundError:  # a kernel without user namespaces
+            return None
+        if ranges == [_EVERY_ID]:
+            return None
+        try:
+            with open(f"{self._root}/sys/kernel/overflow{kind}", "rb") as file:  # noqa: PTH123  # the same
+                return int(file.read())
+        except OSError:
+            return _USUAL_OVERFLOW_ID
 
 
 def _field(data: bytes, label: bytes) -> list[bytes]:

@@ -19,7 +19,8 @@ An image that another machine or a program of the user's answers for is never kn
 
 What cannot be told is left out and said in the notes: a selector that is absent never matches more.
 The path is the one the agent's /proc shows; for a process in another mount namespace that is a path of that namespace.
-Ids that are not mapped into the agent's user namespace appear as the kernel's overflow id, 65534 (S16).
+Ids that are not mapped into the agent's user namespace all appear as the kernel's overflow id, 65534. In an agent that
+does not run in the initial user namespace that number says nothing, so it makes no selector (S16).
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ class UnixAttestor:
     def __init__(self, settings: UnixSettings | None = None, ports: UnixPorts | None = None) -> None:
         self._settings = settings or UnixSettings()
         self._ports = ports or UnixPorts()
+        uid, gid = self._ports.proc.overflow_ids()
+        self._anybody = {"uid": uid, "gid": gid, "supplementary_gid": gid}
         self._identities: _Kept[Credentials, tuple[float, Findings]] = _Kept(MAX_KEPT)
         self._hashes: _Kept[FileIdentity, _Hash] = _Kept(MAX_KEPT)
 
@@ -182,6 +185,12 @@ class UnixAttestor:
         notes: list[str] = []
         for number_kind, name_kind, number, look_up in wanted:
             self._in_time(deadline)
+            if number == self._anybody[number_kind]:
+                notes.append(
+                    f"{number_kind} and {name_kind} left out: {number} is anybody who has no number in the agent's "
+                    "user namespace; run the agent in the initial one"
+                )
+                continue
             selectors.add(Selector("unix", f"{number_kind}:{number}"))
             try:
                 selectors.add(Selector("unix", f"{name_kind}:{look_up(number)}"))

@@ -142,7 +142,7 @@ def _named_by_kernel(connection: socket.socket) -> UnixPeer:
         fd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
     except OSError as error:
         if error.errno == errno.ENOPROTOOPT:
-            return _held_after_accept(pid, uid, gid)
+            return _held_after_accept(connection, pid, uid, gid)
         raise Unauthenticated("the calling process has ended", pid=pid) from error
     peer = UnixPeer(pid, uid, gid, ProcessHandle(pid, fd))
     if _pid_of(fd) != pid or not peer.process.alive():
@@ -183,7 +183,8 @@ def _line(status: str, name: str) -> str:
     return next((line.partition(":")[2] for line in status.splitlines() if line.startswith(f"{name}:")), "")
 
 
-def _held_after_accept(pid: int, uid: int, gid: int) -> UnixPeer:
+def _held_after_accept(connection: socket.socket, pid: int, uid: int, gid: int) -> UnixPeer:
+    """For kernels before 6.5. A process that ended in the meantime has closed its end, unless it shared it."""
     try:
         before = _start_and_uid(pid)
         fd = os.pidfd_open(pid)
@@ -191,13 +192,20 @@ def _held_after_accept(pid: int, uid: int, gid: int) -> UnixPeer:
         raise Unauthenticated("the calling process has ended", pid=pid) from error
     peer = UnixPeer(pid, uid, gid, ProcessHandle(pid, fd))
     try:
-        unchanged = _start_and_uid(pid) == before and before[1] == uid and peer.process.alive()
+        same = _start_and_uid(pid) == before and before[1] == uid and peer.process.alive()
+        unchanged = same and not _hung_up(connection)
     except OSError:
         unchanged = False
     if not unchanged:
         peer.process.close()
         raise Unauthenticated("the calling process has ended", pid=pid)
     return peer
+
+
+def _hung_up(connection: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(connection, 0)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 def _pid_of(fd: int) -> int:

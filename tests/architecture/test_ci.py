@@ -90,7 +90,8 @@ def test_what_it_installed_is_required(machine):
     said = ran(machine)
     assert "installed: " in said
     assert {"foreign", "go", "softhsm", "prometheus"} <= required(said)
-    assert required(said) <= {"foreign", "go", *PARTS}
+    assert required(said) <= {"foreign", "go", "root", *PARTS}
+    assert "root" in required(said), "and what only root may do is done"
 
 
 ENGINES = ("systemd", "docker", "podman")

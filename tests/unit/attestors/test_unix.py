@@ -64,6 +64,13 @@ class Machine:
         text = f"Name:\tapp\nUid:\t{real}\t{uid}\t{uid}\t{uid}\nGid:\t{real}\t{gid}\t{gid}\t{gid}\nGroups:\t{groups} \n"
         (self.folder / "7" / "status").write_text(text)
 
+    def user_namespace(self, text):
+        (self.folder / "self").mkdir()
+        (self.folder / "sys" / "kernel").mkdir(parents=True)
+        for kind in ("uid", "gid"):
+            (self.folder / "self" / f"{kind}_map").write_text(text)
+            (self.folder / "sys" / "kernel" / f"overflow{kind}").write_text("65534\n")
+
     def run(self, target):
         exe = self.folder / "7" / "exe"
         exe.unlink()
@@ -125,11 +132,24 @@ def test_effective_ids_count_not_real_ones(machine):
     assert "uid:1000" not in found
 
 
-def test_the_overflow_id_is_a_number_without_a_name(machine):
-    """S16: a user namespace the agent cannot see into shows 65534."""
+def test_nobody_is_somebody_in_the_initial_user_namespace(machine):
+    """S16: there 65534 is a user like any other; its number has no name here."""
+    machine.user_namespace("         0          0 4294967295\n")
     machine.status(uid=65534, gid=65534, groups="")
     found = values(machine.attestor(discover_path=False).attest(Process(uid=65534, gid=65534), 1e9))
     assert found == {"uid:65534", "gid:65534"}
+
+
+def test_in_another_user_namespace_nobody_is_anybody_and_matches_nothing(machine):
+    """S16, N-A-34: all users without a number there share one; mapped ones keep theirs."""
+    machine.user_namespace("0 1000 1\n1 100000 65536\n")
+    machine.status(uid=65534, gid=65534, groups="65534 4")
+    attestor = machine.attestor(discover_path=False)
+    findings = attestor.attest(Process(uid=65534, gid=65534), 1e9)
+    assert values(findings) == {"supplementary_gid:4", "supplementary_group:adm"}
+    assert sum("is anybody who has no number" in note for note in findings.notes) == 3
+    machine.status(uid=1000, gid=65534, groups="")
+    assert values(attestor.attest(Process(gid=65534), 1e9)) == {"uid:1000", "user:ada"}
 
 
 @pytest.mark.parametrize("ids", [{"uid": 0}, {"gid": 0}])
