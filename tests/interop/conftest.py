@@ -25,7 +25,8 @@ def stack(request: pytest.FixtureRequest, folder: Path) -> Iterator[LocalStack]:
 
     The entries are there before the agent joins, so that nobody has to wait for a sync.
     """
-    with LocalStack("interop.test", sync_interval="500ms") as started:
+    settings = getattr(request.module, "agent_settings", lambda _: "")(folder)
+    with LocalStack("interop.test", sync_interval="500ms", agent=settings) as started:
         started.start_server()
         for name in request.module.WORKLOADS:
             selectors = (f"unix:path:{folder / name}", f"unix:uid:{os.getuid()}")

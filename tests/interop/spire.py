@@ -127,6 +127,7 @@ class StockAgent:
         port: int,
         bundle: Path,
         attestor: str = JOIN_TOKEN,
+        experimental: str = "",
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.node = ""
@@ -148,7 +149,10 @@ class StockAgent:
     trust_bundle_path = "{bundle}"
     trust_domain = "{trust_domain}"
     log_level = "DEBUG"
-    experimental {{ sync_interval = "1s" }}
+    experimental {{
+        sync_interval = "1s"
+        {experimental}
+    }}
 }}
 plugins {{
     {attestor}

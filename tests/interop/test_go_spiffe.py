@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from deploy.demo.stack import LocalStack
 from tests.interop.peers import HERE, Program, lacking, our_interpreter
+from tests.interop.spire import StockAgent, spire_binaries
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60, func_only=True)]
 
@@ -26,6 +29,8 @@ TTL = 6
 """Seconds an SVID lives here: it is renewed after about three."""
 WORKLOADS = (
     "go-fetch",
+    "go-broker",
+    "target",
     "go-jwt",
     "go-watch",
     "go-client",
@@ -36,6 +41,29 @@ WORKLOADS = (
     "our-other",
 )
 BUILD_SECONDS = 480.0
+PROCESS = "type.googleapis.com/spiffe.broker.WorkloadPIDReference"
+
+
+def agent_settings(folder: Path) -> str:
+    """An agent that listens for one broker."""
+    return (
+        f'[broker]\nsocket_path = "{folder}/broker/api.sock"\n[[broker.brokers]]\nid = "{DOMAIN}/go-broker"\n'
+        f'allowed_reference_types = [{{ type_url = "{PROCESS}" }}]\n'
+    )
+
+
+@contextmanager
+def target(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that asks for nothing itself."""
+    path = folder / "target"
+    if not path.exists():
+        shutil.copy2("/bin/sleep", path)
+    process = subprocess.Popen([str(path), "600"])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +187,66 @@ def test_our_library_dials_it_before_and_after_a_rotation(start: Start) -> None:
         with start("our-other", "dial", port, f"{DOMAIN}/go-server", ours=True) as other:
             other.hear("refused")
         assert "unexpected ID" in server.hear("refused")["text"]
+
+
+def agent_of(stack: LocalStack) -> str:
+    """The agent's own SPIFFE ID."""
+    (agent,) = stack.admin_json("agent", "list")["agents"]
+    return f"spiffe://{agent['id']['trust_domain']}{agent['id']['path']}"
+
+
+def test_a_broker_in_go_gets_what_a_process_may_have_until_it_ends(
+    start: Start, stack: LocalStack, folder: Path
+) -> None:
+    """BEP-02 to BEP-04, BAPI-01, BAPI-18 to BAPI-20: go-spiffe's Broker API client and TLS, against our endpoint."""
+    endpoint, agent = f"unix://{folder}/broker/api.sock", agent_of(stack)
+    with target(folder) as process:
+        with start("go-broker", "broker", endpoint, agent, str(process.pid)) as client:
+            assert client.hear("without the header")["code"] == "InvalidArgument"
+            found = client.hear("brokered")
+            assert (found["svids"], found["token"]) == ([f"{DOMAIN}/target"], f"{DOMAIN}/target")
+            assert found["bundles"] == [DOMAIN]
+            process.kill()
+            process.wait()
+            ended = client.hear("ended")
+            assert (ended["code"], ended["reason"]) == ("NotFound", "WORKLOAD_NOT_FOUND")
+            assert client.wait() == 0
+    with start("go-other", "broker", endpoint, agent, str(os.getpid())) as stranger:
+        assert stranger.hear("without the header")["code"] == "InvalidArgument"
+        assert stranger.hear("refused")["code"] == "PermissionDenied"
+    with start("go-broker", "broker", endpoint, f"{DOMAIN}/somebody-else", str(os.getpid())) as deceived:
+        assert "unexpected ID" in deceived.hear("without the header")["text"]
+
+
+def test_the_same_broker_gets_the_same_of_a_stock_agent(built: Path) -> None:
+    """SPIRE's own broker endpoint answers this client alike where both follow the standard."""
+    binaries = spire_binaries()
+    with tempfile.TemporaryDirectory(prefix="mbroker-") as name, LocalStack("interop.test") as stack:
+        folder = Path(name)
+        stack.start_server()
+        bundle = folder / "bundle.pem"
+        bundle.write_text(stack.admin("bundle", "show"))
+        token = stack.admin_json("token", "generate", "-spiffeID", stack.node_id)["value"]
+        listed = f"""broker {{
+            socket_path = "{folder}/broker.sock"
+            brokers = [{{ id = "{DOMAIN}/go-broker", allowed_reference_types = [{{ type_url = "{PROCESS}" }}] }}]
+        }}"""
+        for workload in ("go-broker", "target"):
+            stack.register(f"/{workload}", f"unix:path:{folder / workload}", f"unix:uid:{os.getuid()}")
+        stock = StockAgent(
+            binaries, folder / "a", trust_domain="interop.test", port=stack.port, bundle=bundle, experimental=listed
+        )
+        try:
+            stock.start(token)
+            shutil.copy2(built, folder / "go-broker")
+            env = {**os.environ, "SPIFFE_ENDPOINT_SOCKET": f"unix://{stock.socket}"}
+            with target(folder) as process:
+                words = ["broker", f"unix://{folder}/broker.sock", agent_of(stack), str(process.pid)]
+                argv = [str(folder / "go-broker"), *words]
+                with Program(argv, env=env, log=folder / "broker.log") as client:
+                    assert client.hear("without the header")["code"] == "InvalidArgument"
+                    found = client.hear("brokered")
+            assert (found["svids"], found["token"]) == ([f"{DOMAIN}/target"], f"{DOMAIN}/target")
+            assert found["bundles"] == [DOMAIN]
+        finally:
+            stock.close()

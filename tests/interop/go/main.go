@@ -4,6 +4,7 @@
 //	jwt AUDIENCE      a JWT-SVID, verified here with the JWT bundles and validated by the agent
 //	watch COUNT       every SVID on the stream until COUNT rotations have been seen
 //	reflect           what the socket serves, by server reflection
+//	broker TARGET AGENT PID  the identities of a process, from the broker endpoint of the agent with that ID
 //	serve PEER        greet everyone who proves to be PEER, until killed
 //	dial PORT PEER    greet the server at PORT, which has to be PEER
 //
@@ -221,6 +222,8 @@ func main() {
 		fetchJWT(ctx, words[1])
 	case "reflect":
 		reflect(ctx)
+	case "broker":
+		actAsBroker(ctx, words[1], spiffeid.RequireFromString(words[2]), number(words[3]))
 	case "watch":
 		watch(ctx, number(words[1]))
 	case "serve":
