@@ -41,6 +41,7 @@ from identity_server.rpc.health_api import SERVICE as HEALTH
 from identity_server.rpc.health_api import HealthApi
 from identity_server.rpc.local_authority_api import LocalAuthorityApi
 from identity_server.rpc.logger_api import LoggerApi
+from identity_server.rpc.propagation_api import PropagationApi
 from identity_server.rpc.services import (
     AGENT,
     AUTHORITY_ORDERS,
@@ -49,6 +50,7 @@ from identity_server.rpc.services import (
     ENTRY,
     LOCAL_AUTHORITY,
     LOGGER,
+    PROPAGATION,
     SVID,
     TRUST_DOMAIN,
 )
@@ -66,6 +68,7 @@ from identity_server.services.errands import Errands
 from identity_server.services.federated_bundles import FederatedBundles
 from identity_server.services.federation import Federation
 from identity_server.services.fleet import Fleet
+from identity_server.services.followers import Followers
 from identity_server.services.issue_svids import IssueSvids
 from identity_server.services.issue_tokens import IssueTokens
 from identity_server.services.local_authority import LocalAuthorities
@@ -265,6 +268,7 @@ async def _compose(  # the one place where everything has a name
     await own.tick()
     admissions = Admissions(store=store, clock=clock)
     registration = Registration(store=store, clock=clock, audit=audit)
+    followers = Followers(store=store, admissions=admissions, clock=clock)
     fleet = Fleet(store=store, clock=clock, audit=audit, trust_domain=trust_domain, new_token=new_id)
     attest = AttestAgents(
         store=store,
@@ -358,6 +362,7 @@ async def _compose(  # the one place where everything has a name
         handlers(DEBUG, DebugApi(ServerInfo(store=store, chain=lambda: own.identity.chain, clock=clock))),
         handlers(LOCAL_AUTHORITY, LocalAuthorityApi(local, above)),
         handlers(AUTHORITY_ORDERS, AuthorityOrdersApi(orders)),
+        handlers(PROPAGATION, PropagationApi(followers, door.caller_of)),
         handlers(HEALTH, HealthApi(lambda: watch.report().ready)),
     )
     rpc = private_server(

@@ -130,6 +130,11 @@ _SERVICES: dict[str, dict[str, frozenset[CallerKind]]] = {
         "ListAuthorities": _OPERATOR,
         "GiveUpServer": _OPERATOR,
     },
+    "muniment.server.propagation.v1.Propagation": {
+        "Follow": _AGENT,
+        "AwaitAgents": _OPERATOR,
+        "ListProgress": _OPERATOR,
+    },
     "spire.api.server.logger.v1.Logger": {
         "GetLogger": _LOCAL,
         "SetLogLevel": _LOCAL,

@@ -32,6 +32,8 @@ from spiffe_core.spiffe_id import TrustDomain
 
 K = TypeVar("K")
 V = TypeVar("V")
+MAX_POSITION_TEXT = 64
+_POSITION_PARTS = 3
 _MEMO_SLACK = 1024
 """The memo is emptied when it holds this many answers more than there are agents."""
 
@@ -50,6 +52,14 @@ class Position:
 
     def __str__(self) -> str:
         return f"{self.epoch}.{self.revision}.{self.token}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position | None:
+        """The position written as `text`; None if it is none."""
+        parts = text.split(".") if len(text) <= MAX_POSITION_TEXT and text.isascii() else []
+        if len(parts) != _POSITION_PARTS or not all(part.isdecimal() for part in parts):
+            return None
+        return cls(*map(int, parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +218,9 @@ class State:
     """Where entries last changed."""
     servers_at: Position = field(default=Position(0, 0, 0), compare=False)
     """Where what the servers have written down about themselves last changed: a cue to read it."""
+    last: Change | None = field(default=None, repr=False, compare=False)
+    """The change that made this state out of the one at `after`; None for a state that was loaded."""
+    after: Position = field(default=Position(0, 0, 0), compare=False)
     _memo: dict[str, _Answer] = field(default_factory=dict, repr=False, compare=False)
 
     def apply(self, change: Change) -> State:
@@ -235,6 +248,8 @@ class State:
             orders=self.orders if change.orders is None else change.orders,
             entries_at=change.position if change.entries else self.entries_at,
             servers_at=change.position if change.servers else self.servers_at,
+            last=change if self.position.revision else None,  # what loads everything is not worth keeping
+            after=self.position,
             _memo=self._memo,
         )
 
@@ -269,6 +284,12 @@ class State:
         )
         names = {alias.path for alias in applicable(candidates, agent.selectors, _node_selectors_of)}
         return frozenset((agent_path, *names))
+
+    def parents_of(self, agent_path: str) -> frozenset[str]:
+        """The paths by which the agent's entries are reached: every entry below one of them is among `authorised`."""
+        self.authorised(agent_path)
+        answer = self._memo[agent_path]
+        return answer.start.union(answer.parents)
 
     def entries_for_path(self, path: str) -> tuple[EntryRecord, ...]:
         """The entries with the admin or downstream flag whose SPIFFE ID has exactly this path."""

@@ -1,6 +1,7 @@
 """The descriptors of the services this server offers."""
 
 from spiffe_core.wire._gen.muniment.server.authorityorders.v1 import authorityorders_pb2
+from spiffe_core.wire._gen.muniment.server.propagation.v1 import propagation_pb2
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
 from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
 from spiffe_core.wire._gen.spire.api.server.debug.v1 import debug_pb2
@@ -17,5 +18,6 @@ DEBUG = debug_pb2.DESCRIPTOR.services_by_name["Debug"]
 ENTRY = entry_pb2.DESCRIPTOR.services_by_name["Entry"]
 LOGGER = logger_pb2.DESCRIPTOR.services_by_name["Logger"]
 LOCAL_AUTHORITY = localauthority_pb2.DESCRIPTOR.services_by_name["LocalAuthority"]
+PROPAGATION = propagation_pb2.DESCRIPTOR.services_by_name["Propagation"]
 SVID = svid_pb2.DESCRIPTOR.services_by_name["SVID"]
 TRUST_DOMAIN = trustdomain_pb2.DESCRIPTOR.services_by_name["TrustDomain"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -16,11 +16,13 @@ class Watch(Generic[T]):
     Other threads use `loop.call_soon_threadsafe(watch.publish, value)`.
     """
 
-    __slots__ = ("_loop", "_next", "value", "version")
+    __slots__ = ("_loop", "_next", "listeners", "value", "version")
 
     def __init__(self, value: T) -> None:
         self.value = value
         self.version = 0
+        self.listeners: list[Callable[[T], None]] = []
+        """Called with every value, none skipped, before any reader runs; they must not raise and not take long."""
         self._next: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -30,6 +32,8 @@ class Watch(Generic[T]):
             assert asyncio.get_running_loop() is self._loop, "publish() belongs to the loop's thread"
         self.value = value
         self.version += 1
+        for listener in self.listeners:
+            listener(value)
         if self._next is not None:
             done, self._next = self._next, None
             done.set()
