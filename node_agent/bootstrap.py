@@ -14,6 +14,7 @@ import grpc.aio
 from attestors.api import WorkloadAttestor
 from attestors.holders import holders
 from attestors.registry import NODE_PROVERS
+from node_agent.change_stream import ChangeStream
 from node_agent.domain.node_state import NodeState, believing_both
 from node_agent.files import BundleFile, JoinTokenCredentials, ProverCredentials
 from node_agent.monitoring import (
@@ -37,6 +38,7 @@ from node_agent.rpc.logger_api import LoggerApi
 from node_agent.server_client import ServerClient
 from node_agent.services.attest_workload import AttestWorkload
 from node_agent.services.callers import Callers, Holders
+from node_agent.services.follow_server import FollowServer
 from node_agent.services.jwt_svids import JwtSvids
 from node_agent.services.membership import Membership
 from node_agent.services.node_record import NodeRecord
@@ -91,6 +93,7 @@ class Agent:
     synchronize: Synchronize
     renewals: RenewSvids
     workloads: WorkloadSvids
+    follow: FollowServer | None
     jwt: JwtSvids | None
     door: FrontDoor
     api: WorkloadApi
@@ -137,6 +140,8 @@ class Agent:
     def start(self, tasks: Supervisor) -> None:
         """Start the loops."""
         tasks.start(self.membership.run(), "membership")
+        if self.follow is not None:
+            tasks.start(self.follow.run(), "follow the server")
         tasks.start(self.synchronize.run(), "synchronize")
         tasks.start(self.renewals.run(), "renew SVIDs")
         if self.jwt is not None:
@@ -290,6 +295,17 @@ def _compose(
         ),
         cut=lambda peer: door.close_where(lambda other: other is peer),
     )
+    follow = None
+    if settings.push:
+        follow = FollowServer(
+            changes=ChangeStream(settings.trust_domain, connection.member),
+            membership=membership,
+            synchronize=synchronize,
+            workloads=workloads,
+            steady=steady,
+            draw=draw,
+            written=api.streams.written,
+        )
     sds = None if settings.sds.disabled else secret_discovery(settings, api, door, clock)
     admin_door = FrontDoor(limits=Limits(connections=ADMIN_CONNECTIONS), strict=settings.strict)
     admin_streams = Streams(workloads, StreamLimits(total=ADMIN_CONNECTIONS))
@@ -319,6 +335,7 @@ def _compose(
         synchronize,
         renewals,
         workloads,
+        follow,
         jwt,
         door,
         api,

@@ -91,6 +91,11 @@ class ServerClient:
         self._bundle: tuple[Any, TrustBundle] | None = None
         self._proofs = Offload("prove", 1)
 
+    @property
+    def member(self) -> Dialer:
+        """What dials with the agent's own SVID."""
+        return self._member
+
     async def start(self) -> None:
         """Open the dialers; nothing is dialled before the first call."""
         await self._anonymous.start()
@@ -115,7 +120,7 @@ class ServerClient:
             await self._anonymous.renew()
 
     async def _enrol(self, prover: NodeProver, csr: bytes) -> Enrolled:
-        with _translated(self._anonymous):
+        with translated(self._anonymous):
             result = await self._attest(prover, csr)
         chain = _chain(result.svid)
         bundle: TrustBundle | None = None
@@ -143,7 +148,7 @@ class ServerClient:
                 response = await call.read()
                 if response is grpc.aio.EOF:
                     raise Unavailable("the server ended the attestation without a result")
-                response = _read(response)
+                response = received(response)
                 if response.WhichOneof("step") == "result":
                     await call.done_writing()
                     return response.result
@@ -160,8 +165,8 @@ class ServerClient:
     async def renew(self, csr: bytes) -> tuple[bytes, ...]:
         """A new chain for the agent's own SVID."""
         request = agent_pb2.RenewAgentRequest(params=agent_pb2.AgentX509SVIDParams(csr=csr))
-        with _translated(self._member):
-            response = _read(await Stub(self._member.channel(), _AGENT).RenewAgent(request, timeout=CALL_SECONDS))
+        with translated(self._member):
+            response = received(await Stub(self._member.channel(), _AGENT).RenewAgent(request, timeout=CALL_SECONDS))
         return _chain(response.svid)
 
     async def identity_changed(self) -> None:
@@ -173,7 +178,7 @@ class ServerClient:
     async def post_status(self, version: str, bundle_sequence: int) -> None:
         """Tell the server which software this is."""
         request = agent_pb2.PostStatusRequest(current_bundle_serial=bundle_sequence, agent_version=version)
-        with _translated(self._member):
+        with translated(self._member):
             await Stub(self._member.channel(), _AGENT).PostStatus(request, timeout=CALL_SECONDS)
 
     async def fetch_bundle(self) -> TrustBundle:
@@ -184,9 +189,9 @@ class ServerClient:
         """A federated trust domain's bundle; None when the server has none."""
         request = bundle_pb2.GetFederatedBundleRequest(trust_domain=trust_domain.name, output_mask=_BUNDLE_MASK)
         try:
-            with _translated(self._member):
+            with translated(self._member):
                 stub = Stub(self._member.channel(), _BUNDLE)
-                message = _read(await stub.GetFederatedBundle(request, timeout=CALL_SECONDS))
+                message = received(await stub.GetFederatedBundle(request, timeout=CALL_SECONDS))
         except (NotFound, Unimplemented):
             return None
         return convert.bundle_from_proto(message)
@@ -197,8 +202,10 @@ class ServerClient:
             raise ValueError(f"at most {LARGEST_BATCH} SVIDs are asked for at once")
         params = [svid_pb2.NewX509SVIDParams(entry_id=one.entry_id, csr=one.csr) for one in requests]
         request = svid_pb2.BatchNewX509SVIDRequest(params=params)
-        with _translated(self._member):
-            response = _read(await Stub(self._member.channel(), _SVID).BatchNewX509SVID(request, timeout=CALL_SECONDS))
+        with translated(self._member):
+            response = received(
+                await Stub(self._member.channel(), _SVID).BatchNewX509SVID(request, timeout=CALL_SECONDS)
+            )
         if len(response.results) != len(requests):
             raise Unavailable(f"the server answered {len(response.results)} of {len(requests)} requests for SVIDs")
         return [_answer(result) for result in response.results]
@@ -206,8 +213,8 @@ class ServerClient:
     async def new_jwt_svid(self, entry_id: str, audience: Sequence[str]) -> JwtSvid:
         """A token for one entry, as the server sent it."""
         request = svid_pb2.NewJWTSVIDRequest(entry_id=entry_id, audience=audience)
-        with _translated(self._member):
-            response = _read(await Stub(self._member.channel(), _SVID).NewJWTSVID(request, timeout=CALL_SECONDS))
+        with translated(self._member):
+            response = received(await Stub(self._member.channel(), _SVID).NewJWTSVID(request, timeout=CALL_SECONDS))
         return jwt_svid_from_proto(response.svid, tuple(audience))
 
     async def issue_wits(self, requests: Sequence[WitRequest]) -> list[WitAnswer]:
@@ -217,8 +224,10 @@ class ServerClient:
             for one in requests
         ]
         request = svid_pb2.BatchNewWITSVIDRequest(params=params)
-        with _translated(self._member):
-            response = _read(await Stub(self._member.channel(), _SVID).BatchNewWITSVID(request, timeout=CALL_SECONDS))
+        with translated(self._member):
+            response = received(
+                await Stub(self._member.channel(), _SVID).BatchNewWITSVID(request, timeout=CALL_SECONDS)
+            )
         if len(response.results) != len(requests):
             raise Unavailable(f"the server answered {len(response.results)} of {len(requests)} requests for WIT-SVIDs")
         return [_wit_answer(result) for result in response.results]
@@ -229,7 +238,7 @@ class ServerClient:
         A server with few entries sends them whole and ends the stream; one with many sends revisions first and is then
         asked for those that are new or differ.
         """
-        with _translated(self._member):
+        with translated(self._member):
             call = Stub(self._member.channel(), _ENTRY).SyncAuthorizedEntries(timeout=CALL_SECONDS)
             try:
                 await _say(call, entry_pb2.SyncAuthorizedEntriesRequest(output_mask=_ENTRY_MASK))
@@ -272,8 +281,8 @@ class ServerClient:
 
     async def _get_bundle(self, dialer: Dialer) -> TrustBundle:
         request = bundle_pb2.GetBundleRequest(output_mask=_BUNDLE_MASK)
-        with _translated(dialer):
-            message = _read(await Stub(dialer.channel(), _BUNDLE).GetBundle(request, timeout=CALL_SECONDS))
+        with translated(dialer):
+            message = received(await Stub(dialer.channel(), _BUNDLE).GetBundle(request, timeout=CALL_SECONDS))
         if self._bundle is not None and self._bundle[0] == message:
             return self._bundle[
                 1
@@ -303,7 +312,7 @@ async def _pages(call: Any) -> AsyncIterator[Any]:
         page = await call.read()
         if page is grpc.aio.EOF:
             raise Unavailable("the server ended the entry stream early")
-        page = _read(page)
+        page = received(page)
         yield page
         if not page.more:
             return
@@ -331,7 +340,7 @@ def _answered(proof: Generator[bytes, bytes, None], challenge: bytes | None) -> 
         return b""
 
 
-def _read(message: Any) -> Any:
+def received(message: Any) -> Any:
     """A message that arrived. Of bytes that are no message gRPC makes None, and a line in its own log."""
     if message is None:
         raise Unavailable("the server's answer cannot be read")
@@ -377,7 +386,7 @@ def _item_error(status: status_pb2.Status) -> IdentityError:
 
 
 @contextlib.contextmanager
-def _translated(dialer: Dialer) -> Iterator[None]:
+def translated(dialer: Dialer) -> Iterator[None]:
     """Errors of gRPC as ours. When no connection came about, the dialer knows why better than gRPC does."""
     try:
         yield

@@ -218,6 +218,7 @@ class AgentSettings(Section):
     join_token: SecretStr = Field(default=SecretStr(""), exclude=True)
     sync_interval: Annotated[Duration, AfterValidator(_sync)] = timedelta(seconds=5)
     availability_target: Annotated[Duration, AfterValidator(_availability)] | None = None
+    push: bool = True
     peer_pidfd: Literal["auto", "require"] = "auto"
     strict: bool = False
     key_manager: Literal["disk", "memory"] = "disk"

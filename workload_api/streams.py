@@ -15,17 +15,20 @@ newest view and none in between (N-A-35).
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from spiffe_core.errors import Exhausted, Unauthenticated, Unavailable
 from spiffe_core.runtime.watch import Watch
 from spiffe_core.selectors import Selector
 from spiffe_core.wire.peer import UnixPeer
 from workload_api.backend import WorkloadBackend, WorkloadView
+
+log = logging.getLogger(__name__)
 
 View = TypeVar("View")
 
@@ -42,6 +45,41 @@ class StreamLimits:
     first_message_seconds: float = 30.0
     calls_per_uid: int = 256
     """Calls with one answer that are under way at a time."""
+
+
+class _Reading:
+    """How far one stream has come with the watch it follows, and who waits for it."""
+
+    __slots__ = ("_watch", "_written", "awaited")
+
+    def __init__(self) -> None:
+        self._watch: Watch[Any] | None = None
+        self._written = -1
+        self.awaited: list[tuple[set[_Reading], asyncio.Event]] = []
+
+    @property
+    def behind(self) -> bool:
+        """Whether there is something newer than what was written last."""
+        return self._watch is not None and self._watch.version != self._written
+
+    def writes(self, watch: Watch[Any]) -> None:
+        """A message is on its way."""
+        if watch is not self._watch:
+            self._watch, self._written = watch, -1
+
+    def has_written(self, watch: Watch[Any], version: int) -> None:
+        """This version, or one that is equal to what was written, has reached the transport."""
+        self._watch, self._written = watch, version
+        if self.awaited and not self.behind:
+            self.leave()
+
+    def leave(self) -> None:
+        """Nobody needs to wait for this stream any longer."""
+        for waiting, done in self.awaited:
+            waiting.discard(self)
+            if not waiting:
+                done.set()
+        self.awaited = []
 
 
 class Streams:
@@ -63,12 +101,30 @@ class Streams:
         self._per_uid: Counter[int] = Counter()
         self._calls: Counter[int] = Counter()
         self._waiting: set[asyncio.Timeout] = set()
+        self._reading: set[_Reading] = set()
         self._draining = False
 
     @property
     def open(self) -> int:
         """How many streams are open."""
         return self._per_uid.total()
+
+    async def written(self, seconds: float) -> int:
+        """Wait until every stream has written what is newest now, `seconds` at most; how many have not."""
+        waiting = {one for one in self._reading if one.behind}
+        done = asyncio.Event()
+        for one in waiting:
+            one.awaited.append((waiting, done))
+        if not waiting:
+            return 0
+        try:
+            async with asyncio.timeout(seconds):
+                await done.wait()
+        except TimeoutError:
+            log.debug("%d workload streams do not read", len(waiting))
+        for one in waiting:
+            one.awaited = [other for other in one.awaited if other[1] is not done]
+        return len(waiting)
 
     def drain(self) -> None:
         """Shut down: end every stream that waits, and each other one before it waits again. New ones are refused."""
@@ -115,7 +171,7 @@ class Streams:
         subscribe: Callable[[frozenset[Selector]], AbstractContextManager[Watch[View | None]]],
     ) -> AsyncGenerator[View, None]:
         """`follow` for another kind of view; the same rules."""
-        with self._place(peer), ExitStack() as subscription:
+        with self._place(peer), self._register() as reading, ExitStack() as subscription:
             selectors = await self._attest(peer)
             watch = subscription.enter_context(subscribe(selectors))
             freshly_read = True
@@ -124,6 +180,7 @@ class Streams:
             while True:
                 version, view = watch.version, watch.value
                 if view is None or view is seen or view == seen:
+                    reading.has_written(watch, version)
                     await self._changed(watch, version, patience)
                     freshly_read = False
                 elif not freshly_read:
@@ -135,11 +192,23 @@ class Streams:
                         watch = subscription.enter_context(subscribe(selectors))
                 else:
                     seen, patience, freshly_read = view, None, False
+                    reading.writes(watch)
                     yield view
+                    reading.has_written(watch, version)
 
     def _refuse_when_draining(self) -> None:
         if self._draining:
             raise Unavailable(RESTARTING)
+
+    @contextmanager
+    def _register(self) -> Iterator[_Reading]:
+        reading = _Reading()
+        self._reading.add(reading)
+        try:
+            yield reading
+        finally:
+            self._reading.discard(reading)
+            reading.leave()
 
     @contextmanager
     def _place(self, peer: UnixPeer) -> Iterator[None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from node_agent.domain.entry_cache import EntryDiff, merge, stamp_of
 from node_agent.ports import IdentityServer
@@ -60,6 +60,11 @@ class Synchronize:
         self._announced = False
         self._joined_anew = False
         self._wake = asyncio.Event()
+        self._overtaken = 0
+        self.rest_until: Callable[[], float] = lambda: 0.0
+        """Until when nothing is polled, on the steady line: a push stream is open, or is being opened."""
+        self.on_polled: Callable[[], None] = lambda: None
+        """Called when the answer to a poll has been taken over."""
         self.synced = False
         """Whether the last attempt worked."""
         self.last_success = 0
@@ -73,22 +78,32 @@ class Synchronize:
         renewals.on_unknown_authority = self.request
         membership.on_change.append(self._membership_changed)
 
+    @property
+    def entries(self) -> Mapping[str, RegistrationEntry]:
+        """What this agent is authorised for, as far as it knows."""
+        return self._entries
+
     def request(self) -> None:
         """Sync soon instead of at the next interval."""
         self._wake.set()
+
+    wake = request
+    """Look again whether to poll."""
 
     async def run(self) -> None:
         """Live until cancelled."""
         while True:
             self.next_at = None
-            if self._membership.session.is_member:
-                await self.once()
-                wait = self.next_wait()
-                self.next_at = self._steady.now() + wait
-            else:
+            now = self._steady.now()
+            if not self._membership.session.is_member:
                 self.synced = False
-                wait = NOT_MEMBER_POLL
-            await self._rest(self._steady.now() + wait)
+                until = now + NOT_MEMBER_POLL
+            elif (rest := self.rest_until()) > now:
+                until = rest
+            else:
+                await self.once()
+                until = self.next_at = self._steady.now() + self.next_wait()
+            await self._rest(until)
 
     async def once(self) -> bool:
         """One sync; tells whether it worked."""
@@ -99,6 +114,24 @@ class Synchronize:
             self._failed(error)
             self._membership.failed(error, generation)
             return False
+        self.in_touch()
+        await self._tell_of(diff)
+        return True
+
+    async def take_over(self, entries: Mapping[str, RegistrationEntry], bundles: BundleSet) -> EntryDiff:
+        """What the server pushed is in force from now on; the answer to a poll under way is not waited for.
+
+        Raises:
+            VerificationFailed: the own bundle holds no authority; everything stays as it was.
+        """
+        self._overtaken += 1
+        diff = await self._use(dict(entries), bundles)
+        self.in_touch()
+        await self._tell_of(diff)
+        return diff
+
+    def in_touch(self) -> None:
+        """The server has just been heard."""
         self._membership.answered()
         if self._failures:
             log.info("the server is back")
@@ -110,12 +143,13 @@ class Synchronize:
         self.synced = True
         self.last_success = self._steady.wall_seconds()
         self.synced_at = self._steady.monotonic()
+
+    async def _tell_of(self, diff: EntryDiff) -> None:
         if diff:
             counts = {"added": len(diff.added), "changed": len(diff.changed), "removed": len(diff.removed)}
             log.info("entries changed", extra={"facts": counts})
         if not self._announced:
             await self._announce()
-        return True
 
     def next_wait(self) -> float:
         """Seconds until the next sync: the interval, or 1.5 times longer with each failure, +-10 %.
@@ -140,6 +174,7 @@ class Synchronize:
         self._wake.set()
 
     async def _sync(self) -> EntryDiff:
+        begun = self._overtaken
         # a server that forgot this agent may have an older database, whose revision numbers are given out a second time
         trusted = {} if self._joined_anew else self._entries
         known = {entry_id: stamp_of(entry) for entry_id, entry in trusted.items()}
@@ -149,6 +184,15 @@ class Synchronize:
         await self._membership.accept_bundle(own)
         names = {name for entry in entries.values() for name in entry.federates_with} - {own.trust_domain}
         bundles = BundleSet(own, await self._federated(names))
+        if self._overtaken != begun:
+            return EntryDiff()  # the push stream has said something newer meanwhile
+        diff = await self._use(entries, bundles)
+        self.on_polled()
+        return diff
+
+    async def _use(self, entries: dict[str, RegistrationEntry], bundles: BundleSet) -> EntryDiff:
+        own = bundles.own
+        await self._membership.accept_bundle(own)
         if self._workloads.banned:
             return EntryDiff()
         self._entries = entries

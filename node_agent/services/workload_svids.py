@@ -86,6 +86,7 @@ class WorkloadSvids:
         self._expiry_order = 0
         self._dirty: dict[Audience, None] = {}
         self._publishing = asyncio.Lock()
+        self._published: Watch[None] = Watch(None)
         self.entries: Mapping[str, RegistrationEntry] = {}
         self.ready = False
         self.banned = False
@@ -277,6 +278,18 @@ class WorkloadSvids:
                 if loop.time() > until:
                     await asyncio.sleep(0)
                     until = loop.time() + _SLICE_SECONDS
+            self._published.publish(None)
+
+    async def replaced(self, before: Mapping[str, HeldSvid | None]) -> None:
+        """Return once each of these entries has another SVID than before, cannot have one for now, or is gone."""
+        while True:
+            version = self._published.version
+            if not any(
+                entry_id in self.entries and entry_id not in self._refused and self._held.get(entry_id) is svid
+                for entry_id, svid in before.items()
+            ):
+                return
+            await self._published.changed(version)
 
     def _view(self, audience: Audience, present: WorkloadView | None) -> WorkloadView | None:
         """What `audience` may have now; None while its first SVIDs are on their way or none can be had."""
