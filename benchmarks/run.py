@@ -10,6 +10,7 @@ row `floor` says what OpenSSL alone takes for the two signatures of an X.509-SVI
     b4    fan-out: one change reaches 1,000 open streams
     b5    JWT-SVIDs out of the agent's cache by FetchJWTSVID, 64 in flight on 8 connections
     b6    nodes attested by join token, a new TLS connection each
+    b7    a change in an open workload stream: created, changed, deleted, with 1,000 agents on push streams
     b8    100,000 entries: created (b9, on SQLite), handed out to one agent, and the memory they take (b11a)
     b9pg  the same on a private PostgreSQL
     b11b  resident memory of server and agent, idle and with 1,000 open streams
@@ -34,11 +35,12 @@ import uvloop
 
 from benchmarks.agent_rows import b5
 from benchmarks.measure import Row, floor, show
+from benchmarks.propagation_rows import b7
 from benchmarks.server_rows import SERVER_ROWS, Sizes
 from benchmarks.targets import Muniment, Spire, Target
 from benchmarks.workload_rows import b1, crowd_async
 
-ROWS = ("b1", "b2", "b3", "b4", "b5", "b6", "b8", "b9pg", "b11b")
+ROWS = ("b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8", "b9pg", "b11b")
 SMOKE = Sizes(repeats=1, seconds=0.1, batch=20, entries=600, attestations=4, bars=False)
 
 
@@ -79,6 +81,8 @@ def run(wanted: set[str], sizes: Sizes, *, spire: Path | None, streams: int) -> 
         if spire is not None:
             rows += measured(lambda: Spire(spire), row, sizes)
         rows.append(floor())
+    if "b7" in wanted:
+        rows += uvloop.run(b7(streams, 20 * sizes.repeats if sizes.bars else 2, bars=sizes.bars))
     if "b9pg" in wanted:
         with postgresql() as url:
             rows += measured(lambda: Muniment(database=url), "b8", sizes)

@@ -130,6 +130,7 @@ class Server:
     attest: AttestAgents
     registration: Registration
     fleet: Fleet
+    followers: Followers
     door: FrontDoor
     grpc: grpc.aio.Server
     drain: Drain
@@ -397,6 +398,7 @@ async def _compose(  # the one place where everything has a name
         attest=attest,
         registration=registration,
         fleet=fleet,
+        followers=followers,
         door=door,
         grpc=rpc,
         drain=drain,

@@ -22,6 +22,7 @@ from node_agent.monitoring import (
     metered,
     metered_attestation,
     metered_attestors,
+    metered_changes,
     metrics_of,
     monitor,
     observers,
@@ -298,7 +299,7 @@ def _compose(
     follow = None
     if settings.push:
         follow = FollowServer(
-            changes=ChangeStream(settings.trust_domain, connection.member),
+            changes=metered_changes(ChangeStream(settings.trust_domain, connection.member), metrics),
             membership=membership,
             synchronize=synchronize,
             workloads=workloads,
@@ -326,7 +327,7 @@ def _compose(
     interceptors = [CallInterceptor(observers(metrics), clock.monotonic, tracing), ErrorInterceptor(current_request_id)]
     admin = AdminSocket(settings.admin_socket, admin_door, admin_streams, services, interceptors)
     broker = broker_endpoint(settings, attestors, node, workloads, jwt, clock, interceptors)
-    parts = Parts(settings, clock, steady, node, membership, synchronize, workloads, jwt, door, api)
+    parts = Parts(settings, clock, steady, node, membership, synchronize, workloads, jwt, door, api, follow)
     return Agent(
         settings,
         directory,

@@ -6,15 +6,19 @@ The services know nothing of it: what they call is wrapped, what they hold is re
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final, TypeVar, cast
 
 from attestors.api import Findings, PromptAttestor, Subject, WorkloadAttestor
 from node_agent.domain import health
+from node_agent.domain.entry_cache import Stamp
+from node_agent.domain.news import News
 from node_agent.domain.outlook import outlook_of
 from node_agent.domain.session import Phase
+from node_agent.services.follow_server import Changes, FollowServer
 from node_agent.services.jwt_svids import JwtSvids
 from node_agent.services.membership import Membership
 from node_agent.services.node_record import NodeRecord
@@ -72,6 +76,7 @@ class Parts:
     jwt: JwtSvids | None
     door: FrontDoor
     api: WorkloadApi
+    follow: FollowServer | None = None
     draining: bool = False
 
     def facts(self, watchdog: Watchdog) -> health.Facts:
@@ -114,6 +119,11 @@ def metrics_of(settings: AgentSettings) -> Metrics | None:
 def metered(client: T, metrics: Metrics | None, clock: Clock) -> T:
     """The server's client as the services use it."""
     return client if metrics is None else cast("T", _MeteredClient(client, metrics, clock.monotonic))
+
+
+def metered_changes(changes: Changes, metrics: Metrics | None) -> Changes:
+    """The push stream; each delta counts as a sync, which it takes the place of."""
+    return changes if metrics is None else _MeteredChanges(changes, metrics)
 
 
 def metered_attestors(
@@ -204,6 +214,7 @@ def _gauges(parts: Parts, metrics: Metrics, made: Monitor) -> None:
         "lru_cache_svid_map_size": lambda: parts.workloads.held_count,
         "jwt_svid_cache_size": lambda: len(parts.jwt) if parts.jwt is not None else 0,
         "streams": lambda: parts.api.streams.open,
+        "push_stream_up": lambda: float(parts.follow is not None and parts.follow.up),
         "connections": lambda: parts.door.open_connections,
         "connections_refused": lambda: [((("reason", why),), n) for why, n in dict(parts.door.refused).items()],
     }
@@ -228,6 +239,21 @@ class _MeteredClient:
                 return await call(*args, **kwargs)
 
         return timed
+
+
+class _MeteredChanges:
+    """Passes everything on, and counts."""
+
+    def __init__(self, changes: Changes, metrics: Metrics) -> None:
+        self._changes, self._metrics = changes, metrics
+        self.acknowledge = changes.acknowledge
+
+    async def follow(self, position: str, known: Callable[[], Mapping[str, Stamp]]) -> AsyncGenerator[News, None]:
+        """As the stream does."""
+        async with aclosing(self._changes.follow(position, known)) as stream:
+            async for news in stream:
+                self._metrics.add(CLIENT_METRICS["sync_entries"], status="OK")
+                yield news
 
 
 class _MeteredAttestor:

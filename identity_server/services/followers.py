@@ -188,8 +188,8 @@ class Followers:
         for record in (old, new):
             if record is None:
                 continue
-            first_of_identity = not record.parent.startswith(AGENT_PREFIX) and record.parent not in before.children
-            if record.alias or first_of_identity:
+            first_child = not record.parent.startswith(AGENT_PREFIX) and record.parent not in before.children
+            if first_child:  # of an identity, or of nodes: an alias
                 for follower in self._open:
                     self._mark(follower, None)
                 return
@@ -202,7 +202,7 @@ class Followers:
         for follower in self._open:
             if own:
                 self._judge(follower, state)
-            if own or (follower.sent is not None and not follower.sent.domains.isdisjoint(change.bundles)):
+            if follower.sent is not None and not follower.sent.domains.isdisjoint(change.bundles):
                 follower.news.set()
 
     def _judge(self, follower: Follower, state: State) -> None:

@@ -47,7 +47,7 @@ def every_method():
 
 
 def test_the_walk_finds_spires_eight_services_health_and_our_own():
-    assert len({name.split("/")[1] for name in every_method()}) == 10
+    assert len({name.split("/")[1] for name in every_method()}) == 11
 
 
 def test_every_method_has_a_rule_and_every_rule_a_method():
@@ -68,7 +68,13 @@ def test_the_rule_is_spires(method):
 
 def test_orders_to_all_servers_are_for_operators():
     """A15: as every other step of a forced rotation."""
-    assert {ACCESS[name] for name in ACCESS if name.startswith("/muniment.")} == {OPERATOR}
+    assert {ACCESS[name] for name in ACCESS if name.startswith("/muniment.server.authorityorders.")} == {OPERATOR}
+
+
+def test_agents_follow_and_operators_look_how_far_they_are():
+    """A9."""
+    rows = {name.rpartition("/")[2]: kinds for name, kinds in ACCESS.items() if ".propagation." in name}
+    assert rows == {"Follow": frozenset({G}), "AwaitAgents": OPERATOR, "ListProgress": OPERATOR}
 
 
 def test_health_is_for_local_callers():

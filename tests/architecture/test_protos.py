@@ -354,11 +354,29 @@ REFLECTION = {
     "ErrorResponse": "error_code=1:int32 error_message=2:string",
 }
 
+PROPAGATION = {
+    "FollowRequest": "hello=1:Hello<step> stamps=2:Stamps<step> ack=3:Ack<step>",
+    "Hello": "position=1:string",
+    "Stamps": "stamps=1:[Stamp] more=2:bool",
+    "Stamp": "id=1:string revision_number=2:int64 created_at=3:int64",
+    "Ack": "position=1:string streams_behind=2:int32",
+    "FollowResponse": "position=1:string more=2:bool compare=3:bool entries=4:[Entry] "
+    "removed_entries=5:[string] all_entries=6:bool bundle=7:Bundle "
+    "federated_bundles=8:[Bundle] removed_bundles=9:[string] all_bundles=10:bool",
+    "AwaitAgentsRequest": "revision=1:int64 timeout_ms=2:int64 agent_id=3:string",
+    "AwaitAgentsResponse": "revision=1:int64 connected=2:int32 reached=3:int32 behind=4:[string] polling=5:int32 "
+    "over=6:bool",
+    "ListProgressRequest": "agent_id=1:string page_size=2:int32 page_token=3:string",
+    "ListProgressResponse": "revision=1:int64 agents=2:[AgentProgress] next_page_token=3:string",
+    "AgentProgress": "agent_id=1:string revision=2:int64 connected=3:bool polled_at=4:int64 streams_behind=5:int32",
+}
+
 PACKAGES = {
     "grpc.reflection.v1": REFLECTION,
     "grpc.reflection.v1alpha": REFLECTION,
     "spiffe.broker": BROKER,
     "muniment.server.authorityorders.v1": ORDERS,
+    "muniment.server.propagation.v1": PROPAGATION,
     "": WORKLOAD,
     "envoy.service.secret.v3": DISCOVERY,
     "envoy.extensions.transport_sockets.tls.v3": SECRET,
@@ -404,6 +422,7 @@ LOGGER_METHODS = "GetLogger:>Logger SetLogLevel:>Logger ResetLogLevel:>Logger"
 METHODS = {
     "grpc.reflection.v1.ServerReflection": "ServerReflectionInfo:*ServerReflectionRequest>*ServerReflectionResponse",
     "grpc.reflection.v1alpha.ServerReflection": "ServerReflectionInfo:*ServerReflectionRequest>*ServerReflectionResponse",
+    "muniment.server.propagation.v1.Propagation": "Follow:*>* AwaitAgents:>* ListProgress:>",
     "muniment.server.authorityorders.v1.AuthorityOrders": "PlaceOrder:> GetOrder:> ListOrders:> ListAuthorities:> "
     "GiveUpServer:>",
     "spiffe.broker.API": "SubscribeToX509SVID:>* SubscribeToX509Bundles:>* FetchJWTSVID:> SubscribeToJWTBundles:>*",

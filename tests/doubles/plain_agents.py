@@ -35,14 +35,18 @@ def frame(kind, flags, stream, payload=b""):
     return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + struct.pack(">I", stream) + payload
 
 
-def request(path, message):
+def header_block(path):
     fields = [(":method", "POST"), (":scheme", "https"), (":path", path), (":authority", "server")]
     fields += [("content-type", "application/grpc"), ("te", "trailers")]
+    return hpack.Encoder().encode(fields)
+
+
+def request(path, message):
     body = b"\0" + len(message).to_bytes(4, "big") + message
     return (
         PREFACE
         + frame(SETTINGS, 0, 0)
-        + frame(HEADERS, END_HEADERS, 1, hpack.Encoder().encode(fields))
+        + frame(HEADERS, END_HEADERS, 1, header_block(path))
         + frame(DATA, END_STREAM, 1, body)
     )
 
