@@ -74,6 +74,7 @@ from identity_server.services.issue_tokens import IssueTokens
 from identity_server.services.local_authority import LocalAuthorities
 from identity_server.services.lost_history import LostHistory
 from identity_server.services.own_identity import OwnIdentity
+from identity_server.services.progress import Progress
 from identity_server.services.registration import Registration
 from identity_server.services.server_agreement import ServerAgreement
 from identity_server.services.server_info import ServerInfo
@@ -270,6 +271,7 @@ async def _compose(  # the one place where everything has a name
     admissions = Admissions(store=store, clock=clock)
     registration = Registration(store=store, clock=clock, audit=audit)
     followers = Followers(store=store, admissions=admissions, clock=clock)
+    progress = Progress(store=store, followers=followers, clock=clock)
     fleet = Fleet(store=store, clock=clock, audit=audit, trust_domain=trust_domain, new_token=new_id)
     attest = AttestAgents(
         store=store,
@@ -348,7 +350,7 @@ async def _compose(  # the one place where everything has a name
     undo.callback(watch.close)
     services = (
         handlers(AGENT, AgentApi(attest, fleet)),
-        handlers(ENTRY, EntryApi(registration, trust_domain=trust_domain, new_id=new_id)),
+        handlers(ENTRY, EntryApi(registration, progress, trust_domain=trust_domain, new_id=new_id)),
         handlers(SVID, SvidApi(issue, tokens, downstream)),
         handlers(
             BUNDLE,
@@ -363,7 +365,7 @@ async def _compose(  # the one place where everything has a name
         handlers(DEBUG, DebugApi(ServerInfo(store=store, chain=lambda: own.identity.chain, clock=clock))),
         handlers(LOCAL_AUTHORITY, LocalAuthorityApi(local, above)),
         handlers(AUTHORITY_ORDERS, AuthorityOrdersApi(orders)),
-        handlers(PROPAGATION, PropagationApi(followers, door.caller_of)),
+        handlers(PROPAGATION, PropagationApi(followers, progress, door.caller_of, trust_domain=trust_domain)),
         handlers(HEALTH, HealthApi(lambda: watch.report().ready)),
     )
     rpc = private_server(

@@ -10,6 +10,7 @@ from google.protobuf.wrappers_pb2 import BoolValue
 
 from identity_server.cli.filters import match_flag, selector_flag, selector_match, spiffe_id
 from identity_server.cli.server import Service, server_channel, server_flags
+from identity_server.cli.waiting import how_far, waitable
 from spiffe_core.terminal.failures import Failure
 from spiffe_core.terminal.flags import F, command, flag
 from spiffe_core.terminal.groups import Group
@@ -169,15 +170,17 @@ def show(*, socket_path: str | None, instance: str | None, output: str, **given:
     request = agent_pb2.GetAgentRequest(id=spiffe_id(given["spiffe_id"], "--spiffe-id"))
     with server_channel(socket_path, instance) as channel:
         agent = Service(channel, SERVICE)("GetAgent", request)
-    if output == "json":
-        print_json(agent)
-        return
+        if output == "json":
+            print_json(agent)
+            return
+        far = how_far(channel, given["spiffe_id"])
     click.echo("Found an attested agent given its SPIFFE ID\n")
-    print_block(_full_block(agent))
+    print_block([*_full_block(agent), ("In force", far)])
 
 
 @command("ban", example=f"identity-server agent ban --spiffe-id {_ID}")
 @id_flag
+@waitable
 @server_flags
 @output_flag
 def ban(*, socket_path: str | None, instance: str | None, output: str, **given: str) -> None:
@@ -196,6 +199,7 @@ def ban(*, socket_path: str | None, instance: str | None, output: str, **given: 
 
 @command("evict", example=f"identity-server agent evict --spiffe-id {_ID}")
 @id_flag
+@waitable
 @server_flags
 @output_flag
 def evict(*, socket_path: str | None, instance: str | None, output: str, **given: str) -> None:

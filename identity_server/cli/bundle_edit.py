@@ -9,6 +9,7 @@ import click
 from identity_server.cli.bundle import SERVICE
 from identity_server.cli.bundle_files import bundle_text, format_flag, parse_bundle, read_file
 from identity_server.cli.server import Service, server_channel, server_flags
+from identity_server.cli.waiting import waitable
 from spiffe_core.spiffe_id import TrustDomain
 from spiffe_core.terminal.failures import Failure
 from spiffe_core.terminal.flags import F, command, flag
@@ -72,6 +73,7 @@ def _all_bundles(call: Service) -> list[types_pb2.Bundle]:
 @flag("--path", default="", metavar="FILE", help="The bundle; standard input when it is left out.")
 @format_flag()
 @id_flag
+@waitable
 @server_flags
 @output_flag
 def set_bundle(*, socket_path: str | None, instance: str | None, output: str, **given: str) -> None:
@@ -95,6 +97,7 @@ def set_bundle(*, socket_path: str | None, instance: str | None, output: str, **
     help="Refuse while entries federate with it, take it out of those entries, or delete those entries.",
 )
 @id_flag
+@waitable
 @server_flags
 @output_flag
 def delete_bundle(*, socket_path: str | None, instance: str | None, output: str, **given: str) -> None:

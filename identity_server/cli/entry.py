@@ -11,6 +11,7 @@ from google.protobuf.wrappers_pb2 import BoolValue, StringValue
 from identity_server.cli import entry_text
 from identity_server.cli.filters import federates_with_match, match_flag, selector_flag, selector_match, spiffe_id
 from identity_server.cli.server import Service, server_channel, server_flags
+from identity_server.cli.waiting import waitable
 from spiffe_core.terminal.failures import Failure
 from spiffe_core.terminal.flags import F, command, flag
 from spiffe_core.terminal.groups import Group
@@ -132,6 +133,7 @@ def count(*, socket_path: str | None, instance: str | None, output: str, **given
 @command("delete", example="identity-server entry delete --entry-id 5a6b7c8d-0000-4000-8000-000000000000")
 @flag("--entry-id", "entryID", help="The entry to delete.")
 @flag("--file", metavar="FILE|-", help='A JSON file of entries to delete: {"ids": [...]}.')
+@waitable
 @server_flags
 @output_flag
 def delete(

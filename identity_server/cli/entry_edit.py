@@ -11,6 +11,7 @@ import grpc
 from identity_server.cli import entry_text, filters
 from identity_server.cli.entry import SERVICE
 from identity_server.cli.server import Service, server_channel, server_flags
+from identity_server.cli.waiting import waitable
 from spiffe_core.terminal.failures import Failure
 from spiffe_core.terminal.flags import F, command, flag
 from spiffe_core.terminal.printing import clean, output_flag, print_block, print_json
@@ -110,6 +111,7 @@ identity-server entry create -data entries.json""",
 )
 @entry_flags
 @flag("--node", switch=True, help="The entry is for nodes: its parent is the server, its selectors are node selectors.")
+@waitable
 @server_flags
 @output_flag
 def create(*, socket_path: str | None, instance: str | None, output: str, node: bool | None, **given: Any) -> int:
@@ -132,6 +134,7 @@ def create(*, socket_path: str | None, instance: str | None, output: str, node: 
     --parent-id spiffe://example.org/node --spiffe-id spiffe://example.org/web --selector unix:uid:1001""",
 )
 @entry_flags
+@waitable
 @server_flags
 @output_flag
 def update(*, socket_path: str | None, instance: str | None, output: str, **given: Any) -> int:

@@ -9,6 +9,8 @@ from functools import partial
 from identity_server.rpc import convert as own
 from identity_server.rpc.caller import Context, current_caller
 from identity_server.rpc.entry_sync import RevisionPages, all_entries, synchronise
+from identity_server.services.entitlements import agent_path
+from identity_server.services.progress import Progress
 from identity_server.services.registration import Change, Outcome, Registration
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.errors import Conflict, IdentityError, InvalidEntry
@@ -24,8 +26,11 @@ from spiffe_core.wire.status import item_status
 class EntryApi:
     """Registration entries, for administrators and for agents."""
 
-    def __init__(self, registration: Registration, *, trust_domain: TrustDomain, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, registration: Registration, progress: Progress, *, trust_domain: TrustDomain, new_id: Callable[[], str]
+    ) -> None:
         self._registration = registration
+        self._progress = progress
         self._trust_domain = trust_domain
         self._new_id = new_id
         self._pages = RevisionPages()
@@ -110,15 +115,21 @@ class EntryApi:
     ) -> entry_pb2.GetAuthorizedEntriesResponse:
         """Everything the calling agent is entitled to."""
         mask = convert.mask_of(request, "output_mask", entry_types.EntryMask)
-        return await all_entries(self._registration.authorised(current_caller()), mask)
+        caller = current_caller()
+        complete = self._progress.polling(agent_path(caller))
+        answer = await all_entries(self._registration.authorised(caller), mask)
+        complete()
+        return answer
 
     async def SyncAuthorizedEntries(
         self, requests: AsyncIterator[entry_pb2.SyncAuthorizedEntriesRequest], _context: Context
     ) -> AsyncIterator[entry_pb2.SyncAuthorizedEntriesResponse | bytes]:
         """The same, cheaply for an agent that holds most of it already."""
         caller = current_caller()
+        complete = self._progress.polling(agent_path(caller))
         async for response in synchronise(requests, lambda: self._registration.authorised(caller), self._pages):
             yield response
+        complete()
 
     def _read(self, message: entry_types.Entry) -> Outcome:
         try:

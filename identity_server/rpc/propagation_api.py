@@ -16,13 +16,16 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
+from identity_server.domain.agents import check_agent_id
 from identity_server.domain.propagation import Delta
 from identity_server.domain.state import MAX_POSITION_TEXT
 from identity_server.rpc.caller import Context, presented_by
 from identity_server.services.followers import HEARTBEAT_SECONDS, Follower, Followers
+from identity_server.services.progress import Progress
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.errors import InvalidRequest
 from spiffe_core.runtime.supervise import spawn
+from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.wire import convert
 from spiffe_core.wire._gen.muniment.server.propagation.v1 import propagation_pb2 as pb
 from spiffe_core.wire.peer import Peer
@@ -32,6 +35,7 @@ PAGE_BYTES: Final = 1024 * 1024
 MAX_STAMPS: Final = 500_000
 STAMPS_SECONDS: Final = 30.0
 """So long an agent may take to say what it holds."""
+PAGE_AGENTS: Final = 1_000
 MAX_KEPT_BUNDLES: Final = 1_000
 _LENGTH_DELIMITED: Final = 2
 _VARINT_BITS: Final = 7
@@ -49,8 +53,17 @@ _FEDERATED_BUNDLES: Final = _tag("federated_bundles")
 class PropagationApi:
     """The push service."""
 
-    def __init__(self, followers: Followers, peer_of: Callable[[Context], Peer]) -> None:
+    def __init__(
+        self,
+        followers: Followers,
+        progress: Progress,
+        peer_of: Callable[[Context], Peer],
+        *,
+        trust_domain: TrustDomain,
+    ) -> None:
         self._followers = followers
+        self._progress = progress
+        self._trust_domain = trust_domain
         self._peer_of = peer_of
         self._bundles: dict[int, tuple[TrustBundle, bytes]] = {}
 
@@ -84,6 +97,53 @@ class PropagationApi:
                 listening.result()
             finally:
                 listening.cancel()
+
+    async def AwaitAgents(
+        self, request: pb.AwaitAgentsRequest, _context: Context
+    ) -> AsyncIterator[pb.AwaitAgentsResponse]:
+        """How far the agents are, until all of them have a revision or the time is over."""
+        if request.revision < 0 or request.revision > self._progress.revision:
+            raise InvalidRequest("revision: this server does not know it (yet)", field="revision")
+        path = self._agent(request.agent_id)
+        async for standing in self._progress.wait(request.revision, request.timeout_ms / 1000, path):
+            yield pb.AwaitAgentsResponse(
+                revision=standing.revision,
+                connected=standing.connected,
+                reached=standing.reached,
+                behind=map(self._id, standing.behind),
+                polling=standing.polling,
+                over=standing.over,
+            )
+
+    async def ListProgress(self, request: pb.ListProgressRequest, _context: Context) -> pb.ListProgressResponse:
+        """How far each agent is, in the order of their IDs."""
+        found = self._progress.all()
+        path = self._agent(request.agent_id)
+        after = self._agent(request.page_token)
+        size = min(max(request.page_size, 0) or PAGE_AGENTS, PAGE_AGENTS)
+        wanted = sorted(one for one in found if (one == path or not path) and one > after)
+        page = [found[one] for one in wanted[:size]]
+        return pb.ListProgressResponse(
+            revision=self._progress.revision,
+            agents=[
+                pb.AgentProgress(
+                    agent_id=self._id(one.agent_path),
+                    revision=one.revision,
+                    connected=one.connected,
+                    polled_at=one.polled_at,
+                    streams_behind=one.streams_behind,
+                )
+                for one in page
+            ],
+            next_page_token=self._id(page[-1].agent_path) if len(wanted) > size else "",
+        )
+
+    def _agent(self, text: str) -> str:
+        """The path of an agent's SPIFFE ID; "" for none."""
+        return check_agent_id(SpiffeId.parse(text), self._trust_domain).path if text else ""
+
+    def _id(self, path: str) -> str:
+        return str(SpiffeId(self._trust_domain, path))
 
     async def _more(self, follower: Follower) -> Iterator[bytes]:
         """The next pages, once there are any, or a bare position when it is time for one."""
