@@ -1,9 +1,6 @@
 """The Docker attestor against an engine's API over a real Unix socket."""
 
-import http.server
 import json
-import socketserver
-import threading
 import time
 
 import pytest
@@ -11,56 +8,15 @@ import pytest
 from attestors.procfs import ProcFs
 from attestors.workload.docker import DockerAttestor, DockerPorts, DockerSettings
 from spiffe_core.errors import ConfigError, Unavailable
+from tests.doubles.docker_engine import ID, engine_at
 
-ID, UNKNOWN = "a" * 64, "b" * 64
-CONTAINER = {
-    "Id": ID,
-    "Image": "sha256:1234",
-    "Config": {
-        "Image": "registry.example.org/web:1",
-        "Labels": {"app": "web", "org.example.note": "a:b"},
-        "Env": ["STAGE=prod", "EMPTY="],
-    },
-}
-
-
-class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """GET /containers/<id>/json."""
-
-    daemon_threads = True
-
-    def __init__(self, path):
-        self.asked, self.status, self.body = [], None, None
-        engine = self
-
-        class Answer(http.server.BaseHTTPRequestHandler):
-            def address_string(self):
-                return "unix"
-
-            def do_GET(self):
-                engine.asked.append(self.path)
-                known = self.path == f"/containers/{ID}/json"
-                body = engine.body if engine.body is not None else json.dumps(CONTAINER).encode()
-                self.send_response(engine.status or (200 if known else 404))
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        super().__init__(str(path), Answer)
+UNKNOWN = "b" * 64
 
 
 @pytest.fixture
 def engine(tmp_path):
-    server = Engine(tmp_path / "docker.sock")
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with engine_at(tmp_path / "docker.sock") as started:
+        yield started
 
 
 class Process:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from attestors.api import Findings
-from node_agent.services import attest_workload
+from node_agent.services import attestor_lane
 from node_agent.services.attest_workload import AttestWorkload
 from spiffe_core.clock import SystemClock
 from spiffe_core.errors import Unauthenticated, Unavailable
@@ -151,7 +151,7 @@ async def test_a_slot_of_a_hanging_thread_stays_taken_until_it_is_back():
     assert hanging.most == 2
     hanging.release.set()
     for _ in range(100):
-        if not attest._slots:
+        if not attest._lanes[0]._slots:
             break
         await asyncio.sleep(0.01)
     hanging.uids = ()
@@ -160,27 +160,27 @@ async def test_a_slot_of_a_hanging_thread_stays_taken_until_it_is_back():
 
 async def test_many_users_that_hang_do_not_starve_the_rest(monkeypatch):
     """A7: a bounded number of replacement pools."""
-    monkeypatch.setattr(attest_workload, "THREADS", 4)
+    monkeypatch.setattr(attestor_lane, "THREADS", 4)
     bad = range(100, 105)
     hanging = Hanging(*bad)
     attest = service(hanging, budget=0.05)
     for _ in range(5):
         await asyncio.gather(*(attest(Process(uid=uid)) for uid in bad), return_exceptions=True)
     assert await attest(Process(uid=1)) == UID
-    assert 1 < len(attest._pools) <= attest_workload.MOST_POOLS
+    assert 1 < len(attest._lanes[0]._pools) <= attestor_lane.MOST_POOLS
     hanging.release.set()
 
 
 async def test_a_question_nobody_waits_for_is_not_begun(monkeypatch):
     """Behind hanging threads a line of dead questions would otherwise still be worked off."""
-    monkeypatch.setattr(attest_workload, "THREADS", 1)
-    monkeypatch.setattr(attest_workload, "MOST_POOLS", 1)
+    monkeypatch.setattr(attestor_lane, "THREADS", 1)
+    monkeypatch.setattr(attestor_lane, "MOST_POOLS", 1)
     hanging = Hanging(666)
     attest = service(hanging, budget=0.05)
     await asyncio.gather(attest(Process(uid=666)), attest(Process(uid=1)), return_exceptions=True)
     hanging.release.set()
     for _ in range(100):
-        if not attest._slots:
+        if not attest._lanes[0]._slots:
             break
         await asyncio.sleep(0.01)
     assert hanging.most == 1
@@ -192,11 +192,11 @@ async def test_a_thousand_streams_of_one_user_are_all_answered():
     attest = service(Selecting(*UID))
     answers = await asyncio.gather(*(attest(Process()) for _ in range(1000)))
     assert answers == [UID] * 1000
-    assert not attest._slots
+    assert not attest._lanes[0]._slots
 
 
 async def test_the_line_of_one_user_is_bounded(monkeypatch):
-    monkeypatch.setattr(attest_workload, "WAITING_PER_UID", 3)
+    monkeypatch.setattr(attestor_lane, "WAITING_PER_UID", 3)
     hanging = Hanging(666)
     attest = service(hanging, budget=5.0)
     waiting = asyncio.gather(*(attest(Process(uid=666)) for _ in range(5)))
@@ -216,10 +216,10 @@ async def test_a_caller_who_leaves_gives_the_slot_back():
             await attest(Process(uid=666))
     hanging.release.set()
     for _ in range(100):
-        if not attest._slots:
+        if not attest._lanes[0]._slots:
             break
         await asyncio.sleep(0.01)
-    assert not attest._slots
+    assert not attest._lanes[0]._slots
 
 
 def test_an_agent_without_attestors_does_not_start():
