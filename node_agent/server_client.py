@@ -391,6 +391,8 @@ def translated(dialer: Dialer) -> Iterator[None]:
     try:
         yield
     except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:  # what is at the other end may never answer again
+            dialer.drop()
         translated = from_rpc_error(error)
         if isinstance(translated, Unavailable) and dialer.last_error is not None:
             raise _unreached(dialer.last_error) from error

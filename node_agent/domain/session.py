@@ -67,7 +67,7 @@ from spiffe_core.errors import Refusal
 
 FIRST_RETRY = 5.0
 """Seconds before the second attempt; each further wait is 1.5 times the one before (spire_features section 16.1)."""
-LONGEST_RETRY = 45.0
+LONGEST_RETRY = 25.0
 """Seconds between attempts at most, before jitter. SPIRE waits up to eight minutes."""
 LONGEST_HOPELESS = 480.0
 """Seconds between attempts at most with evidence that was refused and is never judged differently."""

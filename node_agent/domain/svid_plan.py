@@ -11,7 +11,7 @@ import heapq
 from dataclasses import dataclass
 
 FIRST_BACKOFF = 1.0
-LONGEST_BACKOFF = 45.0
+LONGEST_BACKOFF = 25.0
 LARGEST_BATCH = 500
 """Requests in one BatchNewX509SVID call (spire_features section 16.2)."""
 

@@ -24,7 +24,7 @@ from spiffe_core.spiffe_id import TrustDomain
 
 log = logging.getLogger(__name__)
 
-LONGEST_BACKOFF = 45.0
+LONGEST_BACKOFF = 25.0
 """Seconds between syncs at most while the server is away, before jitter: SPIRE waits up to eight minutes."""
 BACKOFF_INTERVALS = 48
 FIRST_RETRY = 0.05

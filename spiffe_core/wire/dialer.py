@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 _UCRED = struct.Struct("3i")
 _CONNECT_SECONDS = 10.0
 _STALL_SECONDS = 60.0
+_UNACKNOWLEDGED_MILLISECONDS = 15_000
+"""How long what was sent may stay unacknowledged: a path that swallows packets is given up after that, not after 15 min."""
 _BUFFER_BYTES = 256 * 1024
 _LINGER_SECONDS = 30.0
 _ACCEPT_PAUSE_SECONDS = 0.2
@@ -109,6 +111,10 @@ class Dialer:
 
     async def renew(self) -> None:
         """Let later calls use new connections, made with the newest identity; calls in flight may finish on the old."""
+        self.drop()
+
+    def drop(self) -> None:
+        """The same, at once."""
         old, self._channel = self._channel, None
         if old is not None:
             spawn(old.close(_LINGER_SECONDS), "close old channel", self._tasks)
@@ -189,6 +195,8 @@ class Dialer:
             transport, _ = await asyncio.get_running_loop().create_connection(
                 lambda: splice.far, host, port, ssl=context, server_hostname=host
             )
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MILLISECONDS)
         tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
         claimed = self._claimed_id(tls, trust)
         if claimed != trust.expected:

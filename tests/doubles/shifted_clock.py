@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import grpc
 import pytest
 from cryptography import x509
+from google.protobuf import empty_pb2
 
 from deploy.demo.stack import BIN, Daemon, LocalStack, free_port
 from spiffe_core.wire._gen import workload_pb2
@@ -58,7 +59,7 @@ class WallClock:
         self._file = file
         self.ahead = timedelta()
         self.env = {
-            "LD_PRELOAD": library,
+            **({"LD_PRELOAD": library} if library else {}),
             "FAKETIME_TIMESTAMP_FILE": str(file),
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
@@ -80,10 +81,10 @@ class WallClock:
 
 
 class ShiftedStack(LocalStack):
-    """A server and an agent with a clock each, the agent's health page, and what a workload on the node sees."""
+    """A server and an agent with a clock each (that can be moved if `shifted`), the agent's health page, and what a workload on the node sees."""
 
-    def __init__(self, *, pop: bool, server: str = "", agent: str = "", **options: Any) -> None:
-        library = faketime()
+    def __init__(self, *, pop: bool, shifted: bool = True, server: str = "", agent: str = "", **options: Any) -> None:
+        library = faketime() if shifted else ""
         self.health_port = free_port()
         health = (
             f'[health_checks]\nlistener_enabled = true\nbind_address = "127.0.0.1"\nbind_port = {self.health_port}\n'
@@ -149,6 +150,11 @@ class ShiftedStack(LocalStack):
         answer = self.ask("agent", "ListAgents", agent_pb2.ListAgentsRequest(), agent_pb2.ListAgentsResponse)
         return list(answer.agents)
 
+    def evict(self, path: str) -> None:
+        """Make the server forget an agent."""
+        request = agent_pb2.DeleteAgentRequest(id={"trust_domain": self.trust_domain, "path": path})
+        self.ask("agent", "DeleteAgent", request, empty_pb2.Empty)
+
     def begin(self) -> None:
         """Server, agent, an entry for this process, and its first SVID."""
         self.start_server()
@@ -211,16 +217,12 @@ class ShiftedStack(LocalStack):
 
     def until(self, look: Callable[[], T], seconds: float = _PATIENCE) -> T:
         """Look until there is something to see, as long as an agent may take to come back."""
-        begun = time.monotonic()
         deadline = time.monotonic() + seconds
         while not (found := look()):
             assert self.agent is None or self.agent.process.poll() is None, self.agent.tail()
             if time.monotonic() > deadline:
                 pytest.fail(f"not within {seconds:.0f} s: {self.health()}\n{self.agent.tail() if self.agent else ''}")
             time.sleep(0.1)
-        import sys
-
-        print("UNTIL", sys._getframe(1).f_lineno, round(time.monotonic() - begun, 1), time.strftime("%T"))
         return found
 
 

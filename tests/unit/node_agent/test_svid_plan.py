@@ -47,7 +47,7 @@ def test_an_item_that_fails_backs_off_alone_and_doubles():
     plan.schedule("b", 2.0)
     assert plan.take(2.0, 10) == ["a", "b"]
     assert plan.failed("a", 2.0, jitter=0.0) == 2.0
-    assert [plan.failed("a", 2.0, jitter=0.0) for _ in range(20)][-1] == 45.0
+    assert [plan.failed("a", 2.0, jitter=0.0) for _ in range(20)][-1] == 25.0
 
 
 def test_a_backoff_ends_with_the_life_that_is_left():
