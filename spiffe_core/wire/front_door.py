@@ -16,7 +16,7 @@ import logging
 import secrets
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +32,7 @@ from spiffe_core.wire.channels import MAX_MESSAGE_BYTES, MAX_STREAMS_PER_CONNECT
 from spiffe_core.wire.http2_meter import Meter, Principals, Rates
 from spiffe_core.wire.peer import Peer, TlsPeer, UnixPeer, peer_pid, unix_peer
 from spiffe_core.wire.services import CALL_KINDS, HANDLER_FACTORIES
+from spiffe_core.wire.shares import Handshakes, Shares
 from spiffe_core.wire.sockets import PrivateDirectory, UnixListener, listen_tcp, listen_unix
 from spiffe_core.wire.splice import Splice
 from spiffe_core.wire.tls import ServerTls
@@ -49,7 +50,7 @@ _CONNECT_ATTEMPTS = 50
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on what strangers may hold: connections (three descriptors each), seconds, bytes in flight."""
+    """Bounds on what strangers may hold: connections (three descriptors each, see `shares`), seconds, bytes in flight."""
 
     connections: int = 8192
     connections_per_uid: int = 1024
@@ -71,11 +72,12 @@ class Context(Protocol):
 class _Link:
     """One admitted connection."""
 
-    __slots__ = ("name", "peer", "splice")
+    __slots__ = ("name", "peer", "shares", "splice")
 
-    def __init__(self, peer: Peer, splice: Splice) -> None:
+    def __init__(self, peer: Peer, splice: Splice, shares: dict[Hashable, int] | None = None) -> None:
         self.peer = peer
         self.splice = splice
+        self.shares = shares or {}
         self.name = "muniment/" + secrets.token_hex(16)
 
 
@@ -90,9 +92,9 @@ class FrontDoor:
         self._strict = strict
         self._private = PrivateDirectory.make()
         self._links: dict[str, _Link] = {}
-        self._per_uid: Counter[int] = Counter()
+        self._shares = Shares()
         self._principals = Principals(self.limits.rates)
-        self._handshaking = 0
+        self._handshakes = Handshakes(self.limits.handshakes)
         self._unix: list[UnixListener] = []
         self._tcp: list[socket.socket] = []
         self._acceptors: list[Acceptor] = []
@@ -211,12 +213,13 @@ class FrontDoor:
         peer = unix_peer(connection)
         trusted = peer.uid == 0
         room = self.limits.connections + (_TRUSTED_RESERVE if trusted else 0)
-        if len(self._links) >= room or (not trusted and self._per_uid[peer.uid] >= self.limits.connections_per_uid):
+        shares: dict[Hashable, int] = {} if trusted else {peer.uid: self.limits.connections_per_uid}
+        if len(self._links) >= room or not self._shares.take(shares):
             peer.process.close()
-            self.refused["too many connections"] += 1
-            connection.close()
+            self._turn_away(connection)
             return
-        link = self._enter(peer)
+        link = _Link(peer, self._splice(lambda: self._leave(link)), shares)
+        self._links[link.name] = link
         try:
             loop = asyncio.get_running_loop()
             link.splice.near.meter = self._meter(peer.pid, loop.time())
@@ -241,14 +244,14 @@ class FrontDoor:
     async def _admit_tls(
         self, connection: socket.socket, contexts: TlsContexts, stranger: TlsPeer, principal: int | str
     ) -> None:
-        if len(self._links) >= self.limits.connections or self._handshaking >= self.limits.handshakes:
-            self.refused["too many connections"] += 1
-            connection.close()
-            return
         loop = asyncio.get_running_loop()
+        handshake = asyncio.current_task()
+        assert handshake is not None  # the acceptor gives each connection a task
+        if len(self._links) >= self.limits.connections or not self._handshakes.begin(handshake, loop.time()):
+            self._turn_away(connection)
+            return
         link = _Link(stranger, self._splice(lambda: self._leave(link)))
         link.splice.near.meter = self._meter(principal, loop.time())
-        self._handshaking += 1
         try:
             transport, _ = await loop.connect_accepted_socket(
                 lambda: link.splice.near,
@@ -260,30 +263,27 @@ class FrontDoor:
             link.splice.abort()
             raise
         finally:
-            self._handshaking -= 1
+            self._handshakes.end(handshake)
         try:
             link.peer = tls_peer(stranger, transport.get_extra_info("ssl_object"), contexts.tls)
+            link.shares = self._shares.of_tls(link.peer, self.limits.connections)
             self._links[link.name] = link
             await self._connect_far(link)
         except BaseException:
             link.splice.abort()
             raise
 
-    def _enter(self, peer: UnixPeer) -> _Link:
-        link = _Link(peer, self._splice(lambda: self._leave(link)))
-        self._links[link.name] = link
-        self._per_uid[peer.uid] += 1
-        return link
+    def _turn_away(self, connection: socket.socket) -> None:
+        self.refused["too many connections"] += 1
+        connection.close()
 
     def _leave(self, link: _Link) -> None:
         """Forget the name before its socket is closed, and let go of the process."""
-        known = self._links.pop(link.name, None) is not None
+        self._links.pop(link.name, None)
+        self._shares.give(link.shares)
+        link.shares = {}
         if isinstance(link.peer, UnixPeer):
             link.peer.process.close()
-            if known:
-                self._per_uid[link.peer.uid] -= 1
-                if not self._per_uid[link.peer.uid]:
-                    del self._per_uid[link.peer.uid]
 
     def _splice(self, on_close: Callable[[], None]) -> Splice:
         splice = Splice(

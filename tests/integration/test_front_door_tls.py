@@ -18,7 +18,7 @@ from spiffe_core.bundle import BundleSet
 from spiffe_core.clock import SystemClock
 from spiffe_core.errors import Reason, Unavailable, VerificationFailed
 from spiffe_core.spiffe_id import SpiffeId
-from spiffe_core.wire import tls_admission
+from spiffe_core.wire import shares, tls_admission
 from spiffe_core.wire.dialer import Dialer, DialTrust
 from spiffe_core.wire.front_door import FrontDoor, Limits
 from spiffe_core.wire.peer import TlsPeer
@@ -197,8 +197,8 @@ async def test_a_session_is_not_resumed_before_or_after_its_authority_is_revoked
     """S2, N-X-37: what was verified then is not believed now. Two guards: no tickets, and no belief in resumption."""
     if tickets:
 
-        def generous(identity, roots):
-            context = server_context(identity, roots)
+        def generous(identity, roots, **options):
+            context = server_context(identity, roots, **options)
             context.options &= ~ssl.OP_NO_TICKET
             return context
 
@@ -279,7 +279,7 @@ async def test_slow_handshakes_are_cut_off_and_others_are_served():
             with contextlib.suppress(ConnectionError):
                 assert await asyncio.wait_for(reader.read(), 10) == b""
             writer.close()
-        assert domain.door._handshaking == 0
+        assert len(domain.door._handshakes) == 0
 
 
 async def test_a_renewed_identity_or_bundle_is_used_from_the_next_handshake_on():
@@ -377,3 +377,63 @@ async def test_keys_reach_tls_without_a_file(tmp_path, monkeypatch):
     load_identity(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), identity_of(svid))
     assert len(os.listdir("/proc/self/fd")) == before
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_those_without_a_certificate_leave_room_for_those_with_one():
+    """S51: an address has a share of what is open to anybody; nodes that have joined are served."""
+    async with listening(connections=200) as domain:
+        context = client_context(None, domain.ca.bundle().x509_roots)
+        address = {"host": "127.0.0.1", "port": domain.port, "ssl": context, "server_hostname": "x"}
+        opened = [await asyncio.open_connection(**address) for _ in range(40)]
+        async with asyncio.timeout(20):
+            while domain.door.refused["exhausted"] < 15:
+                await asyncio.sleep(0.01)
+        assert domain.door.open_connections == 200 // 8
+        async with dialing(domain, domain.ca.issue(AGENT_ID)) as dialer:
+            assert await who(dialer) == f"tls {AGENT_ID}"
+        async with dialing(domain) as dialer:
+            await refused(dialer)
+        for _, writer in opened:
+            writer.transport.abort()
+
+
+async def test_one_identity_cannot_take_every_connection():
+    """S51: a broken agent leaves room for all others."""
+    async with listening(connections=128) as domain:
+        agent = domain.ca.issue(AGENT_ID)
+        async with contextlib.AsyncExitStack() as held:
+            for _ in range(16):
+                assert await who(await held.enter_async_context(dialing(domain, agent))) == f"tls {AGENT_ID}"
+            async with dialing(domain, agent) as dialer:
+                await refused(dialer)
+            other = SpiffeId.parse("spiffe://example.org/spire/agent/join_token/two")
+            async with dialing(domain, domain.ca.issue(other)) as dialer:
+                assert await who(dialer) == f"tls {other}"
+        async with asyncio.timeout(20):
+            while domain.door.open_connections:
+                await asyncio.sleep(0.01)
+        async with dialing(domain, agent) as dialer:
+            assert await who(dialer) == f"tls {AGENT_ID}"
+
+
+async def test_slow_handshakes_give_way_when_there_is_no_room(monkeypatch):
+    """S50: who takes every place for handshakes loses the oldest of them; a quick storm of honest ones loses none."""
+    monkeypatch.setattr(shares, "SLOW_SECONDS", 0.2)
+    async with listening(handshakes=5, handshake_seconds=50.0) as domain:
+        slow = [await asyncio.open_connection("127.0.0.1", domain.port) for _ in range(5)]
+        for _, writer in slow:
+            writer.write(b"\x16\x03")
+        async with asyncio.timeout(20):
+            while len(domain.door._handshakes) < 5:
+                await asyncio.sleep(0.01)
+            reader, writer = await asyncio.open_connection("127.0.0.1", domain.port)
+            assert await reader.read() == b"", "none of them is slow yet: the new one is turned away"
+            writer.close()
+            await asyncio.sleep(0.25)
+            async with dialing(domain) as dialer:
+                assert await who(dialer) == "tls anonymous"
+            with contextlib.suppress(ConnectionError):
+                assert await slow[0][0].read() == b"", "the oldest"
+            assert len(domain.door._handshakes) == 4
+        for _, writer in slow:
+            writer.close()

@@ -1,0 +1,80 @@
+"""How much of a door one caller may take, so that whoever takes all of his share leaves the others theirs (S50, S51)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import Hashable
+from typing import Any, Final
+
+from spiffe_core.errors import Exhausted
+from spiffe_core.wire.peer import TlsPeer
+
+FEWEST: Final = 16
+SLOW_SECONDS: Final = 1.0
+"""A handshake that has taken longer gives way to a new one when there is no room for both."""
+
+
+class Shares:
+    """Counts what each owner holds."""
+
+    def __init__(self) -> None:
+        self._held: Counter[Hashable] = Counter()
+
+    def take(self, wanted: dict[Hashable, int]) -> bool:
+        """One more for each owner in `wanted`, unless one of them holds as many as it says there; whether it was taken."""
+        if any(self._held[owner] >= most for owner, most in wanted.items()):
+            return False
+        self._held.update(wanted.keys())
+        return True
+
+    def of_tls(self, peer: TlsPeer, connections: int) -> dict[Hashable, int]:
+        """Take what one more connection of `peer` counts against, of so many connections altogether.
+
+        An eighth for one SPIFFE ID. Those without a certificate, who may be anybody, have half of all together, and an
+        eighth for one address: with it taken, no node of that address can join, and every node that has is served.
+
+        Raises:
+            Exhausted: it holds as much already.
+        """
+        eighth = max(connections // 8, FEWEST)
+        wanted: dict[Hashable, int] = {peer.spiffe_id: eighth}
+        if peer.spiffe_id is None:
+            address = peer.address.rpartition(":")[0]
+            wanted = {"anonymous": max(connections // 2, FEWEST), ("anonymous", address): eighth}
+        if not self.take(wanted):
+            raise Exhausted("too many connections of this client are open", address=peer.address)
+        return wanted
+
+    def give(self, owners: dict[Hashable, int]) -> None:
+        """What `take` took."""
+        for owner in owners:
+            self._held[owner] -= 1
+            if not self._held[owner]:
+                del self._held[owner]
+
+
+class Handshakes:
+    """Those under way, the oldest first."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._begun: OrderedDict[asyncio.Task[Any], float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._begun)
+
+    def begin(self, task: asyncio.Task[Any], now: float) -> bool:
+        """`task` begins one; a slow one may be cancelled to make room. Whether there is room."""
+        if len(self._begun) >= self._most:
+            oldest, since = next(iter(self._begun.items()))
+            if now - since < SLOW_SECONDS:
+                return False
+            del self._begun[oldest]
+            oldest.cancel()
+        self._begun[task] = now
+        return True
+
+    def end(self, task: asyncio.Task[Any]) -> None:
+        """It is over, well or not."""
+        self._begun.pop(task, None)
