@@ -13,10 +13,9 @@ import grpc.aio
 
 from attestors.api import WorkloadAttestor
 from attestors.holders import holders
-from attestors.registry import NODE_PROVERS
 from node_agent.change_stream import ChangeStream
 from node_agent.domain.node_state import NodeState, believing_both
-from node_agent.files import BundleFile, JoinTokenCredentials, ProverCredentials
+from node_agent.files import BundleFile
 from node_agent.monitoring import (
     Parts,
     metered,
@@ -27,8 +26,16 @@ from node_agent.monitoring import (
     monitor,
     observers,
 )
-from node_agent.opening import broker_endpoint, check_pidfd, check_strict, secret_discovery, workload_attestors
-from node_agent.ports import Credentials
+from node_agent.opening import (
+    OwnFiles,
+    broker_endpoint,
+    check_pidfd,
+    check_strict,
+    credentials_of,
+    own_files,
+    secret_discovery,
+    workload_attestors,
+)
 from node_agent.rpc.admin_socket import AdminSocket
 from node_agent.rpc.broker_endpoint import BrokerEndpoint
 from node_agent.rpc.debug_api import AgentInfo, DebugApi
@@ -101,6 +108,7 @@ class Agent:
     sds: SecretDiscovery | None
     admin: AdminSocket
     broker: BrokerEndpoint | None
+    files: OwnFiles | None
     monitor: Monitor
     parts: Parts
     interceptors: Sequence[grpc.aio.ServerInterceptor]
@@ -147,6 +155,8 @@ class Agent:
         tasks.start(self.renewals.run(), "renew SVIDs")
         if self.jwt is not None:
             tasks.start(self.jwt.run(), "refresh JWT-SVIDs")
+        if self.files is not None:
+            tasks.start(self.files.run(), "files")
         tasks.start(self.monitor.watch(), "health")
 
     async def drain(self) -> None:
@@ -228,7 +238,7 @@ def _compose(
     membership = Membership(
         node=node,
         enrolment=client,
-        credentials=_credentials(settings),
+        credentials=credentials_of(settings),
         first_contact=first_contact,
         patience=settings.patience,
         clock=clock,
@@ -343,30 +353,12 @@ def _compose(
         sds,
         admin,
         broker,
+        own_files(settings, clock),
         monitor(parts, metrics),
         parts,
         interceptors,
         tracing,
     )
-
-
-def _credentials(settings: AgentSettings) -> Credentials:
-    """How the node proves itself: the node attestor that the configuration names, else a join token.
-
-    Raises:
-        ConfigError: it names two.
-    """
-    token = JoinTokenCredentials(settings.join_token_file, settings.join_token.get_secret_value())
-    names = settings.node_attestors
-    if not names:
-        return token
-    if len(names) > 1 or settings.join_token_file is not None or settings.join_token.get_secret_value():
-        ways = ", ".join([f"attestors.{name}" for name in names])
-        raise ConfigError(
-            f"{ways}: a node proves itself in one way; keep one of these tables and remove join_token_file",
-            field=f"attestors.{names[0]}",
-        )
-    return ProverCredentials(NODE_PROVERS.build(names[0], settings.attestors[names[0]]))
 
 
 def _client(settings: AgentSettings, node: NodeRecord, clock: Clock) -> ServerClient:

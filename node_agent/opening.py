@@ -13,6 +13,11 @@ from attestors.api import ObjectAttestor, WorkloadAttestor
 from attestors.holders import why_not
 from attestors.registry import NODE_PROVERS, WORKLOAD_ATTESTORS
 from node_agent.domain.brokers import Brokers
+from node_agent.file_sets.service import FileSets
+from node_agent.file_sets.settings import FilesSettings
+from node_agent.file_sets.settings import load as load_files
+from node_agent.files import JoinTokenCredentials, ProverCredentials
+from node_agent.ports import Credentials
 from node_agent.rpc.broker_api import BrokerApi
 from node_agent.rpc.broker_endpoint import CONNECTIONS, GRACE_SECONDS, BrokerAddresses, BrokerEndpoint, Strangers
 from node_agent.services.jwt_svids import JwtSvids
@@ -26,6 +31,7 @@ from spiffe_core.wire.front_door import FrontDoor, Limits
 from spiffe_core.wire.peer import TlsPeer, peer_pidfd_supported
 from spiffe_core.wire.tls import ServerTls, TlsIdentity
 from spiffe_core.x509_svid import X509Svid
+from workload_api.client import WorkloadApiClient
 from workload_api.sds import SecretDiscovery
 from workload_api.sds_secrets import SdsNames
 from workload_api.service import WorkloadApi
@@ -94,6 +100,33 @@ def broker_endpoint(
     return BrokerEndpoint(addresses, tls, door, references, api, interceptors)
 
 
+class OwnFiles:
+    """The work of `node-agent files` inside the agent: a workload like any other, on the agent's own socket.
+
+    It gets what the agent's own process is entitled to by its selectors, and nothing by being the agent.
+    """
+
+    def __init__(self, files: FilesSettings, settings: AgentSettings, clock: Clock) -> None:
+        self._client = WorkloadApiClient(files.socket or f"unix://{settings.socket_path}", clock=clock)
+        self._sets = FileSets(files, self._client, clock)
+
+    async def run(self) -> None:
+        """Keep the files current, until cancelled."""
+        try:
+            await self._sets.run()
+        finally:
+            await self._client.close()
+
+
+def own_files(settings: AgentSettings, clock: Clock) -> OwnFiles | None:
+    """What `files_config` asks for.
+
+    Raises:
+        ConfigError: the file says something wrong.
+    """
+    return None if settings.files_config is None else OwnFiles(load_files(settings.files_config), settings, clock)
+
+
 def secret_discovery(settings: AgentSettings, api: WorkloadApi, door: FrontDoor, clock: Clock) -> SecretDiscovery:
     """Envoy's service on the Workload API's socket."""
     wanted = settings.sds
@@ -143,3 +176,22 @@ def check_strict(settings: AgentSettings) -> None:
             f"strict: this agent cannot tell which processes hold a connection: {reason}, or set strict = false",
             field="strict",
         )
+
+
+def credentials_of(settings: AgentSettings) -> Credentials:
+    """How the node proves itself: the node attestor that the configuration names, else a join token.
+
+    Raises:
+        ConfigError: it names two.
+    """
+    token = JoinTokenCredentials(settings.join_token_file, settings.join_token.get_secret_value())
+    names = settings.node_attestors
+    if not names:
+        return token
+    if len(names) > 1 or settings.join_token_file is not None or settings.join_token.get_secret_value():
+        ways = ", ".join([f"attestors.{name}" for name in names])
+        raise ConfigError(
+            f"{ways}: a node proves itself in one way; keep one of these tables and remove join_token_file",
+            field=f"attestors.{names[0]}",
+        )
+    return ProverCredentials(NODE_PROVERS.build(names[0], settings.attestors[names[0]]))

@@ -229,6 +229,7 @@ class AgentSettings(Section):
     wit: WitSection = WitSection()
     sds: SdsSection = SdsSection()
     broker: BrokerSection | None = None
+    files_config: Annotated[FilePath, AfterValidator(_absolute)] | None = None
     attestors: dict[str, dict[str, Any]] = Field(default_factory=_unix_only, min_length=1, max_length=32)
     limits: LimitSection = LimitSection()
     health_checks: HealthCheckSection = HealthCheckSection()

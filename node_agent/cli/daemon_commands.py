@@ -98,8 +98,11 @@ def validate_command(*, config: str, output: str, **given: Any) -> None:
     """Check a configuration and print what it means, defaults included. Nothing is started or opened."""
     path, settings = _load(config, given)
     from attestors.registry import NODE_PROVERS, WORKLOAD_ATTESTORS, check_tables
+    from node_agent.file_sets.settings import load as load_files
     from spiffe_core.runtime.settings import resolved
 
+    if settings.files_config is not None:
+        load_files(settings.files_config)
     check_tables(settings.attestors, WORKLOAD_ATTESTORS, NODE_PROVERS)
     print_settings(resolved(settings), path, settings.warnings(), output)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, pkcs12
 
+from node_agent.file_sets.jks import AUTHORITY_ALIAS, key_store
 from node_agent.file_sets.settings import FileSet
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.bundle_document import dump_bundle_map
@@ -42,8 +43,14 @@ def chosen(context: X509Context, wanted: FileSet) -> X509Svid:
     raise ConfigError(f"{wanted.directory}: no identity of this process is {named}; it has {has}", field="spiffe_id")
 
 
-def x509_files(context: X509Context, wanted: FileSet, password: bytes = b"") -> dict[str, Content]:
-    """Name to content of every file that is made of the X.509 state."""
+def x509_files(
+    context: X509Context, wanted: FileSet, password: bytes = b"", jks_password: bytes = b""
+) -> dict[str, Content]:
+    """Name to content of every file that is made of the X.509 state.
+
+    Raises:
+        ConfigError: this process has no such identity, or a password will not do.
+    """
     svid = chosen(context, wanted)
     own = context.bundles.own
     bundles = list(context.bundles.all()) if wanted.federated else [own]
@@ -57,6 +64,11 @@ def x509_files(context: X509Context, wanted: FileSet, password: bytes = b"") -> 
     }
     if wanted.pkcs12:
         files[wanted.pkcs12] = Content(_pkcs12(svid, roots, password), private=True)
+    if wanted.pkcs12_truststore:
+        files[wanted.pkcs12_truststore] = Content(_truststore(roots, password))
+    if wanted.jks:
+        store = key_store(svid.chain, svid.key, roots, jks_password.decode(), created=svid.not_before)
+        files[wanted.jks] = Content(store, private=True)
     if wanted.bundle_map:
         files[wanted.bundle_map] = Content(grpc_bundle_map(bundles))
     return {name: content for name, content in files.items() if name}
@@ -78,3 +90,12 @@ def _pkcs12(svid: X509Svid, roots: Iterable[bytes], password: bytes) -> bytes:
     encryption = BestAvailableEncryption(password)
     name = str(svid.spiffe_id).encode()
     return pkcs12.serialize_key_and_certificates(name, from_pkcs8(svid.key), leaf, authorities, encryption)
+
+
+def _truststore(roots: Iterable[bytes], password: bytes) -> bytes:
+    """Certificates that Java takes for authorities: each bears Oracle's mark for that."""
+    named = [
+        pkcs12.PKCS12Certificate(x509.load_der_x509_certificate(der), AUTHORITY_ALIAS.format(number).encode())
+        for number, der in enumerate(dict.fromkeys(roots))
+    ]
+    return pkcs12.serialize_java_truststore(named, BestAvailableEncryption(password))

@@ -46,8 +46,9 @@ class _State:
 
     wanted: FileSet
     owner: Ownership
-    written: dict[str, Content] = field(default_factory=dict)
-    tokens: dict[str, str] = field(default_factory=dict)
+    x509: tuple[tuple[X509Context, bytes, bytes], dict[str, Content]] | None = field(default=None, repr=False)
+    written: dict[str, Content] = field(default_factory=dict, repr=False)
+    tokens: dict[str, str] = field(default_factory=dict, repr=False)
     tokens_due: float = 0.0
     to_notify: bool = False
     retry_at: float = 0.0
@@ -128,8 +129,7 @@ class FileSets:
         wanted = one.wanted
         spiffe_id = SpiffeId.parse(wanted.spiffe_id) if wanted.spiffe_id else None
         if wanted.wants_x509 and self._context is not None:
-            password = _password(wanted.pkcs12_password_file) if wanted.pkcs12_password_file else b""
-            files.update(x509_files(self._context, wanted, password))
+            files.update(self._x509_files(one, self._context))
             spiffe_id = chosen(self._context, wanted).spiffe_id
         if (wanted.jwt or wanted.jwt_bundle) and self._clock.monotonic() >= one.tokens_due:
             await self._fetch_tokens(one, spiffe_id)
@@ -137,6 +137,18 @@ class FileSets:
         if wanted.jwt_bundle:
             files[wanted.jwt_bundle] = Content(files[wanted.jwt_bundle].data)  # no secret
         return files
+
+    def _x509_files(self, one: _State, context: X509Context) -> dict[str, Content]:
+        """As before while nothing they are made of has changed: stores differ each time they are made."""
+        wanted = one.wanted
+        made_of = (
+            context,
+            _password(wanted.pkcs12_password_file, "pkcs12_password_file"),
+            _password(wanted.jks_password_file, "jks_password_file"),
+        )
+        if one.x509 is None or one.x509[0] != made_of:
+            one.x509 = made_of, x509_files(context, wanted, *made_of[1:])
+        return one.x509[1]
 
     async def _fetch_tokens(self, one: _State, spiffe_id: SpiffeId | None) -> None:
         tokens: dict[str, str] = {}
@@ -210,10 +222,13 @@ def ownership(wanted: FileSet) -> Ownership:
     return Ownership(uid, gid, int(wanted.mode, 8), int(wanted.key_mode, 8))
 
 
-def _password(path: Path) -> bytes:
+def _password(path: Path | None, name: str) -> bytes:
+    """What stands in the file now; empty without one."""
+    if path is None:
+        return b""
     password = read_private(path, max_bytes=MAX_PASSWORD_BYTES).strip()
     if not password:
-        raise ConfigError(f"{path}: holds no password", field="pkcs12_password_file")
+        raise ConfigError(f"{path}: holds no password", field=name)
     return password
 
 

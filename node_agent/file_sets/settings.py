@@ -68,7 +68,10 @@ class FileSet(Section):
     combined: FileName = ""
     federated: bool = False
     pkcs12: FileName = ""
+    pkcs12_truststore: FileName = ""
     pkcs12_password_file: FilePath | None = None
+    jks: FileName = ""
+    jks_password_file: FilePath | None = None
     bundle_map: FileName = ""
     jwt_bundle: FileName = ""
     jwt: Annotated[tuple[TokenFile, ...], BeforeValidator(as_tuple), Field(max_length=32)] = ()
@@ -84,8 +87,12 @@ class FileSet(Section):
     def _belongs_together(self) -> Self:
         if bool(self.signal) != (self.pid_file is not None):
             raise ValueError("signal and pid_file belong together; set both or neither")
-        if bool(self.pkcs12) != (self.pkcs12_password_file is not None):
-            raise ValueError("pkcs12 and pkcs12_password_file belong together; set both or neither")
+        if bool(self.pkcs12 or self.pkcs12_truststore) != (self.pkcs12_password_file is not None):
+            raise ValueError(
+                "pkcs12 or pkcs12_truststore and pkcs12_password_file belong together; set both or neither"
+            )
+        if bool(self.jks) != (self.jks_password_file is not None):
+            raise ValueError("jks and jks_password_file belong together; set both or neither")
         if self.spiffe_id and self.hint:
             raise ValueError("spiffe_id and hint both choose an identity; set one of them")
         names = [name for name in self.names if name]
@@ -98,13 +105,18 @@ class FileSet(Section):
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all files, empty for those that are left out."""
-        plain = (self.certificate, self.key, self.bundle, self.combined, self.pkcs12, self.bundle_map, self.jwt_bundle)
-        return (*plain, *(one.name for one in self.jwt))
+        return (*self.x509_names, self.jwt_bundle, *(one.name for one in self.jwt))
+
+    @property
+    def x509_names(self) -> tuple[str, ...]:
+        """The names of the files that are made of the X.509 state."""
+        stores = (self.pkcs12, self.pkcs12_truststore, self.jks)
+        return (self.certificate, self.key, self.bundle, self.combined, *stores, self.bundle_map)
 
     @property
     def wants_x509(self) -> bool:
         """Whether any file is made of the X.509 state."""
-        return any((self.certificate, self.key, self.bundle, self.combined, self.pkcs12, self.bundle_map))
+        return any(self.x509_names)
 
 
 class FilesSettings(Section):

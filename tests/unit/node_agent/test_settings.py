@@ -30,7 +30,7 @@ def test_the_example_names_every_key_and_is_valid(repository_root):
     for name, info in AgentSettings.model_fields.items():
         if name in {"join_token", "attestors", "telemetry", "tracing"}:
             continue
-        if name in {"broker", "availability_target"}:  # off without them: shown as comments
+        if name in {"broker", "availability_target", "files_config"}:  # off without them: shown as comments
             assert f"\n# {name} =" in text or f"\n# [{name}]" in text, name
             assert getattr(settings, name) is None
             continue

@@ -68,6 +68,22 @@ def test_pkcs12_opens_with_its_password_alone(tmp_path, context):
         pkcs12.load_key_and_certificates(files["svid.p12"].data, b"other")
 
 
+def test_a_jks_store_is_the_same_for_the_same_content_and_hides_the_key(tmp_path, context):
+    """What keytool makes of it is in tests/interop; here: no drawn bytes, no key in sight, nothing beyond ASCII."""
+    chosen_set = wanted(tmp_path, jks="svid.jks", jks_password_file="/p")
+    (first, again, other) = (
+        x509_files(context, chosen_set, b"", password)["svid.jks"] for password in (b"sesame", b"sesame", b"open")
+    )
+    assert first == again
+    assert first.private
+    assert first.data != other.data
+    svid = context.default
+    assert svid.chain[0] in first.data
+    assert svid.key.reveal()[40:60] not in first.data
+    with pytest.raises(ConfigError, match="ASCII"):
+        x509_files(context, chosen_set, b"", "gehe\u00efm".encode())
+
+
 def test_an_identity_is_chosen_by_id_by_hint_or_is_the_first(tmp_path, context):
     assert chosen(context, wanted(tmp_path)).spiffe_id.path == "/web"
     assert chosen(context, wanted(tmp_path, hint="data")).spiffe_id.path == "/db"
@@ -87,6 +103,10 @@ WRONG = {
     "a signal to nobody": {"signal": "HUP"},
     "an unknown signal": {"signal": "KILL", "pid_file": "/p"},
     "PKCS#12 without a password": {"pkcs12": "x.p12"},
+    "a trust store without a password": {"pkcs12_truststore": "x.p12"},
+    "a password for no store": {"pkcs12_password_file": "/p"},
+    "JKS without a password": {"jks": "x.jks"},
+    "a password for no JKS": {"jks_password_file": "/p"},
     "two choices": {"spiffe_id": "spiffe://a/b", "hint": "c"},
     "a token for nobody": {"jwt": [{"name": "t", "audience": []}]},
     "an unknown key": {"directroy": "/x"},
