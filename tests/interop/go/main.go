@@ -5,6 +5,7 @@
 //	watch COUNT       every SVID on the stream until COUNT rotations have been seen
 //	reflect           what the socket serves, by server reflection
 //	broker TARGET AGENT PID  the identities of a process, from the broker endpoint of the agent with that ID
+//	files CONFIG COUNT  gRPC with the files of a file_watcher, until COUNT certificates have been served
 //	serve PEER        greet everyone who proves to be PEER, until killed
 //	dial PORT PEER    greet the server at PORT, which has to be PEER
 //
@@ -224,6 +225,8 @@ func main() {
 		reflect(ctx)
 	case "broker":
 		actAsBroker(ctx, words[1], spiffeid.RequireFromString(words[2]), number(words[3]))
+	case "files":
+		watchFiles(ctx, words[1], number(words[2]))
 	case "watch":
 		watch(ctx, number(words[1]))
 	case "serve":
