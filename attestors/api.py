@@ -127,6 +127,16 @@ class PromptAttestor(WorkloadAttestor, Protocol):
         ...
 
 
+@runtime_checkable
+class SourcedAttestor(WorkloadAttestor, Protocol):
+    """A workload attestor that asks somebody else, and knows how that went last."""
+
+    @property
+    def trouble(self) -> str:
+        """Why whom it asks could not tell, and what to do; "" if they could, or were not asked yet. For any thread."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class KubernetesObject:
     """An object of the cluster as a broker names it (SPIFFE Broker API section 3.1.3): by key, by `uid`, or by both.

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+
 from attestors.api import Subject
 from attestors.cgroups import Place, container_of
 from attestors.procfs import ProcFs
-from spiffe_core.errors import Unavailable
+from spiffe_core.errors import ConfigError, Unavailable
+
+MAX_TOLD = 4096
+"""Characters of a process's control groups, and of its mounts, that are logged."""
+log = logging.getLogger(__name__)
 
 
-def locate(proc: ProcFs, subject: Subject) -> Place | None:
+def locate(proc: ProcFs, subject: Subject, *, verbose: bool = False) -> Place | None:
     """Where `subject` runs now; None for a process in no container.
 
     Its mounts, which it can arrange itself, are only looked at when no control group names a container.
+    `verbose` tells the log what was read and what it says.
 
     Raises:
         Unauthenticated: the process has ended.
@@ -22,11 +29,34 @@ def locate(proc: ProcFs, subject: Subject) -> Place | None:
         with proc.process(subject.pid) as process:
             subject.require_alive()
             cgroup = process.cgroup()
+            mounts = ""
             place = container_of(cgroup)
             if place is None:
-                place = container_of(cgroup, process.mountinfo())
+                mounts = process.mountinfo()
+                place = container_of(cgroup, mounts)
             subject.require_alive()
+            if verbose:
+                _tell(subject.pid, cgroup, mounts, place)
             return place
     except OSError as error:
         subject.require_alive()
         raise Unavailable("the control groups of the calling process cannot be read", error=str(error)) from error
+
+
+def require_container_locator(attestor: str, wanted: bool) -> None:
+    """SPIRE's switch between two ways to read control groups, of which there is one here.
+
+    Raises:
+        ConfigError: the other one is wanted.
+    """
+    if not wanted:
+        raise ConfigError(
+            f"attestors.{attestor}.use_new_container_locator: there is no other; remove the key", field=attestor
+        )
+
+
+def _tell(pid: int, cgroup: str, mounts: str, place: Place | None) -> None:
+    facts = {"pid": pid, "cgroup": cgroup[:MAX_TOLD], "mountinfo": mounts[:MAX_TOLD]}
+    if place is not None:
+        facts |= {"container_id": place.container_id, "pod_uid": place.pod_uid, "podman": place.podman}
+    log.info("control groups of a calling process were read", extra={"facts": facts})

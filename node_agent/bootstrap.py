@@ -337,7 +337,7 @@ def _compose(
     interceptors = [CallInterceptor(observers(metrics), clock.monotonic, tracing), ErrorInterceptor(current_request_id)]
     admin = AdminSocket(settings.admin_socket, admin_door, admin_streams, services, interceptors)
     broker = broker_endpoint(settings, attestors, node, workloads, jwt, clock, interceptors)
-    parts = Parts(settings, clock, steady, node, membership, synchronize, workloads, jwt, door, api, follow)
+    parts = Parts(settings, clock, steady, node, membership, synchronize, workloads, jwt, door, api, follow, attestors)
     return Agent(
         settings,
         directory,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final, TypeVar, cast
 
-from attestors.api import Findings, PromptAttestor, Subject, WorkloadAttestor
+from attestors.api import Findings, PromptAttestor, SourcedAttestor, Subject, WorkloadAttestor
 from node_agent.domain import health
 from node_agent.domain.entry_cache import Stamp
 from node_agent.domain.news import News
@@ -77,6 +77,7 @@ class Parts:
     door: FrontDoor
     api: WorkloadApi
     follow: FollowServer | None = None
+    attestors: Sequence[WorkloadAttestor] = ()
     draining: bool = False
 
     def facts(self, watchdog: Watchdog) -> health.Facts:
@@ -101,6 +102,9 @@ class Parts:
             sync_trouble=self.synchronize.trouble,
             syncs_in=None if next_sync is None else max(0.0, next_sync - now),
             unsaved=self.node.trouble,
+            attestors=tuple(
+                (one.name, one.trouble) for one in self.attestors if isinstance(one, SourcedAttestor) and one.trouble
+            ),
             streams=self.api.streams.open,
             loop_lag=watchdog.lag,
             loop_blocked=watchdog.blocked,

@@ -18,9 +18,10 @@ from typing import Any, ClassVar
 
 from attestors.api import Findings, Subject
 from attestors.cgroups import Place
-from attestors.containers import locate
+from attestors.containers import locate, require_container_locator
 from attestors.http_client import Answer, get_unix
 from attestors.procfs import ProcFs
+from attestors.sources import Source, trouble_of
 from spiffe_core.errors import ConfigError, InvalidRequest, Unavailable
 from spiffe_core.selectors import Selector
 
@@ -40,8 +41,11 @@ class DockerSettings:
     docker_socket_path: str = "unix:///var/run/docker.sock"
     podman_socket_path: str = "unix:///run/podman/podman.sock"
     podman_socket_path_template: str = "unix:///run/user/%d/podman/podman.sock"
+    use_new_container_locator: bool = True
+    verbose_container_locator_logs: bool = False
 
     def __post_init__(self) -> None:
+        require_container_locator("docker", self.use_new_container_locator)
         for name in ("docker_socket_path", "podman_socket_path", "podman_socket_path_template"):
             if not getattr(self, name).startswith(f"{_PREFIX}/"):
                 raise ConfigError(f"attestors.docker.{name}: must be unix:// and an absolute path", field=name)
@@ -72,6 +76,12 @@ class DockerAttestor:
         self._ports = ports or DockerPorts()
         self._lock = Lock()
         self._kept: OrderedDict[Place, tuple[float, Findings]] = OrderedDict()
+        self._docker, self._podman = Source(), Source()
+
+    @property
+    def trouble(self) -> str:
+        """Why Docker or the system's Podman could not tell. A user's own Podman is that user's affair."""
+        return trouble_of(self._docker, self._podman)
 
     def attest(self, subject: Subject, deadline: float) -> Findings:
         """Look up the container `subject` runs in now.
@@ -80,14 +90,15 @@ class DockerAttestor:
             Unauthenticated: the process has ended.
             Unavailable: the engine does not answer.
         """
-        place = locate(self._ports.proc, subject)
+        place = locate(self._ports.proc, subject, verbose=self._settings.verbose_container_locator_logs)
         if place is None:
             return Findings(frozenset(), ("the process runs in no container",))
         if place.pod_uid:
             return Findings(frozenset(), ("the container belongs to a Kubernetes pod",))
         findings = self._recall(place)
         if findings is None:
-            findings = self._ask(place, deadline)
+            with self._source(place).asked():
+                findings = self._ask(place, deadline)
             self._keep(place, findings)
         if locate(self._ports.proc, subject) != place:
             raise Unavailable("the calling process changed its container meanwhile; try again")
@@ -104,6 +115,11 @@ class DockerAttestor:
             return Findings(selectors_of(json.loads(answer.body)))
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise Unavailable(f"{socket_path}: its answer about a container cannot be read") from error
+
+    def _source(self, place: Place) -> Source:
+        if place.podman:
+            return Source() if place.podman_uid else self._podman
+        return self._docker
 
     def _socket(self, place: Place) -> str:
         chosen = self._settings.docker_socket_path

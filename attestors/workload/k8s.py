@@ -23,9 +23,10 @@ from typing import Any, ClassVar
 
 from attestors.api import Findings, KubernetesObject, Subject
 from attestors.cgroups import Place
-from attestors.containers import locate
+from attestors.containers import locate, require_container_locator
 from attestors.http_client import get_https
 from attestors.procfs import ProcFs
+from attestors.sources import Source
 from attestors.workload.pods import TYPE, Found, find, find_pod, read_pods, selectors_of
 from spiffe_core.errors import ConfigError, InvalidRequest, NotFound, Unavailable
 
@@ -34,12 +35,11 @@ MAX_LIST_BYTES = 128 * 1024 * 1024
 MAX_TOKEN_BYTES = 64 * 1024
 LIST_SECONDS = 0.5
 """How long a list of pods is believed."""
-RELOAD_SECONDS = 60.0
-"""How long certificates are kept; the token is read for every request."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 1.0
 _MARGIN_SECONDS = 0.2
-_OK = 200
+_OK, _UNAUTHORIZED, _FORBIDDEN = 200, 401, 403
 _MAX_PORT = 65535
+FileIdentity = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,13 @@ class K8sSettings:
     node_name: str = ""
     node_name_env: str = "MY_NODE_NAME"
     disable_container_selectors: bool = False
+    use_new_container_locator: bool = True
+    verbose_container_locator_logs: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.kubelet_secure_port <= _MAX_PORT:
             raise ConfigError("attestors.k8s.kubelet_secure_port: must lie between 1 and 65535", field=TYPE)
+        require_container_locator(TYPE, self.use_new_container_locator)
         if bool(self.certificate_path) != bool(self.private_key_path):
             raise ConfigError(
                 "attestors.k8s: certificate_path and private_key_path belong together; set both or neither", field=TYPE
@@ -99,7 +102,13 @@ class K8sAttestor:
         self._ports = ports or K8sPorts()
         self._asking = Lock()
         self._listing: _Listing | None = None
-        self._tls: tuple[float, ssl.SSLContext] | None = None
+        self._tls: tuple[tuple[FileIdentity | None, ...], ssl.SSLContext] | None = None
+        self._kubelet = Source()
+
+    @property
+    def trouble(self) -> str:
+        """Why the kubelet could not tell, and what to do."""
+        return self._kubelet.trouble
 
     def attest(self, subject: Subject, deadline: float) -> Findings:
         """Look up the pod `subject` runs in now.
@@ -109,12 +118,14 @@ class K8sAttestor:
             Unavailable: the kubelet does not answer, refuses, or does not know the container by `deadline`.
             Internal: two pods claim the container.
         """
-        place = locate(self._ports.proc, subject)
+        place = locate(self._ports.proc, subject, verbose=self._settings.verbose_container_locator_logs)
         if place is None:
             return Findings(frozenset(), ("the process runs in no container",))
         found = self._find(place, deadline - _MARGIN_SECONDS)
         if locate(self._ports.proc, subject) != place:
             raise Unavailable("the calling process changed its container meanwhile; try again")
+        if found.ephemeral:
+            return Findings(frozenset(), ("the process runs in an ephemeral container, which has no identity",))
         return Findings(selectors_of(found, container_level=not self._settings.disable_container_selectors))
 
     def attest_object(self, wanted: KubernetesObject, deadline: float) -> Findings:
@@ -161,7 +172,8 @@ class K8sAttestor:
             listing = self._listing
             if listing is None or listing.sent < wanted:
                 sent = self._ports.monotonic()
-                listing = self._listing = _Listing(sent, self._ask(deadline))
+                with self._kubelet.asked():
+                    listing = self._listing = _Listing(sent, self._ask(deadline))
             return listing.pods
         finally:
             self._asking.release()
@@ -177,14 +189,28 @@ class K8sAttestor:
             deadline=deadline,
             limit=MAX_LIST_BYTES,
         )
-        if answer.status in {401, 403}:
+        if answer.status == _UNAUTHORIZED:
+            raise Unavailable(f"the kubelet refuses {self._shown()}")
+        if answer.status == _FORBIDDEN:
             raise Unavailable(
-                f"the kubelet refuses the agent ({answer.status}): its service account needs `get` on `nodes/pods`, "
-                "or on `nodes/proxy` before Kubernetes 1.33"
+                "the kubelet refuses the agent (403): its service account, or the user its certificate names, needs `get` "
+                "on `nodes/pods`, or on `nodes/proxy` before Kubernetes 1.33"
             )
         if answer.status != _OK:
             raise Unavailable(f"the kubelet answered {answer.status} when asked for its pods")
         return read_pods(answer.body)
+
+    def _shown(self) -> str:
+        """What the agent showed that was not accepted, and what to do."""
+        chosen = self._settings
+        if chosen.use_anonymous_authentication:
+            return "anonymous requests (401): remove use_anonymous_authentication, and let the agent show its token"
+        if chosen.certificate_path:
+            return f"the certificate {chosen.certificate_path} (401): one of the kubelet's client CAs has to have issued it"
+        return (
+            f"the token {chosen.token_path} (401): it has to be of this cluster, for its API server's audience, and the "
+            "kubelet has to run with webhook authentication"
+        )
 
     def _credentials(self) -> dict[str, str]:
         if self._settings.use_anonymous_authentication or self._settings.certificate_path:
@@ -199,11 +225,26 @@ class K8sAttestor:
         return {"Authorization": f"Bearer {token.decode('ascii')}"}
 
     def _context(self, *, verify_name: bool) -> ssl.SSLContext:
-        """Certificates, read again each minute."""
-        now = self._ports.monotonic()
-        if self._tls is None or now - self._tls[0] >= RELOAD_SECONDS:
-            self._tls = (now, self._new_context(verify_name=verify_name))
+        """Certificates, read again when one of the files is another than before.
+
+        In the middle of a replacement a certificate does not fit its key: the pair from before serves until it does.
+        """
+        identity = self._files()
+        if self._tls is not None and self._tls[0] == identity:
+            return self._tls[1]
+        try:
+            self._tls = (identity, self._new_context(verify_name=verify_name))
+        except Unavailable:
+            if self._tls is None:
+                raise
         return self._tls[1]
+
+    def _files(self) -> tuple[FileIdentity | None, ...]:
+        """What tells each of the files from what stood there before; None for one that is not there."""
+        chosen = self._settings
+        return tuple(
+            _identity(path) for path in (chosen.kubelet_ca_path, chosen.certificate_path, chosen.private_key_path)
+        )
 
     def _new_context(self, *, verify_name: bool) -> ssl.SSLContext:
         chosen = self._settings
@@ -222,3 +263,11 @@ class K8sAttestor:
                 f"attestors.k8s: the certificates for the kubelet cannot be used: {error.strerror or error}"
             ) from None
         return context
+
+
+def _identity(path: str) -> FileIdentity | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116  # follows the links that Kubernetes swaps
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

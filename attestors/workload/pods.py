@@ -17,10 +17,15 @@ MAX_PODS = 5000
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A pod and, if it was looked for and is there, the state of one of its containers."""
+    """A pod and, if it was looked for and is there, the state of one of its containers.
+
+    `ephemeral`: the container was added to the running pod (`kubectl debug`). Whoever may do that may not take the pod's
+    identity by it: such a container has none, as with SPIRE, unless the pod alone counts.
+    """
 
     pod: Mapping[str, Any]
     container: Mapping[str, Any] | None = None
+    ephemeral: bool = False
 
 
 def read_pods(body: bytes) -> list[dict[str, Any]]:
@@ -55,6 +60,8 @@ def find(pods: Iterable[Mapping[str, Any]], container_id: str, pod_uid: str, *, 
             found.append(Found(pod, container))
         elif pod_uid and pod_is_enough:
             found.append(Found(pod))
+        elif any(_id_of(one) == container_id for one in _list(_map(pod, "status"), "ephemeralContainerStatuses")):
+            found.append(Found(pod, ephemeral=True))
     if len(found) > 1:
         raise Internal("two pods claim the process's container; look at the kubelet's list of pods")
     return found[0] if found else None

@@ -28,6 +28,7 @@ from jeepney import DBusAddress, new_method_call
 from attestors.api import Findings, Subject
 from attestors.dbus import Connection, ErrorReply
 from attestors.procfs import ProcFs
+from attestors.sources import Source
 from spiffe_core.errors import ConfigError, InvalidRequest, Unauthenticated, Unavailable
 from spiffe_core.selectors import Selector
 
@@ -73,6 +74,12 @@ class SystemdAttestor:
         self._settings = settings or SystemdSettings()
         self._ports = ports or SystemdPorts()
         self._path = self._settings.dbus_socket_path.removeprefix(_PREFIX)
+        self._systemd = Source()
+
+    @property
+    def trouble(self) -> str:
+        """Why systemd could not tell, and what to do."""
+        return self._systemd.trouble
 
     def attest(self, subject: Subject, deadline: float) -> Findings:
         """Ask for the unit `subject` belongs to now.
@@ -83,17 +90,21 @@ class SystemdAttestor:
         """
         if subject.pid <= 0:  # systemd would answer for whoever asks
             raise Unauthenticated("the caller's process cannot be seen from the agent's PID namespace")
+        with self._systemd.asked():
+            findings = self._ask(subject, deadline)
+        subject.require_alive()
+        return findings
+
+    def _ask(self, subject: Subject, deadline: float) -> Findings:
         with Connection(self._path, deadline, bus=not self._settings.private_socket) as connection:
             try:
                 unit = self._unit(connection, subject)
-                values = {name: _property(connection, unit, name) for name in ("Id", "FragmentPath")}
+                return _findings(*(_property(connection, unit, name) for name in ("Id", "FragmentPath")))
             except ErrorReply as error:
                 subject.require_alive()
                 if error.name == _NO_UNIT:
                     return Findings(frozenset(), ("the process belongs to no systemd unit",))
                 raise Unavailable(f"{self._path}: systemd refuses to tell the unit: {error.name}") from None
-        subject.require_alive()
-        return _findings(values["Id"], values["FragmentPath"])
 
     def _unit(self, connection: Connection, subject: Subject) -> str:
         """The object path of the unit."""

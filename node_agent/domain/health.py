@@ -19,7 +19,7 @@ class Facts:
     something about it by itself. `runway` is how long the agent's own SVID is still good, None without one.
     `doubt` is for how long the server has not been proven by the bundle. `synced_before` is how long ago the last sync
     worked, None before the first; `sync_trouble` why the last did not, `syncs_in` when the next is made. `unsaved` says
-    why the agent's state could not be stored.
+    why the agent's state could not be stored. `attestors` names those that could not ask whom they ask, and why.
     """
 
     draining: bool = False
@@ -37,6 +37,7 @@ class Facts:
     sync_trouble: str = ""
     syncs_in: float | None = None
     unsaved: str = ""
+    attestors: tuple[tuple[str, str], ...] = ()
     streams: int = 0
     loop_lag: float = 0.0
     loop_blocked: bool = False
@@ -45,7 +46,7 @@ class Facts:
 def report_of(facts: Facts) -> Report:
     """Every part, in a fixed order."""
     loop = loop_part(facts.loop_lag, blocked=facts.loop_blocked)
-    return Report((_agent(facts), _svid(facts), _sync(facts), _state(facts), loop))
+    return Report((_agent(facts), _svid(facts), _sync(facts), _state(facts), _attestors(facts), loop))
 
 
 def _agent(facts: Facts) -> Part:
@@ -96,6 +97,15 @@ def _state(facts: Facts) -> Part:
         text = f"the agent's state is not stored, a restart would lose it; it is tried again: {facts.unsaved}"
         return Part("agent.state", Condition.DEGRADED, text)
     return Part("agent.state")
+
+
+def _attestors(facts: Facts) -> Part:
+    """Those that ask somebody else: fewer selectors never match more, so the agent stays ready."""
+    if facts.attestors:
+        troubles = "; ".join(f"{name}: {trouble}" for name, trouble in facts.attestors)
+        text = f"{troubles}; entries that need these selectors match nobody meanwhile"
+        return Part("agent.attestors", Condition.DEGRADED, text)
+    return Part("agent.attestors")
 
 
 def _in(name: str, seconds: float | None) -> dict[str, object]:

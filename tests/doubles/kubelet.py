@@ -9,20 +9,21 @@ class Kubelet(HttpsDouble):
     """`pods` is what it lists; `status` overrides its answer.
 
     `token` is what it wants (None: anybody). With a `KubeCluster` it has the cluster review the token instead, as real
-    kubelets do, and wants the account to be one of `accounts`.
+    kubelets do, and wants the account to be one of `accounts`. `certified` are the names of the certificates it was shown.
     """
 
     def __init__(self, certificate, key, *, client_ca=None, token="agent-token", cluster=None, accounts=()):
         super().__init__(certificate, key, self._answer, client_ca=client_ca)
         self.pods, self.token, self.status = [], token, 200
         self.cluster, self.accounts = cluster, accounts
-        self.before = []
+        self.before, self.certified = [], []
 
     @property
     def asked(self):
         return len(self.requests)
 
-    def _answer(self, method, path, headers, _body, _certified):
+    def _answer(self, method, path, headers, _body, certified):
+        self.certified.append(certified)
         for step in self.before[:1]:
             self.before.remove(step)
             step()
@@ -43,7 +44,7 @@ class Kubelet(HttpsDouble):
         return 401 if self.token is not None and shown != f"Bearer {self.token}" else 0
 
 
-def pod(uid, containers, *, init=(), name="web-0", namespace="shop", **metadata):
+def pod(uid, containers, *, init=(), ephemeral=(), name="web-0", namespace="shop", **metadata):
     """A pod as the kubelet lists it; `containers` maps a name to its container's id."""
 
     def statuses(named):
@@ -60,5 +61,9 @@ def pod(uid, containers, *, init=(), name="web-0", namespace="shop", **metadata)
     return {
         "metadata": {"name": name, "namespace": namespace, "uid": uid, **metadata},
         "spec": {"serviceAccountName": "frontend", "nodeName": "node-1"},
-        "status": {"containerStatuses": statuses(containers), "initContainerStatuses": statuses(init)},
+        "status": {
+            "containerStatuses": statuses(containers),
+            "initContainerStatuses": statuses(init),
+            "ephemeralContainerStatuses": statuses(ephemeral),
+        },
     }

@@ -210,7 +210,9 @@ class TestTheKubelet:
                     with pytest.raises(Unavailable, match="refuses"):
                         made.attest(process, soon())
 
-    @pytest.mark.parametrize(("status", "text"), [(401, "nodes/pods"), (403, "nodes/pods"), (500, "answered 500")])
+    @pytest.mark.parametrize(
+        ("status", "text"), [(401, "webhook authentication"), (403, "nodes/pods"), (500, "answered 500")]
+    )
     def test_a_refusal_says_what_is_missing(self, kubelet, pki, tmp_path, process, status, text):
         kubelet.status = status
         with pytest.raises(Unavailable, match=text):

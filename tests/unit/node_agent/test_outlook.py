@@ -96,3 +96,11 @@ def test_state_that_could_not_be_stored_is_shown_and_takes_nothing_away():
     shown = part("agent.state", unsaved="no space left on device")
     assert shown.condition is Condition.DEGRADED
     assert "no space left" in shown.trouble
+
+
+def test_attestors_that_cannot_ask_are_named_and_take_nothing_away():
+    """Fewer selectors never match more: the agent stays ready."""
+    assert part("agent.attestors").condition is Condition.OK
+    shown = part("agent.attestors", attestors=(("k8s", "the kubelet refuses the agent (403)"), ("docker", "away")))
+    assert shown.condition is Condition.DEGRADED
+    assert "k8s: the kubelet refuses the agent (403); docker: away; entries that need" in shown.trouble
