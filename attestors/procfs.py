@@ -112,7 +112,7 @@ class ProcessDirectory:
 
     def credentials(self) -> Credentials:
         """User and group ids, now."""
-        return parse_status(self._read("status", MAX_STATUS_BYTES))
+        return parse_status(self._read("status", MAX_STATUS_BYTES, whole=True))
 
     def pid_namespace_depth(self) -> int:
         """How many PID namespaces below the reader's it is in, its own included: 1 is the reader's own."""
@@ -149,10 +149,13 @@ class ProcessDirectory:
         """The file that `exe` stands for now."""
         return os.stat("exe", dir_fd=self._fd)
 
-    def _read(self, name: str, limit: int) -> bytes:
+    def _read(self, name: str, limit: int, *, whole: bool = False) -> bytes:
+        """The file's content. `whole`: it is one record, which one read returns unless the buffer is too small."""
         fd = os.open(name, _READ, dir_fd=self._fd)
         try:
             data = os.read(fd, limit)
+            if whole and len(data) < limit:
+                return data
             while len(data) < limit:
                 more = os.read(fd, limit - len(data))
                 if not more:

@@ -89,6 +89,7 @@ class UnixAttestor:
         uid, gid = self._ports.proc.overflow_ids()
         self._anybody = {"uid": uid, "gid": gid, "supplementary_gid": gid}
         self._identities: _Kept[Credentials, tuple[float, Findings]] = _Kept(MAX_KEPT)
+        self._answers: _Kept[tuple[Credentials, ExecutableLink], tuple[Findings, Findings, Findings]] = _Kept(MAX_KEPT)
         self._hashes: _Kept[FileIdentity, _Hash] = _Kept(MAX_KEPT)
 
     def attest(self, subject: Subject, deadline: float) -> Findings:
@@ -144,7 +145,18 @@ class UnixAttestor:
             return None
         _same_program(process.executable_link() == link, subject)
         subject.require_alive()
-        return _together(identity, _path(link), image)
+        return self._answer(credentials, identity, link, image)
+
+    def _answer(
+        self, credentials: Credentials, identity: Findings, link: ExecutableLink, image: Findings
+    ) -> Findings:
+        """The parts together; put together once for as long as they are the same."""
+        known = self._answers.get((credentials, link))
+        if known is not None and known[0] is identity and known[1] is image:
+            return known[2]
+        whole = _together(identity, _path(link), image)
+        self._answers.put((credentials, link), (identity, image, whole))
+        return whole
 
     def _link(self, process: ProcessDirectory) -> ExecutableLink | Findings:
         """Where the executable is, or a note why that cannot be told."""
@@ -225,7 +237,7 @@ class UnixAttestor:
             os.close(fd)
         if digest is None:
             return Findings(frozenset(), ("sha256 left out: the executable changed while it was read",))
-        return _sha256(digest)
+        return digest
 
     def _known_image(self, subject: Subject, process: ProcessDirectory, _deadline: float) -> Findings | None:
         """The hash, if what runs is a file whose hash is known for certain."""
@@ -238,11 +250,11 @@ class UnixAttestor:
         subject.require_alive()
         return kept.findings
 
-    def _digest(self, fd: int, before: os.stat_result, deadline: float) -> str | None:
+    def _digest(self, fd: int, before: os.stat_result, deadline: float) -> Findings | None:
         identity = identity_of(before)
         kept = self._hashes.get(identity)
         if kept is not None:
-            return kept.digest
+            return kept.findings
         digest = hashlib.sha256()
         buffer = memoryview(bytearray(min(_CHUNK, before.st_size + 1)))
         total = 0
@@ -254,9 +266,9 @@ class UnixAttestor:
             self._in_time(deadline)
         if identity_of(os.fstat(fd)) != identity or total != before.st_size:
             return None
-        found = digest.hexdigest()
+        found = Findings(frozenset({Selector("unix", f"sha256:{digest.hexdigest()}")}))
         if self._ports.clock.now().timestamp() - max(before.st_ctime, before.st_mtime) > SETTLED:
-            self._hashes.put(identity, _Hash(found, _sha256(found), is_local(fd)))
+            self._hashes.put(identity, _Hash(found, is_local(fd)))
         return found
 
     def _in_time(self, deadline: float) -> None:
@@ -268,7 +280,6 @@ class UnixAttestor:
 class _Hash:
     """The hash of a file; `local`: its identity changes when its content does, and the kernel knows at once."""
 
-    digest: str
     findings: Findings
     local: bool
 
@@ -294,10 +305,6 @@ class _Kept(Generic[K, V]):
             self._values.move_to_end(key)
             if len(self._values) > self._limit:
                 self._values.popitem(last=False)
-
-
-def _sha256(digest: str) -> Findings:
-    return Findings(frozenset({Selector("unix", f"sha256:{digest}")}))
 
 
 def _same_program(same: bool, subject: Subject) -> None:

@@ -81,15 +81,21 @@ def difference(old: Mapping[str, RegistrationEntry], new: Mapping[str, Registrat
     return EntryDiff(added, changed, removed)
 
 
+MOST_FOUND = 1024
+"""Answers that are kept until the snapshot changes."""
+
+
 class EntryIndex:
     """Finds the entries that match a set of selectors without asking every entry."""
 
     def __init__(self) -> None:
         self._anchor: dict[str, Selector] = {}
         self._under: dict[Selector, dict[str, RegistrationEntry]] = {}
+        self._found: dict[frozenset[Selector], tuple[RegistrationEntry, ...]] = {}
 
     def apply(self, diff: EntryDiff) -> None:
         """Follow one change of the snapshot."""
+        self._found.clear()
         for entry in diff.removed:
             self._drop(entry.id)
         for _, entry in diff.changed:
@@ -100,8 +106,13 @@ class EntryIndex:
 
     def matching(self, selectors: frozenset[Selector]) -> tuple[RegistrationEntry, ...]:
         """The entries whose selectors are all among `selectors`, in the order of their ids."""
-        candidates = [entry for selector in selectors for entry in self._under.get(selector, {}).values()]
-        return tuple(matching(candidates, selectors))
+        found = self._found.get(selectors)
+        if found is None:
+            candidates = [entry for selector in selectors for entry in self._under.get(selector, {}).values()]
+            if len(self._found) >= MOST_FOUND:
+                self._found.clear()
+            found = self._found[selectors] = tuple(matching(candidates, selectors))
+        return found
 
     def _put(self, entry: RegistrationEntry) -> None:
         anchor = min(entry.selectors, key=lambda selector: (len(self._under.get(selector, ())), selector))

@@ -333,7 +333,7 @@ def test_the_hash_of_a_file_that_has_just_changed_is_not_kept(machine):
     assert attestor._hashes.get(_identity(machine.program)) is None
     machine.clock.wall = LATER
     attestor.attest(Process(), 1e9)
-    assert attestor._hashes.get(_identity(machine.program)).digest == hashlib.sha256(b"program one").hexdigest()
+    assert digest(b"program one") in values(attestor._hashes.get(_identity(machine.program)).findings)
 
 
 def _identity(path):
