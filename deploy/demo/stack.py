@@ -174,11 +174,13 @@ class LocalStack:
     def admin_json(self, *words: str) -> Any:
         return json.loads(self.admin(*words, "-output", "json"))
 
-    def register(self, path: str, *selectors: str, ttl: int = 0) -> str:
+    def register(self, path: str, *selectors: str, ttl: int = 0, federates_with: tuple[str, ...] = ()) -> str:
         """Create an entry below the node alias; its id."""
         words = ["entry", "create", "-parentID", self.node_id, "-spiffeID", f"spiffe://{self.trust_domain}{path}"]
         for selector in selectors:
             words += ["-selector", selector]
+        for name in federates_with:
+            words += ["-federatesWith", name]
         if ttl:
             words += ["-x509SVIDTTL", str(ttl)]
         return str(self.admin_json(*words)["results"][0]["entry"]["id"])

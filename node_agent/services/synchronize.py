@@ -196,11 +196,14 @@ class Synchronize:
         if self._workloads.banned:
             return EntryDiff()
         self._entries = entries
+        before = self._workloads.bundles
         changed_bundle = own.x509_authorities != self._workloads.bundles.own.x509_authorities
         diff = self._workloads.replace_entries(entries, bundles)
         self._renewals.reconcile(diff)
         if changed_bundle:
             self._renewals.replace_compromised(own)
+        if bundles.own != before.own or bundles.federated != before.federated:
+            log.info("bundles changed")
         await self._workloads.publish()
         return diff
 
