@@ -96,12 +96,6 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
-
-
 def resident_mb(pid: int, what: str = "VmRSS") -> float:
     """Resident memory of a process and its children; `VmHWM` is the most it ever had."""
     own = 0.0

@@ -86,7 +86,7 @@ class RawConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Frame by frame."""
         buffer, at = self._buffer + data, 0
-        while len(buffer) - at >= 9:  # noqa: PLR2004  # a frame header (RFC 9113 section 4.1)
+        while len(buffer) - at >= 9:  # a frame header (RFC 9113 section 4.1)
             length = int.from_bytes(buffer[at : at + 3])
             end = at + 9 + length
             if end > len(buffer):

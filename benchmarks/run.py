@@ -7,13 +7,15 @@ row `floor` says what OpenSSL alone takes for the two signatures of an X.509-SVI
     b1    cold start: both daemons exec'd to the first SVID at a workload (the node has joined before)
     b2    X.509-SVIDs issued by BatchNewX509SVID, 500 requests a call, 1 and 4 callers; without and with a signing worker
     b3    JWT-SVIDs minted by NewJWTSVID, 32 in flight
-    b4    fan-out: one change reaches 1,000 open streams
+    b4    fan-out: a new bundle reaches 1,000 open streams (--streams: another number)
     b5    JWT-SVIDs out of the agent's cache by FetchJWTSVID, 64 in flight on 8 connections
     b6    nodes attested by join token, a new TLS connection each
     b7    a change in an open workload stream: created, changed, deleted, with 1,000 agents on push streams
     b8    100,000 entries: created (b9, on SQLite), handed out to one agent, and the memory they take (b11a)
+    b10   10,000 SVIDs renewed at once because their authority is tainted, and what tokens cost in latency meanwhile
     b9pg  the same on a private PostgreSQL
     b11b  resident memory of server and agent, idle and with 1,000 open streams
+    idle  CPU time of an agent with 500 SVIDs and 500 streams at rest
 
 `--spire DIRECTORY` runs b2, b3, b6 and b8 against the spire-server in that directory as well. `--smoke` makes all
 counts tiny and judges nothing.
@@ -33,14 +35,15 @@ sys.path.insert(0, str(ROOT))
 
 import uvloop
 
-from benchmarks.agent_rows import b5
+from benchmarks.agent_rows import b5, b10, idle
 from benchmarks.measure import Row, floor, show
 from benchmarks.propagation_rows import b7
 from benchmarks.server_rows import SERVER_ROWS, Sizes
 from benchmarks.targets import Muniment, Spire, Target
 from benchmarks.workload_rows import b1, crowd_async
 
-ROWS = ("b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8", "b9pg", "b11b")
+ROWS = ("b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8", "b9pg", "b10", "b11b", "idle")
+STORM, RESTING, REST_SECONDS = 10_000, 500, 30.0
 SMOKE = Sizes(repeats=1, seconds=0.1, batch=20, entries=600, attestations=4, bars=False)
 
 
@@ -90,6 +93,10 @@ def run(wanted: set[str], sizes: Sizes, *, spire: Path | None, streams: int) -> 
         rows += uvloop.run(crowd_async(streams, wanted, sizes.repeats))
     if "b5" in wanted:
         rows += uvloop.run(b5(sizes.repeats, sizes.seconds))
+    if "b10" in wanted:
+        rows += uvloop.run(b10(min(sizes.entries, STORM)))
+    if "idle" in wanted:
+        rows += uvloop.run(idle(min(sizes.entries, RESTING), REST_SECONDS if sizes.bars else 1.0))
     return rows
 
 

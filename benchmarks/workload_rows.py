@@ -207,9 +207,11 @@ def set_bundle(stack: LocalStack) -> bytes:
     key = generate(KeyKind.EC_P256)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, OTHER)])
     now = SystemClock().now()
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1))
+    builder = x509.CertificateBuilder(
+        name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1)
+    )
     uri = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"spiffe://{OTHER}")])
-    usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)  # noqa: FBT003  # their order
+    usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)  # their order
     made = (
         builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .add_extension(usage, critical=True)

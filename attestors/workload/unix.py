@@ -147,9 +147,7 @@ class UnixAttestor:
         subject.require_alive()
         return self._answer(credentials, identity, link, image)
 
-    def _answer(
-        self, credentials: Credentials, identity: Findings, link: ExecutableLink, image: Findings
-    ) -> Findings:
+    def _answer(self, credentials: Credentials, identity: Findings, link: ExecutableLink, image: Findings) -> Findings:
         """The parts together; put together once for as long as they are the same."""
         known = self._answers.get((credentials, link))
         if known is not None and known[0] is identity and known[1] is image:

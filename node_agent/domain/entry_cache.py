@@ -64,8 +64,10 @@ def to_fetch(known: Mapping[str, Stamp], seen: Mapping[str, Stamp]) -> list[str]
     return sorted(entry_id for entry_id, stamp in seen.items() if known.get(entry_id) != stamp)
 
 
-def merge(known: Mapping[str, RegistrationEntry], listing: Listing) -> dict[str, RegistrationEntry]:
-    """The next snapshot: what was known and is still present, overlaid with what was fetched."""
+def merge(known: Mapping[str, RegistrationEntry], listing: Listing) -> Mapping[str, RegistrationEntry]:
+    """The next snapshot: what was known and is still present, overlaid with what was fetched; `known` if that is all."""
+    if not listing.entries and known.keys() <= listing.present:
+        return known
     merged = {entry_id: entry for entry_id, entry in known.items() if entry_id in listing.present}
     merged.update((entry.id, entry) for entry in listing.entries if entry.id in listing.present)
     return merged
@@ -76,7 +78,9 @@ def difference(old: Mapping[str, RegistrationEntry], new: Mapping[str, Registrat
     added = tuple(new[entry_id] for entry_id in sorted(new.keys() - old.keys()))
     removed = tuple(old[entry_id] for entry_id in sorted(old.keys() - new.keys()))
     changed = tuple(
-        (old[entry_id], new[entry_id]) for entry_id in sorted(old.keys() & new.keys()) if old[entry_id] != new[entry_id]
+        (old[entry_id], new[entry_id])
+        for entry_id in sorted(old.keys() & new.keys())
+        if old[entry_id] is not new[entry_id] and old[entry_id] != new[entry_id]
     )
     return EntryDiff(added, changed, removed)
 
@@ -95,7 +99,8 @@ class EntryIndex:
 
     def apply(self, diff: EntryDiff) -> None:
         """Follow one change of the snapshot."""
-        self._found.clear()
+        if diff:
+            self._found.clear()
         for entry in diff.removed:
             self._drop(entry.id)
         for _, entry in diff.changed:

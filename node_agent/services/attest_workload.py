@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from attestors.api import Findings, PromptAttestor, Subject, WorkloadAttestor
+from attestors.api import Findings, Subject, WorkloadAttestor
 from node_agent.services.attestor_lane import FAILED, Lane
 from spiffe_core.clock import Clock
 from spiffe_core.errors import IdentityError, Unauthenticated, Unavailable
@@ -33,7 +33,6 @@ class AttestWorkload:
         if not attestors:
             raise ValueError("without an attestor no workload could be told from another")
         self._lanes = [Lane(one, clock) for one in attestors]
-        self._at_once = [one.attest_at_once if isinstance(one, PromptAttestor) else None for one in attestors]
         self._clock = clock
         self._budget = budget
 
@@ -52,8 +51,8 @@ class AttestWorkload:
         deadline = self._clock.monotonic() + self._budget
         results: list[Findings | Exception] = []
         rest: list[Lane] = []
-        for lane, at_once in zip(self._lanes, self._at_once, strict=True):
-            found = None if at_once is None else _outcome_of(at_once, lane.attestor, peer)
+        for lane in self._lanes:
+            found = _outcome_at_once(lane, peer)
             if found is None:
                 rest.append(lane)
             else:
@@ -92,14 +91,12 @@ def _united(results: Sequence[Findings | Exception]) -> frozenset[Selector]:
     return frozenset().union(*(one.selectors for one in found))
 
 
-def _outcome_of(
-    at_once: Callable[[Subject], Findings | None], attestor: WorkloadAttestor, peer: Subject
-) -> Findings | Exception | None:
+def _outcome_at_once(lane: Lane, peer: Subject) -> Findings | Exception | None:
     """What the attestor can tell now, or how it failed; None if it has to be asked on a thread."""
     try:
-        return at_once(peer)
+        return lane.at_once(peer)
     except Exception as error:  # noqa: BLE001  # told apart where it is reported
-        return _failed(attestor, peer, error)
+        return _failed(lane.attestor, peer, error)
 
 
 def _failed(attestor: WorkloadAttestor, peer: Subject, error: Exception) -> Exception:

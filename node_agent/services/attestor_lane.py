@@ -14,7 +14,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from attestors.api import Findings, Subject, WorkloadAttestor
+from attestors.api import Findings, PromptAttestor, Subject, WorkloadAttestor
 from spiffe_core.clock import Clock
 from spiffe_core.errors import Unavailable
 from spiffe_core.runtime.offload import Offload
@@ -71,9 +71,14 @@ class Lane:
     def __init__(self, attestor: WorkloadAttestor, clock: Clock) -> None:
         self.attestor = attestor
         self._clock = clock
+        self._prompt = attestor if isinstance(attestor, PromptAttestor) else None
         self._pools = [_Pool(Offload(f"attest {attestor.name}", THREADS))]
         self._slots: dict[int, _Slots] = {}
         self._calls: set[asyncio.Task[Findings]] = set()
+
+    def at_once(self, peer: Subject) -> Findings | None:
+        """What the attestor can tell on the loop; None if it has to be asked on a thread. Raises what it raises."""
+        return None if self._prompt is None else self._prompt.attest_at_once(peer)
 
     async def ask(self, peer: Subject, deadline: float) -> Findings:
         """What the attestor finds, on one of its threads.
@@ -83,6 +88,7 @@ class Lane:
             Exception: whatever the attestor raises.
         """
         slots = self._slots.setdefault(peer.uid, _Slots())
+        in_line = slots.free.locked()
         if slots.waiting >= WAITING_PER_UID:
             raise Unavailable("too many attestations of this user are under way; try again")
         slots.waiting += 1
@@ -96,6 +102,15 @@ class Lane:
             self._forget_if_idle(peer.uid, slots)
         slots.used += 1
         self._slots[peer.uid] = slots
+        if in_line:
+            try:
+                found = self.at_once(peer)  # whoever was before may have learned what was missing
+            except BaseException:
+                self._leave(slots, peer.uid)
+                raise
+            if found is not None:
+                self._leave(slots, peer.uid)
+                return found
         call = _Call(self.attestor, peer, deadline, self._choose_pool())
         running = spawn(self._run(call, slots), f"attest {self.attestor.name}", self._calls)
         running.add_done_callback(_look_at)
@@ -115,9 +130,13 @@ class Lane:
             return await call.pool.offload(call.run)
         finally:
             call.pool.abandoned -= call.abandoned
-            slots.used -= 1
-            slots.free.release()
-            self._forget_if_idle(call.peer.uid, slots)
+            self._leave(slots, call.peer.uid)
+
+    def _leave(self, slots: _Slots, uid: int) -> None:
+        """Give a slot back."""
+        slots.used -= 1
+        slots.free.release()
+        self._forget_if_idle(uid, slots)
 
     def _choose_pool(self) -> _Pool:
         """The pool that hangs least; another one when half of it hangs: those who hang must not starve the rest."""

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import ParamSpec, TypeVar
+from functools import partial
 
 from node_agent.domain.entry_cache import EntryDiff, stamp_of
 from node_agent.domain.issued import Issued, SoundAuthorities, check_issued
@@ -31,17 +31,13 @@ from spiffe_core.crypto.keys import KeyKind, PrivateKeyDer, generate, to_pkcs8
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.errors import AgentRefused, IdentityError, Reason, VerificationFailed
 from spiffe_core.runtime.offload import Offload
+from spiffe_core.runtime.slices import Slices
 from spiffe_core.runtime.supervise import Supervisor
 from workload_api.backend import X509Identity
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 LANES = 4
-INLINE = 4
-"""So many keys (or certificates) are made (or checked) on the loop; more go to a thread."""
 FIRST_GATE = 0.5
 LONGEST_GATE = 15.0
 
@@ -88,10 +84,12 @@ class RenewSvids:
         self._availability = availability
         self._plan = SvidPlan()
         self._batch = BatchSize()
+        self._slices = Slices()
         self._gate = 0.0
         self._failures = 0
         self._wakes = [asyncio.Event() for _ in range(LANES + 1)]
         self.refusals: Counter[str] = Counter()
+        self._doomed: set[str] = set()
         self._judged: tuple[TrustBundle, SoundAuthorities] | None = None
         self.on_unknown_authority: Callable[[], None] = lambda: None
         workloads.on_demand = self.demand
@@ -134,6 +132,7 @@ class RenewSvids:
         for entry_id in doomed:
             self._plan.hasten(entry_id, now)
         if doomed:
+            self._doomed.update(doomed)
             log.warning("replacing %d SVIDs of tainted or removed authorities", len(doomed))
             self._wake_all()
         return len(doomed)
@@ -190,20 +189,39 @@ class RenewSvids:
             await self._steady.wait(next_end, self._wakes[LANES])
 
     async def _renew(self, wanted: list[RegistrationEntry]) -> None:
-        prepared = await self._apart(len(wanted), _prepare, wanted, self._kind)
+        prepared = await self._prepare(wanted)
         answers = await self._server.issue_svids([SvidRequest(one.entry.id, one.csr) for one in prepared])
         bundle = self._workloads.bundles.own
         now = self._clock.now()
-        checked = await self._apart(len(prepared), _check_all, prepared, answers, bundle, now)
-        for one, outcome in zip(prepared, checked, strict=True):
-            self._settle(one, outcome)
-        self._wakes[LANES].set()
+        renewed: list[str] = []
 
-    async def _apart(self, count: int, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-        """Small work here, large work on a thread: the loop is not held longer than a few milliseconds."""
-        if count <= INLINE and self._kind in {KeyKind.EC_P256, KeyKind.EC_P384}:
-            return work(*arguments, **named)
-        return await self._offload(work, *arguments, **named)
+        def take(pair: tuple[_Prepared, SvidAnswer]) -> None:
+            if self._workloads.banned:  # everything was forgotten meanwhile
+                return
+            one, answer = pair
+            outcome = _check(one, answer, bundle, now)
+            self._settle(one, outcome)
+            if isinstance(outcome, Issued):
+                renewed.append(one.entry.id)
+
+        await self._slices.each(take, zip(prepared, answers, strict=True))
+        self._wakes[LANES].set()
+        self._tell_when_replaced(renewed)
+
+    async def _prepare(self, wanted: list[RegistrationEntry]) -> list[_Prepared]:
+        """Keys and requests: RSA keys, which take long and let go of the interpreter, on a thread."""
+        if self._kind in {KeyKind.EC_P256, KeyKind.EC_P384}:
+            return await self._slices.each(partial(_prepared, self._kind), wanted)
+        return await self._offload(lambda: [_prepared(self._kind, entry) for entry in wanted])
+
+    def _tell_when_replaced(self, renewed: Iterable[str]) -> None:
+        """Say so when no SVID is left that was to be replaced."""
+        if not self._doomed:
+            return
+        self._doomed.difference_update(renewed)
+        self._doomed.intersection_update(self._workloads.entries)
+        if not self._doomed:
+            log.info("replaced all SVIDs of tainted or removed authorities")
 
     def _settle(self, prepared: _Prepared, outcome: Issued | IdentityError) -> None:
         entry = prepared.entry
@@ -294,18 +312,9 @@ class RenewSvids:
             wake.set()
 
 
-def _prepare(entries: list[RegistrationEntry], kind: KeyKind) -> list[_Prepared]:
-    prepared = []
-    for entry in entries:
-        key = generate(kind)
-        prepared.append(_Prepared(entry, to_pkcs8(key), build_csr(key, spiffe_id=entry.spiffe_id)))
-    return prepared
-
-
-def _check_all(
-    prepared: list[_Prepared], answers: list[SvidAnswer], bundle: TrustBundle, now: datetime
-) -> list[Issued | IdentityError]:
-    return [_check(one, answer, bundle, now) for one, answer in zip(prepared, answers, strict=True)]
+def _prepared(kind: KeyKind, entry: RegistrationEntry) -> _Prepared:
+    key = generate(kind)
+    return _Prepared(entry, to_pkcs8(key), build_csr(key, spiffe_id=entry.spiffe_id))
 
 
 def _check(prepared: _Prepared, answer: SvidAnswer, bundle: TrustBundle, now: datetime) -> Issued | IdentityError:

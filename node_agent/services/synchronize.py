@@ -55,7 +55,7 @@ class Synchronize:
         self._draw = draw
         self._interval = interval
         self._version = version
-        self._entries: dict[str, RegistrationEntry] = {}
+        self._entries: Mapping[str, RegistrationEntry] = {}
         self._failures = 0
         self._announced = False
         self._joined_anew = False
@@ -190,7 +190,7 @@ class Synchronize:
         self.on_polled()
         return diff
 
-    async def _use(self, entries: dict[str, RegistrationEntry], bundles: BundleSet) -> EntryDiff:
+    async def _use(self, entries: Mapping[str, RegistrationEntry], bundles: BundleSet) -> EntryDiff:
         own = bundles.own
         await self._membership.accept_bundle(own)
         if self._workloads.banned:

@@ -87,6 +87,7 @@ class WorkloadSvids:
         self._dirty: dict[Audience, None] = {}
         self._publishing = asyncio.Lock()
         self._published: Watch[None] = Watch(None)
+        self._snapshot: Mapping[str, RegistrationEntry] = {}
         self.entries: Mapping[str, RegistrationEntry] = {}
         self.ready = False
         self.banned = False
@@ -192,9 +193,11 @@ class WorkloadSvids:
 
     def replace_entries(self, entries: Mapping[str, RegistrationEntry], bundles: BundleSet) -> EntryDiff:
         """Take over a new snapshot; returns how it differs. `publish` makes it visible."""
-        served = {entry_id: entry for entry_id, entry in entries.items() if not entry.store_svid}
-        diff = difference(self.entries, served)
-        self.entries = served
+        diff = EntryDiff()
+        if entries is not self._snapshot:
+            served = {entry_id: entry for entry_id, entry in entries.items() if not entry.store_svid}
+            diff = difference(self.entries, served)
+            self._snapshot, self.entries = entries, served
         self._index.apply(diff)
         for entry in diff.removed:
             self.evict(entry.id)

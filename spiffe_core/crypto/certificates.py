@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import TypeVar
 
 from cryptography import x509
@@ -22,6 +23,9 @@ from spiffe_core.errors import InvalidCertificate
 MAX_CERTIFICATE_BYTES = 64 * 1024
 
 _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
+
+MAX_KEPT = 32
+"""Certificates that are kept as they were read last."""
 
 _UNREADABLE = (
     ValueError,
@@ -77,10 +81,15 @@ def read_certificate(der: bytes, *, field: str = "certificate") -> CertificateFa
     if len(der) > MAX_CERTIFICATE_BYTES:
         raise InvalidCertificate(f"{field}: has more than {MAX_CERTIFICATE_BYTES} bytes", field=field)
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        return _facts(certificate, der)
+        return _read(der)
     except _UNREADABLE:
         raise InvalidCertificate(f"{field}: is not a readable X.509 certificate in DER", field=field) from None
+
+
+@lru_cache(MAX_KEPT)
+def _read(der: bytes) -> CertificateFacts:
+    """One certificate is looked at several times in a row: for its form, its path and its authorities."""
+    return _facts(x509.load_der_x509_certificate(der), der)
 
 
 def public_key_of(facts: CertificateFacts, *, field: str = "certificate") -> CertificatePublicKeyTypes:

@@ -7,8 +7,8 @@ import logging
 import os
 import resource
 
-DESCRIPTORS_PER_CONNECTION = 3
-"""The peer's socket, our socket to gRPC, and gRPC's end of it."""
+DESCRIPTORS_PER_CONNECTION = 4
+"""The peer's socket, our socket to gRPC, gRPC's end of it, and the pidfd of a peer on this machine."""
 DESCRIPTORS_BESIDES = 256
 FEWEST_CONNECTIONS = 16
 _PR_SET_DUMPABLE = 4

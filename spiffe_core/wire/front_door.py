@@ -50,7 +50,7 @@ _CONNECT_ATTEMPTS = 50
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on what strangers may hold: connections (three descriptors each, see `shares`), seconds, bytes in flight."""
+    """Bounds on what strangers may hold: connections (four descriptors each, see `shares`), seconds, bytes in flight."""
 
     connections: int = 8192
     connections_per_uid: int = 1024

@@ -299,3 +299,20 @@ async def test_what_is_told_at_once_does_not_stand_in_line():
         assert await attest(Process(uid=666)) == UID
     assert prompt.slowly == 0
     hanging.release.set()
+
+
+async def test_who_stood_in_line_is_asked_about_at_once_again():
+    """B4: when names have to be looked up again, one of a thousand streams waits for it and the others for that one."""
+    prompt = Prompt(None, None, None, Findings(UID), Findings(UID))
+    attest = service(prompt)
+    assert await asyncio.gather(*(attest(Process()) for _ in range(4))) == [UID] * 4
+    assert prompt.slowly == 2
+    assert not attest._slots
+
+
+async def test_who_fails_after_standing_in_line_gives_the_slot_back():
+    prompt = Prompt(None, None, None, Unauthenticated("another user"))
+    attest = service(prompt)
+    outcomes = await asyncio.gather(*(attest(Process()) for _ in range(3)), return_exceptions=True)
+    assert [type(one) for one in outcomes] == [frozenset, frozenset, Unauthenticated]
+    assert not attest._slots

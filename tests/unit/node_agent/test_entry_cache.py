@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from node_agent.domain import entry_cache
 from node_agent.domain.entry_cache import (
     AudienceIndex,
     EntryIndex,
@@ -44,6 +45,14 @@ def test_merge_keeps_what_was_not_sent_again():
     assert merge(by_id(A, B), Listing(frozenset({"a", "b"}), ())) == by_id(A, B)
 
 
+def test_a_listing_without_news_leaves_the_snapshot_as_it_is():
+    """A sync that brings nothing costs nothing."""
+    known = by_id(A, B)
+    assert merge(known, Listing(frozenset({"a", "b"}), ())) is known
+    assert merge(known, Listing(frozenset({"a", "b", "stranger"}), ())) is known
+    assert merge(known, Listing(frozenset({"b"}), ())) == by_id(B)
+
+
 def test_a_difference_names_each_side():
     newer = replace(B, revision_number=1)
     diff = difference(by_id(A, B), by_id(newer, make_entry(id="c")))
@@ -67,6 +76,23 @@ def test_the_index_follows_changes():
     index.apply(difference(by_id(A, B), by_id(moved)))
     assert index.matching(both) == ()
     assert index.matching(selectors("unix:uid:9")) == (moved,)
+
+
+def test_kept_answers_end_with_the_snapshot():
+    index = EntryIndex()
+    index.apply(difference({}, by_id(A)))
+    assert index.matching(A.selectors) == (A,)
+    assert index.matching(A.selectors) is index.matching(A.selectors)
+    index.apply(difference(by_id(A), {}))
+    assert index.matching(A.selectors) == ()
+
+
+def test_kept_answers_are_bounded(monkeypatch):
+    monkeypatch.setattr(entry_cache, "MOST_FOUND", 4)
+    index = EntryIndex()
+    for number in range(20):
+        assert index.matching(selectors(f"unix:uid:{number}")) == ()
+        assert len(index._found) <= 4
 
 
 def test_an_emptied_index_keeps_nothing():

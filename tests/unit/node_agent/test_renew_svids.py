@@ -129,8 +129,9 @@ async def test_an_unknown_authority_asks_for_the_bundle_at_once():
     assert held(world).anchor == world.server.ca.der
 
 
-async def test_svids_of_a_tainted_authority_are_replaced_at_once():
-    """spire_features 16.4: not at half-life."""
+async def test_svids_of_a_tainted_authority_are_replaced_at_once(caplog):
+    """spire_features 16.4: not at half-life. The log says when it begins and when the last one is replaced."""
+    caplog.set_level("INFO")
     world = await serving(make_entry(), make_entry(id="e2", spiffe_id="/db"))
     old = world.server.ca
     world.server.rotate()
@@ -139,8 +140,11 @@ async def test_svids_of_a_tainted_authority_are_replaced_at_once():
     assert {svid.anchor for _, svid in world.workloads.all_held()} == {old.der}
     world.server.taint(old)
     await world.sync.once()
+    assert "replacing 2 SVIDs" in caplog.text
+    assert "replaced all" not in caplog.text
     await world.fetch()
     assert {svid.anchor for _, svid in world.workloads.all_held()} == {world.server.ca.der}
+    assert "replaced all SVIDs of tainted" in caplog.text
 
 
 async def test_an_answer_that_was_signed_before_its_authority_was_tainted_is_replaced_soon():
@@ -346,6 +350,24 @@ async def test_an_entry_removed_while_its_svid_is_fetched_is_not_served():
         return answers
 
     world.server.issue_svids = removed_meanwhile
+    await world.fetch()
+    assert world.workloads.all_held() == []
+
+
+async def test_nothing_is_taken_into_use_after_a_ban():
+    """A19: the answer was under way when everything was forgotten."""
+    world = make_world()
+    world.server.publish(make_entry())
+    await world.membership.advance()
+    await world.sync.once()
+    issue = world.server.issue_svids
+
+    async def banned_meanwhile(requests):
+        answers = await issue(requests)
+        world.workloads.ban()
+        return answers
+
+    world.server.issue_svids = banned_meanwhile
     await world.fetch()
     assert world.workloads.all_held() == []
 
