@@ -307,7 +307,7 @@ async def test_who_stood_in_line_is_asked_about_at_once_again():
     attest = service(prompt)
     assert await asyncio.gather(*(attest(Process()) for _ in range(4))) == [UID] * 4
     assert prompt.slowly == 2
-    assert not attest._slots
+    assert not attest._lanes[0]._slots
 
 
 async def test_who_fails_after_standing_in_line_gives_the_slot_back():
@@ -315,4 +315,4 @@ async def test_who_fails_after_standing_in_line_gives_the_slot_back():
     attest = service(prompt)
     outcomes = await asyncio.gather(*(attest(Process()) for _ in range(3)), return_exceptions=True)
     assert [type(one) for one in outcomes] == [frozenset, frozenset, Unauthenticated]
-    assert not attest._slots
+    assert not attest._lanes[0]._slots
