@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import grpc.aio
-
 from identity_server.audit_log import AuditFile
 from identity_server.domain.server_settings import IssuingSettings
 from identity_server.monitoring import Parts, counted, metered, metrics_of, monitor, observers, rotations, traced_store
@@ -95,7 +93,8 @@ from spiffe_core.runtime.request_id import current_request_id
 from spiffe_core.runtime.tracing import Tracing
 from spiffe_core.runtime.tracing_setup import tracing_of
 from spiffe_core.wire.calls import CallInterceptor
-from spiffe_core.wire.front_door import FrontDoor, Limits, private_server
+from spiffe_core.wire.door_server import AGENT_LANES, DoorServer, private_server
+from spiffe_core.wire.front_door import FrontDoor, Limits
 from spiffe_core.wire.services import handlers
 from spiffe_core.wire.status import ErrorInterceptor
 from spiffe_core.wire.tls import ServerTls
@@ -133,7 +132,7 @@ class Server:
     fleet: Fleet
     followers: Followers
     door: FrontDoor
-    grpc: grpc.aio.Server
+    grpc: DoorServer
     drain: Drain
     throttle: Throttle
     monitor: Monitor
@@ -334,7 +333,8 @@ async def _compose(  # the one place where everything has a name
             connections=settings.limits.connections,
             connections_per_uid=settings.limits.connections_per_uid,
             handshake_seconds=settings.limits.handshake_seconds,
-        )
+        ),
+        lanes=AGENT_LANES,
     )
     undo.push_async_callback(door.close)
     throttle = Throttle(throttle_settings(settings.ratelimit), clock)

@@ -69,7 +69,8 @@ from spiffe_core.runtime.tracing_setup import tracing_of
 from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.wire.calls import CallInterceptor
 from spiffe_core.wire.dialer import Dialer, DialTrust
-from spiffe_core.wire.front_door import FrontDoor, Limits, private_server
+from spiffe_core.wire.door_server import DoorServer, private_server
+from spiffe_core.wire.front_door import FrontDoor, Limits
 from spiffe_core.wire.reflection import Reflection
 from spiffe_core.wire.status import ErrorInterceptor
 from spiffe_core.wire.tls import TlsIdentity
@@ -114,7 +115,7 @@ class Agent:
     interceptors: Sequence[grpc.aio.ServerInterceptor]
     tracing: Tracing | None
     reflection: Reflection = field(init=False)
-    server: grpc.aio.Server = field(init=False)
+    server: DoorServer = field(init=False)
 
     def __post_init__(self) -> None:
         health = Health(lambda: self.healthy)

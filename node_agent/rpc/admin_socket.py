@@ -8,7 +8,8 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
-from spiffe_core.wire.front_door import FrontDoor, private_server
+from spiffe_core.wire.door_server import private_server
+from spiffe_core.wire.front_door import FrontDoor
 from workload_api.streams import Streams
 
 SOCKET_MODE = 0o600
@@ -27,7 +28,7 @@ class AdminSocket:
         interceptors: Sequence[grpc.aio.ServerInterceptor],
     ) -> None:
         self._path, self._door, self._streams = path, door, streams
-        self._server: grpc.aio.Server = private_server(door, list(services), interceptors)
+        self._server = private_server(door, list(services), interceptors)
 
     async def open(self) -> None:
         """Begin to answer.

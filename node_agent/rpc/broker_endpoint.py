@@ -21,7 +21,8 @@ from node_agent.rpc.broker_api import SERVICE as BROKER_API
 from node_agent.rpc.broker_api import BrokerApi
 from node_agent.services.referenced import ReferencedWorkloads
 from spiffe_core.errors import Exhausted
-from spiffe_core.wire.front_door import FrontDoor, private_server
+from spiffe_core.wire.door_server import private_server
+from spiffe_core.wire.front_door import FrontDoor
 from spiffe_core.wire.peer import TlsPeer
 from spiffe_core.wire.reflection import Reflection
 from spiffe_core.wire.tls import ServerTls
@@ -99,7 +100,7 @@ class BrokerEndpoint:
         self._addresses, self._tls, self._door, self._references = addresses, tls, door, references
         self._reflection = BrokerReflection(api)
         services = [api.handler(), *self._reflection.handlers()]
-        self._server: grpc.aio.Server = private_server(door, services, interceptors, max_streams=STREAMS_PER_CONNECTION)
+        self._server = private_server(door, services, interceptors, max_streams=STREAMS_PER_CONNECTION)
         self.tcp: tuple[str, int] | None = None
         """Where it listens, once it is open."""
 

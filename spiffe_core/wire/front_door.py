@@ -11,39 +11,36 @@ the private listener by itself has a name nobody knows and is refused (architect
 from __future__ import annotations
 
 import asyncio
-import inspect
+import itertools
 import logging
 import secrets
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import grpc
-import grpc.aio
-
 from spiffe_core.errors import Unauthenticated
 from spiffe_core.wire.acceptor import Acceptor
-from spiffe_core.wire.channels import MAX_MESSAGE_BYTES, MAX_STREAMS_PER_CONNECTION, server_options
 from spiffe_core.wire.http2_meter import Meter, Principals, Rates
+from spiffe_core.wire.pace import Pace, readable
 from spiffe_core.wire.peer import Peer, TlsPeer, UnixPeer, peer_pid, unix_peer
-from spiffe_core.wire.services import CALL_KINDS, HANDLER_FACTORIES
 from spiffe_core.wire.shares import Handshakes, Shares
 from spiffe_core.wire.sockets import PrivateDirectory, UnixListener, listen_tcp, listen_unix
 from spiffe_core.wire.splice import Splice
 from spiffe_core.wire.tls import ServerTls
 from spiffe_core.wire.tls_admission import TlsContexts, tls_peer
 from spiffe_core.wire.witness import WitnessedTransport, record_writers
-from spiffe_core.wire.wrap_once import WrapOnce
 
 log = logging.getLogger(__name__)
 
 _NAME_PREFIX = "unix-abstract:"
+_SOCKET = "grpc.sock"
+_HANDSHAKES_EACH_ROUND = 2
 _TRUSTED_RESERVE = 64
+_LEAST_SECONDS = 0.001
 _CLOSE_SECONDS = 1.0
 _CONNECT_ATTEMPTS = 50
 
@@ -84,17 +81,21 @@ class _Link:
 class FrontDoor:
     """Accepts, authenticates and passes on. Belongs to the event loop's thread.
 
-    With `strict` a Unix connection is cut when a process writes into it that did not make it (`witness`).
+    With `strict` a Unix connection is cut when a process writes into it that did not make it (`witness`). With `lanes`
+    TLS connections take turns among so many private listeners of their own (`door_server`).
     """
 
-    def __init__(self, *, limits: Limits | None = None, strict: bool = False) -> None:
+    def __init__(self, *, limits: Limits | None = None, strict: bool = False, lanes: int = 0) -> None:
         self.limits = limits or Limits()
         self._strict = strict
+        self._lanes = [f"lane{number}.sock" for number in range(lanes)]
+        self._turn = itertools.cycle(self._lanes or [_SOCKET])
         self._private = PrivateDirectory.make()
         self._links: dict[str, _Link] = {}
         self._shares = Shares()
         self._principals = Principals(self.limits.rates)
         self._handshakes = Handshakes(self.limits.handshakes)
+        self._pace = Pace(_HANDSHAKES_EACH_ROUND)
         self._unix: list[UnixListener] = []
         self._tcp: list[socket.socket] = []
         self._acceptors: list[Acceptor] = []
@@ -105,8 +106,13 @@ class FrontDoor:
 
     @property
     def private_target(self) -> str:
-        """Where the private gRPC listener is to be bound."""
-        return f"unix:{self._private.path / 'grpc.sock'}"
+        """Where the private gRPC listener is to be bound, or the first of them."""
+        return f"unix:{self._private.path / _SOCKET}"
+
+    @property
+    def lanes(self) -> tuple[str, ...]:
+        """Where the private gRPC listeners for TLS connections are to be bound; empty if they have none of their own."""
+        return tuple(f"unix:{self._private.path / name}" for name in self._lanes)
 
     @property
     def open_connections(self) -> int:
@@ -223,7 +229,7 @@ class FrontDoor:
         try:
             loop = asyncio.get_running_loop()
             link.splice.near.meter = self._meter(peer.pid, loop.time())
-            await self._connect_far(link)
+            await self._connect_far(link, _SOCKET)
             if self._strict:
                 WitnessedTransport(
                     connection, link.splice.near, pid=peer.pid, on_stranger=partial(self._stranger, link)
@@ -253,11 +259,18 @@ class FrontDoor:
         link = _Link(stranger, self._splice(lambda: self._leave(link)))
         link.splice.near.meter = self._meter(principal, loop.time())
         try:
+            until = loop.time() + self.limits.handshake_seconds
+            async with asyncio.timeout_at(until):
+                await readable(connection)  # a peer that says nothing takes nobody's turn
+            left = until - loop.time()
+            self._handshakes.keep_waiting(handshake)
+            await self._pace.turn()
+            self._handshakes.go_on(handshake, loop.time())
             transport, _ = await loop.connect_accepted_socket(
                 lambda: link.splice.near,
                 connection,
                 ssl=contexts.current(),
-                ssl_handshake_timeout=self.limits.handshake_seconds,
+                ssl_handshake_timeout=max(left, _LEAST_SECONDS),
             )
         except BaseException:
             link.splice.abort()
@@ -268,7 +281,7 @@ class FrontDoor:
             link.peer = tls_peer(stranger, transport.get_extra_info("ssl_object"), contexts.tls)
             link.shares = self._shares.of_tls(link.peer, self.limits.connections)
             self._links[link.name] = link
-            await self._connect_far(link)
+            await self._connect_far(link, next(self._turn))
         except BaseException:
             link.splice.abort()
             raise
@@ -303,12 +316,12 @@ class FrontDoor:
     def _meter(self, principal: int | str, now: float) -> Meter:
         return Meter(self.limits.rates, self._principals.of(principal, now), now)
 
-    async def _connect_far(self, link: _Link) -> None:
+    async def _connect_far(self, link: _Link, listener: str) -> None:
         loop = asyncio.get_running_loop()
         far = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             far.bind("\0" + link.name)
-            await _connect(far, str(self._private.path / "grpc.sock"))
+            await _connect(far, str(self._private.path / listener))
             await loop.create_unix_connection(lambda: link.splice.far, sock=far)
         except BaseException:
             far.close()
@@ -329,61 +342,3 @@ async def _connect(far: socket.socket, path: str) -> None:
 
 def _text(address: Any) -> str:
     return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
-
-
-class DoorGuard(grpc.aio.ServerInterceptor):
-    """Lets no call through, on any service, whose connection did not come through the door."""
-
-    def __init__(self, door: FrontDoor) -> None:
-        self._door = door
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap the handler, of whichever kind, so that it first asks who calls."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        kind = (handler.request_streaming, handler.response_streaming)
-        behaviour = getattr(handler, CALL_KINDS[kind])
-        door = self._door
-
-        async def one(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            door.caller_of(context)
-            return await behaviour(request, context)
-
-        async def many(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            door.caller_of(context)
-            async with aclosing(behaviour(request, context)) as responses:
-                async for response in responses:
-                    yield response
-
-        return HANDLER_FACTORIES[kind](
-            many if inspect.isasyncgenfunction(behaviour) else one,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
-
-
-def private_server(
-    door: FrontDoor,
-    handlers: Sequence[grpc.GenericRpcHandler],
-    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
-    *,
-    max_connection_age: float | None = None,
-    max_message: int = MAX_MESSAGE_BYTES,
-    max_streams: int = MAX_STREAMS_PER_CONNECTION,
-) -> grpc.aio.Server:
-    """A gRPC server bound behind `door`, not started. The first interceptor is the outermost; the guard is innermost.
-
-    They wrap each method once, see `wrap_once`.
-    """
-    server = grpc.aio.server(
-        interceptors=[WrapOnce([*interceptors, DoorGuard(door)])],
-        options=server_options(max_connection_age=max_connection_age, max_message=max_message, max_streams=max_streams),
-    )
-    server.add_generic_rpc_handlers(tuple(handlers))
-    server.add_insecure_port(door.private_target)
-    return server

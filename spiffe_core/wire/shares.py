@@ -60,21 +60,33 @@ class Handshakes:
     def __init__(self, most: int) -> None:
         self._most = most
         self._begun: OrderedDict[asyncio.Task[Any], float] = OrderedDict()
+        self._kept_waiting: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
-        return len(self._begun)
+        return len(self._begun) + len(self._kept_waiting)
 
     def begin(self, task: asyncio.Task[Any], now: float) -> bool:
         """`task` begins one; a slow one may be cancelled to make room. Whether there is room."""
-        if len(self._begun) >= self._most:
-            oldest, since = next(iter(self._begun.items()))
-            if now - since < SLOW_SECONDS:
+        if len(self) >= self._most:
+            oldest, since = next(iter(self._begun.items()), (None, now))
+            if oldest is None or now - since < SLOW_SECONDS:
                 return False
             del self._begun[oldest]
             oldest.cancel()
         self._begun[task] = now
         return True
 
+    def keep_waiting(self, task: asyncio.Task[Any]) -> None:
+        """The peer has spoken and it is for us to go on: nobody's slowness but ours, so it gives way to none."""
+        if self._begun.pop(task, None) is not None:
+            self._kept_waiting.add(task)
+
+    def go_on(self, task: asyncio.Task[Any], now: float) -> None:
+        """From now on it is for the peer to be quick."""
+        self._kept_waiting.discard(task)
+        self._begun[task] = now
+
     def end(self, task: asyncio.Task[Any]) -> None:
         """It is over, well or not."""
         self._begun.pop(task, None)
+        self._kept_waiting.discard(task)

@@ -151,9 +151,9 @@ def _sweep(base: Path) -> None:
 
 
 def _empty(folder: Path) -> None:
-    for name in ("grpc.sock", "dial.sock", "lock"):
+    for path in (*folder.glob("*.sock"), folder / "lock"):
         with contextlib.suppress(OSError):
-            (folder / name).unlink()
+            path.unlink()
     with contextlib.suppress(OSError):
         folder.rmdir()
 

@@ -4,7 +4,8 @@ import asyncio
 
 import grpc
 
-from spiffe_core.wire.front_door import FrontDoor, private_server
+from spiffe_core.wire.door_server import private_server
+from spiffe_core.wire.front_door import FrontDoor
 from spiffe_core.wire.peer import UnixPeer
 from spiffe_core.wire.status import ErrorInterceptor
 

@@ -15,7 +15,8 @@ from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
 from spiffe_core.wire._gen.spire.api.server.svid.v1 import svid_pb2
 from spiffe_core.wire.convert_bundle import bundle_to_proto, jwt_authorities_from_proto, jwt_authorities_to_proto
-from spiffe_core.wire.front_door import FrontDoor, private_server
+from spiffe_core.wire.door_server import private_server
+from spiffe_core.wire.front_door import FrontDoor
 from spiffe_core.wire.services import handlers
 from spiffe_core.wire.status import ErrorInterceptor
 from spiffe_core.wire.tls import ServerTls, TlsIdentity

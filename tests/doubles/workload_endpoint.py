@@ -11,7 +11,8 @@ from google.protobuf.message_factory import GetMessageClass
 from spiffe_core.clock import SystemClock
 from spiffe_core.wire._gen import workload_pb2
 from spiffe_core.wire.channels import unix_channel
-from spiffe_core.wire.front_door import FrontDoor, private_server
+from spiffe_core.wire.door_server import private_server
+from spiffe_core.wire.front_door import FrontDoor
 from spiffe_core.wire.services import Stub
 from spiffe_core.wire.status import ErrorInterceptor
 from workload_api.service import WorkloadApi, WorkloadApiSettings

@@ -1,0 +1,195 @@
+"""Thousands of agents that connect at once do not hold up everybody else (R37): handshakes take turns, calls have lanes."""
+
+import asyncio
+import contextlib
+import socket
+
+import grpc
+import pytest
+
+from spiffe_core.bundle import BundleSet
+from spiffe_core.clock import SystemClock
+from spiffe_core.spiffe_id import SpiffeId
+from spiffe_core.wire import front_door
+from spiffe_core.wire.channels import unix_channel
+from spiffe_core.wire.dialer import Dialer, DialTrust
+from spiffe_core.wire.front_door import FrontDoor, Limits
+from spiffe_core.wire.pace import Pace, readable
+from spiffe_core.wire.shares import SLOW_SECONDS, Handshakes
+from spiffe_core.wire.sockets import PrivateDirectory
+from spiffe_core.wire.tls import ServerTls, TlsIdentity
+from tests.authority import SpiffeTestCA
+from tests.doubles.door_service import serve
+
+SERVER_ID = SpiffeId.parse("spiffe://example.org/spire/server")
+CLOCK = SystemClock()
+
+
+async def rounds(count):
+    """Let the loop come round so many times."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_turns_are_given_in_order_a_few_in_each_round():
+    pace, served = Pace(2), []
+
+    async def work(number):
+        await pace.turn()
+        served.append(number)
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(9):
+            tasks.create_task(work(number))
+        seen = []
+        while len(served) < 9:
+            before = len(served)
+            await asyncio.sleep(0)
+            seen.append(len(served) - before)
+    assert served == list(range(9))
+    assert max(seen) <= 2
+
+
+async def test_a_turn_costs_no_wait_where_nobody_else_wants_one():
+    pace = Pace(2)
+    for _ in range(3):
+        turn = pace.turn()
+        with pytest.raises(StopIteration):
+            turn.send(None)
+        await rounds(2)
+
+
+async def test_who_gave_up_waiting_uses_up_no_turn():
+    pace = Pace(1)
+    await pace.turn()
+    waiting = [asyncio.ensure_future(pace.turn()) for _ in range(9)]
+    await asyncio.sleep(0)
+    waiting[7].cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert [one.cancelled() for one in waiting] == [False] * 7 + [True, False]
+    await rounds(2)
+    await asyncio.wait_for(pace.turn(), 5)
+
+
+async def test_a_socket_is_readable_when_bytes_or_the_end_have_come():
+    left, right = socket.socketpair()
+    with left, right:
+        left.setblocking(False)
+        waiting = asyncio.ensure_future(readable(left))
+        await rounds(2)
+        assert not waiting.done()
+        right.send(b"x")
+        await asyncio.wait_for(waiting, 5)
+        assert left.recv(2) == b"x", "nothing was read"
+        right.close()
+        await asyncio.wait_for(readable(left), 5)
+
+
+@contextlib.asynccontextmanager
+async def crowded(*, lanes, **limits):
+    """A door with a Unix socket and a TLS port; the path, the dialer's maker, the server, the door."""
+    ca = SpiffeTestCA("example.org")
+    bundles = BundleSet(ca.bundle(), {})
+    server_svid = ca.issue(SERVER_ID)
+    door = FrontDoor(limits=Limits(**limits), lanes=lanes)
+    _, server = await serve(door)
+    folder = PrivateDirectory.make()
+    path = folder.path / "api.sock"
+    door.listen_unix(path)
+    identity = TlsIdentity(server_svid.chain, server_svid.key)
+    _, port = door.listen_tcp("127.0.0.1", 0, ServerTls(lambda: identity, lambda: bundles, CLOCK.now))
+
+    def dialer():
+        trust = DialTrust(SERVER_ID, bundles.get)
+        return Dialer("127.0.0.1", port, trust=lambda: trust, identity=lambda: None, now=CLOCK.now)
+
+    try:
+        yield path, port, dialer, server, door
+    finally:
+        await server.stop(0)
+        await door.close()
+        for left in folder.path.iterdir():
+            left.unlink()
+        folder.close()
+
+
+async def test_silent_peers_take_nobodys_turn_and_are_sent_away_in_time():
+    """S54: as many of them as there are turns, and more."""
+    async with (
+        crowded(lanes=2, handshake_seconds=0.5) as (_, port, dialer, _, door),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(20)]
+        one = dialer()
+        await one.start()
+        try:
+            assert await one.channel().unary_unary("/door.Test/Who")(b"", timeout=10) == b"tls anonymous"
+        finally:
+            await one.close()
+        for connection in silent:
+            connection.settimeout(10)
+            assert await asyncio.to_thread(connection.recv, 1) == b""
+        assert door.refused["broken"] == 20
+
+
+async def test_calls_over_tls_take_turns_among_their_lanes_and_leave_the_first_listener_alone():
+    """R37: an administrator on the Unix socket never waits behind agents, nor needs their listeners."""
+    async with crowded(lanes=3) as (path, _, dialer, server, _), contextlib.AsyncExitStack() as stack:
+        dialers = [dialer() for _ in range(4)]
+        for one in dialers:
+            await one.start()
+            stack.push_async_callback(one.close)
+        calls = [one.channel().unary_unary("/door.Test/Who")(b"", timeout=10) for one in dialers]
+        assert await asyncio.gather(*calls) == [b"tls anonymous"] * 4
+        first, *lanes = server._servers
+        for lane in lanes:
+            await lane.stop(0)
+        async with unix_channel(path) as channel:
+            assert (await channel.unary_unary("/door.Test/Who")(b"", timeout=10)).startswith(b"unix ")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await dialers[0].channel().unary_unary("/door.Test/Who")(b"", timeout=2)
+        del first
+
+
+async def test_two_handshakes_begin_in_a_round_however_many_wait(monkeypatch):
+    given = []
+
+    class Counted(Pace):
+        def _round(self, loop):
+            super()._round(loop)
+            given.append(self._given)
+
+    monkeypatch.setattr(front_door, "Pace", Counted)
+    async with crowded(lanes=2) as (_, _, dialer, _, _), contextlib.AsyncExitStack() as stack:
+        dialers = [dialer() for _ in range(30)]
+        for one in dialers:
+            await one.start()
+            stack.push_async_callback(one.close)
+        calls = [one.channel().unary_unary("/door.Test/Who")(b"", timeout=30) for one in dialers]
+        assert await asyncio.gather(*calls) == [b"tls anonymous"] * 30
+    assert max(given) <= 2
+
+
+async def test_who_waits_for_us_gives_way_to_nobody():
+    """R37, S51: a peer that has spoken is not taken for a slow one while its turn has not come; a silent one is."""
+    handshakes = Handshakes(2)
+    spoken, silent, new, last = (asyncio.ensure_future(asyncio.sleep(3600)) for _ in range(4))
+    assert handshakes.begin(spoken, 0.0)
+    assert handshakes.begin(silent, 0.0)
+    handshakes.keep_waiting(spoken)
+    assert not handshakes.begin(new, 0.5)
+    assert handshakes.begin(new, 2 * SLOW_SECONDS)
+    handshakes.keep_waiting(new)
+    handshakes.end(silent)
+    assert len(handshakes) == 2
+    assert not handshakes.begin(last, 100.0)
+    handshakes.go_on(spoken, 100.0)
+    assert not handshakes.begin(last, 100.0)
+    assert handshakes.begin(last, 100.0 + SLOW_SECONDS)
+    for task in (spoken, silent, new, last):
+        task.cancel()
+    await asyncio.gather(spoken, silent, new, last, return_exceptions=True)
+    assert len(handshakes) == 2
+    handshakes.end(new)
+    handshakes.end(last)
+    assert len(handshakes) == 0
