@@ -6,15 +6,13 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from dataclasses import dataclass, field
 
 import grpc.aio
 
 from attestors.api import WorkloadAttestor
 from attestors.holders import holders
 from node_agent.change_stream import ChangeStream
-from node_agent.domain.node_state import NodeState, believing_both
 from node_agent.files import BundleFile
 from node_agent.monitoring import (
     Parts,
@@ -32,8 +30,10 @@ from node_agent.opening import (
     check_pidfd,
     check_strict,
     credentials_of,
+    load_state,
     own_files,
     secret_discovery,
+    with_bundle,
     workload_attestors,
 )
 from node_agent.rpc.admin_socket import AdminSocket
@@ -56,9 +56,8 @@ from node_agent.services.synchronize import Synchronize
 from node_agent.services.wit_svids import WitSvids
 from node_agent.services.workload_svids import WorkloadSvids
 from node_agent.settings import AgentSettings
-from node_agent.state_dir import DamagedState, StateDirectory
+from node_agent.state_dir import StateDirectory
 from spiffe_core.clock import Clock, SystemClock
-from spiffe_core.errors import ConfigError
 from spiffe_core.runtime.logs import LogLevel
 from spiffe_core.runtime.monitor import Monitor
 from spiffe_core.runtime.offload import Offload
@@ -218,7 +217,7 @@ def _compose(
     draw: Callable[[], float],
 ) -> Agent:
     first_contact = BundleFile(settings.trust_bundle_path, settings.trust_bundle_format, settings.trust_domain)
-    state = _with_bundle(settings, _load(settings, directory), first_contact, clock)
+    state = with_bundle(settings, load_state(settings, directory), first_contact, clock)
     steady = SteadyTime(clock)
     node = NodeRecord(state, directory, Offload("state", 1))
     metrics = metrics_of(settings)
@@ -382,41 +381,6 @@ def _client(settings: AgentSettings, node: NodeRecord, clock: Clock) -> ServerCl
     return ServerClient(
         settings.trust_domain, anonymous=dialer(first_trust, lambda: None), member=dialer(trust, identity)
     )
-
-
-def _load(settings: AgentSettings, directory: StateDirectory) -> NodeState:
-    """The state of the life before. A damaged one is set aside if there is a bundle to begin again with (R8).
-
-    Raises:
-        CorruptState: it is not for this agent, or there is nothing to begin with.
-    """
-    try:
-        return directory.load(settings.trust_domain)
-    except DamagedState:
-        if settings.trust_bundle_path is None and not settings.insecure_bootstrap:
-            raise
-        return directory.set_aside(settings.trust_domain)
-
-
-def _with_bundle(settings: AgentSettings, state: NodeState, first_contact: BundleFile, clock: Clock) -> NodeState:
-    """The bundle to begin with: the saved one while the saved SVID is good, else also what the operator configured.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    alive = state.svid is not None and state.svid.not_after > clock.now() + timedelta(seconds=1)
-    if state.bundle is not None and alive:
-        return state
-    configured = first_contact.bundle()
-    if configured is not None:
-        return replace(state, bundle=believing_both(state.bundle, configured))
-    if state.bundle is None and not settings.insecure_bootstrap:
-        raise ConfigError(
-            "trust_bundle_path: is required to recognise the server on first contact; write it on the server with "
-            "`identity-server bundle show > FILE` and name it here (insecure_bootstrap = true is for throw-away tests)",
-            field="trust_bundle_path",
-        )
-    return state
 
 
 def _jitter() -> float:

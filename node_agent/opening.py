@@ -6,6 +6,8 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
 
 import grpc.aio
 
@@ -13,10 +15,11 @@ from attestors.api import ObjectAttestor, WorkloadAttestor
 from attestors.holders import why_not
 from attestors.registry import NODE_PROVERS, WORKLOAD_ATTESTORS
 from node_agent.domain.brokers import Brokers
+from node_agent.domain.node_state import NodeState, believing_both
 from node_agent.file_sets.service import FileSets
 from node_agent.file_sets.settings import FilesSettings
 from node_agent.file_sets.settings import load as load_files
-from node_agent.files import JoinTokenCredentials, ProverCredentials
+from node_agent.files import BundleFile, JoinTokenCredentials, ProverCredentials
 from node_agent.ports import Credentials
 from node_agent.rpc.broker_api import BrokerApi
 from node_agent.rpc.broker_endpoint import CONNECTIONS, GRACE_SECONDS, BrokerAddresses, BrokerEndpoint, Strangers
@@ -25,6 +28,7 @@ from node_agent.services.node_record import NodeRecord
 from node_agent.services.referenced import ReferencedWorkloads
 from node_agent.services.workload_svids import WorkloadSvids
 from node_agent.settings import AgentSettings
+from node_agent.state_dir import DamagedState, StateDirectory
 from spiffe_core.clock import Clock
 from spiffe_core.errors import ConfigError, Unavailable
 from spiffe_core.wire.front_door import FrontDoor, Limits
@@ -195,3 +199,38 @@ def credentials_of(settings: AgentSettings) -> Credentials:
             field=f"attestors.{names[0]}",
         )
     return ProverCredentials(NODE_PROVERS.build(names[0], settings.attestors[names[0]]))
+
+
+def load_state(settings: AgentSettings, directory: StateDirectory) -> NodeState:
+    """The state of the life before. A damaged one is set aside if there is a bundle to begin again with (R8).
+
+    Raises:
+        CorruptState: it is not for this agent, or there is nothing to begin with.
+    """
+    try:
+        return directory.load(settings.trust_domain)
+    except DamagedState:
+        if settings.trust_bundle_path is None and not settings.insecure_bootstrap:
+            raise
+        return directory.set_aside(settings.trust_domain)
+
+
+def with_bundle(settings: AgentSettings, state: NodeState, first_contact: BundleFile, clock: Clock) -> NodeState:
+    """The bundle to begin with: the saved one while the saved SVID is good, else also what the operator configured.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    alive = state.svid is not None and state.svid.not_after > clock.now() + timedelta(seconds=1)
+    if state.bundle is not None and alive:
+        return state
+    configured = first_contact.bundle()
+    if configured is not None:
+        return replace(state, bundle=believing_both(state.bundle, configured))
+    if state.bundle is None and not settings.insecure_bootstrap:
+        raise ConfigError(
+            "trust_bundle_path: is required to recognise the server on first contact; write it on the server with "
+            "`identity-server bundle show > FILE` and name it here (insecure_bootstrap = true is for throw-away tests)",
+            field="trust_bundle_path",
+        )
+    return state
