@@ -23,7 +23,7 @@ from spiffe_core.wire.services import Stub
 
 log = logging.getLogger(__name__)
 
-SILENCE_SECONDS = 75.0
+SILENCE_SECONDS = 45.0
 """The server sends a position every 30 s: one that is silent for longer is not there any more."""
 FIRST_SECONDS = 30.0
 STAMPS_PER_MESSAGE = 5_000
@@ -31,6 +31,10 @@ MAX_PARTS = 100_000
 MAX_POSITION = 64
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Propagation"]
+
+
+class _Silent(Unavailable):
+    """Nothing came for so long that nothing will."""
 
 
 class ChangeStream:
@@ -64,6 +68,9 @@ class ChangeStream:
                         continue
                     patience = SILENCE_SECONDS
                     yield self._news(parts)
+            except _Silent:
+                self._member.drop()  # the next stream goes over a connection of its own: this one may be dead
+                raise
             finally:
                 self._call = None
                 call.cancel()
@@ -130,7 +137,7 @@ async def _parts(call: Any, seconds: float) -> list[Any]:
             async with asyncio.timeout(seconds):
                 message = await call.read()
         except TimeoutError:
-            raise Unavailable("the server's push stream has gone silent") from None
+            raise _Silent("the server's push stream has gone silent") from None
         if message is grpc.aio.EOF:
             raise Unavailable("the server ended the push stream")
         message = received(message)
