@@ -37,7 +37,6 @@ async def test_a_path_that_swallows_everything_is_left_for_another(monkeypatch):
     async with joined() as (live, net, agent):
         net.swallow()
         opened = net.opened
-        await agent.until(lambda: not agent.agent.synchronize.synced)
         assert (await agent.client.fetch_x509()).svids
         await arrives(live, agent, "/later")
         assert net.opened > opened
