@@ -30,6 +30,7 @@ from node_agent.opening import (
     check_pidfd,
     check_strict,
     credentials_of,
+    explanations,
     load_state,
     own_files,
     secret_discovery,
@@ -40,6 +41,7 @@ from node_agent.rpc.admin_socket import AdminSocket
 from node_agent.rpc.broker_endpoint import BrokerEndpoint
 from node_agent.rpc.debug_api import AgentInfo, DebugApi
 from node_agent.rpc.delegated_identity import DelegatedIdentity
+from node_agent.rpc.explain_api import ExplainApi, RefusalIds
 from node_agent.rpc.health import SERVICE as HEALTH
 from node_agent.rpc.health import Health
 from node_agent.rpc.logger_api import LoggerApi
@@ -333,11 +335,17 @@ def _compose(
 
     started = clock.monotonic()
     delegates = DelegatedIdentity(workloads, jwt, admin_streams, admin_door.caller_of, settings.authorized_delegates)
-    services = [delegates.handler(), DebugApi(look).handler(), LoggerApi(LogLevel(settings.log_level)).handler()]
+    parts = Parts(settings, clock, steady, node, membership, synchronize, workloads, jwt, door, api, follow, attestors)
+    explain = explanations(parts, attestation, clock, steady)
+    services = [
+        delegates.handler(),
+        DebugApi(look).handler(),
+        LoggerApi(LogLevel(settings.log_level)).handler(),
+        ExplainApi(explain, admin_door.caller_of).handler(),
+    ]
     interceptors = [CallInterceptor(observers(metrics), clock.monotonic, tracing), ErrorInterceptor(current_request_id)]
     admin = AdminSocket(settings.admin_socket, admin_door, admin_streams, services, interceptors)
     broker = broker_endpoint(settings, attestors, node, workloads, jwt, clock, interceptors)
-    parts = Parts(settings, clock, steady, node, membership, synchronize, workloads, jwt, door, api, follow, attestors)
     return Agent(
         settings,
         directory,
@@ -356,7 +364,7 @@ def _compose(
         own_files(settings, clock),
         monitor(parts, metrics),
         parts,
-        interceptors,
+        [*interceptors, RefusalIds(door.caller_of, explain.refused)],
         tracing,
     )
 

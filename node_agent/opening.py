@@ -15,17 +15,24 @@ from attestors.api import ObjectAttestor, WorkloadAttestor
 from attestors.holders import why_not
 from attestors.registry import NODE_PROVERS, WORKLOAD_ATTESTORS
 from node_agent.domain.brokers import Brokers
+from node_agent.domain.explanation import AgentFacts
 from node_agent.domain.node_state import NodeState, believing_both
+from node_agent.domain.outlook import outlook_of
+from node_agent.domain.session import Phase
 from node_agent.file_sets.service import FileSets
 from node_agent.file_sets.settings import FilesSettings
 from node_agent.file_sets.settings import load as load_files
 from node_agent.files import BundleFile, JoinTokenCredentials, ProverCredentials
+from node_agent.monitoring import Parts
 from node_agent.ports import Credentials
 from node_agent.rpc.broker_api import BrokerApi
 from node_agent.rpc.broker_endpoint import CONNECTIONS, GRACE_SECONDS, BrokerAddresses, BrokerEndpoint, Strangers
+from node_agent.services.attest_workload import AttestWorkload
+from node_agent.services.explain import Explain
 from node_agent.services.jwt_svids import JwtSvids
 from node_agent.services.node_record import NodeRecord
 from node_agent.services.referenced import ReferencedWorkloads
+from node_agent.services.steady_time import SteadyTime
 from node_agent.services.workload_svids import WorkloadSvids
 from node_agent.settings import AgentSettings
 from node_agent.state_dir import DamagedState, StateDirectory
@@ -129,6 +136,33 @@ def own_files(settings: AgentSettings, clock: Clock) -> OwnFiles | None:
         ConfigError: the file says something wrong.
     """
     return None if settings.files_config is None else OwnFiles(load_files(settings.files_config), settings, clock)
+
+
+def explanations(parts: Parts, attestation: AttestWorkload, clock: Clock, steady: SteadyTime) -> Explain:
+    """What answers `node-agent explain`."""
+
+    def facts() -> AgentFacts:
+        svid, session, sync = parts.node.state.svid, parts.membership.session, parts.synchronize
+        return AgentFacts(
+            agent_id="" if svid is None else str(svid.spiffe_id),
+            banned=session.phase is Phase.REJECTED,
+            member=session.is_member,
+            why=session.why,
+            waits_for=outlook_of(session, steady.now()).waits_for,
+            ready=parts.workloads.ready,
+            pushed=parts.follow is not None and parts.follow.up,
+            position=parts.follow.position if parts.follow is not None else "",
+            synced_before=None if sync.synced_at is None else clock.monotonic() - sync.synced_at,
+            sync_trouble=sync.trouble,
+        )
+
+    return Explain(
+        workloads=parts.workloads,
+        attestation=attestation,
+        facts=facts,
+        clock=clock,
+        new_id=lambda: secrets.token_hex(4),
+    )
 
 
 def secret_discovery(settings: AgentSettings, api: WorkloadApi, door: FrontDoor, clock: Clock) -> SecretDiscovery:

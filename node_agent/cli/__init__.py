@@ -37,6 +37,7 @@ def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
         "validate": (f"{_HERE}.daemon_commands:validate_command", "Check a configuration and print what it means"),
         "healthcheck": (f"{_HERE}.daemon_commands:healthcheck_command", "Ask the running agent whether it is well"),
         "api": (f"{_HERE}.api:group", "Ask the Workload API, as a workload would"),
+        "explain": (f"{_HERE}.explain:explain", "Tell why a workload gets its identities, or none"),
         "files": (f"{_HERE}.files:files_command", "Write identities into files and keep them current"),
         "debug": (f"{_HERE}.admin:debug", "What the agent is and what it holds"),
         "logger": (f"{_HERE}.admin:logger", "The level of the agent's log"),

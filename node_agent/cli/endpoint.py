@@ -17,8 +17,8 @@ AGENT: Final = Daemon(
     name="agent",
     start="node-agent run --config FILE",
     forbidden="no registration entry matches this process; `identity-server entry create` makes one, "
-    f"for example with --selector unix:uid:{os.getuid()}. If it is there already, its parent or a selector differs: "
-    "compare them with `identity-server entry show`",
+    f"for example with --selector unix:uid:{os.getuid()}. An administrator of this node "
+    "learns what keeps this process from the entries there are with `node-agent explain ID`, the ID in parentheses",
 )
 _INSTANCE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 

@@ -46,6 +46,23 @@ class AttestWorkload:
         with span("attest.workload"):
             return await self._attest(peer)
 
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The types of selectors that there can be."""
+        return tuple(lane.attestor.name for lane in self._lanes)
+
+    async def each(self, peer: UnixPeer) -> dict[str, Findings | Exception]:
+        """What each attestor says of `peer`, read now, by its name; for people who ask why.
+
+        Raises:
+            Unauthenticated: the process is gone.
+        """
+        peer.require_alive()
+        deadline = self._clock.monotonic() + self._budget
+        outcomes = await asyncio.gather(*(_outcome(lane, peer, deadline) for lane in self._lanes))
+        peer.require_alive()
+        return dict(zip(self.types, outcomes, strict=True))
+
     async def _attest(self, peer: UnixPeer) -> frozenset[Selector]:
         peer.require_alive()
         deadline = self._clock.monotonic() + self._budget

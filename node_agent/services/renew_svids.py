@@ -259,7 +259,7 @@ class RenewSvids:
         if held is not None:
             longest = (held.not_after - self._clock.now()).total_seconds() / 4
         self._plan.failed(entry.id, self._steady.now(), jitter=self._draw(), longest=longest)
-        self._workloads.refuse([entry.id])
+        self._workloads.refuse([entry.id], error.public)
         if isinstance(error, VerificationFailed):
             self.refusals[error.reason.value] += 1
             if error.reason in {Reason.UNKNOWN_AUTHORITY, Reason.NO_BUNDLE, Reason.EMPTY_BUNDLE}:
@@ -276,7 +276,7 @@ class RenewSvids:
         self._gate = max(self._gate, now + grown)
         for entry in wanted:
             self._plan.put_back(entry.id, now, waiting=self._workloads.held(entry.id) is None)
-        self._workloads.refuse(entry.id for entry in wanted)
+        self._workloads.refuse((entry.id for entry in wanted), error.public)
         log.warning("SVIDs could not be renewed, trying again in %.1f s: %s", grown, error.public)
 
     def _wanted(self, entry: RegistrationEntry) -> bool:

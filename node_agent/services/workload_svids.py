@@ -81,7 +81,7 @@ class WorkloadSvids:
         self._following: dict[Audience, _Following] = {}
         self._held: dict[str, HeldSvid] = {}
         self._idle = IdleSvids(idle)
-        self._refused: set[str] = set()
+        self._refused: dict[str, str] = {}
         self._expiries: list[tuple[float, int, str, HeldSvid]] = []
         self._expiry_order = 0
         self._dirty: dict[Audience, None] = {}
@@ -138,6 +138,11 @@ class WorkloadSvids:
     def matching(self, selectors: frozenset[Selector]) -> list[RegistrationEntry]:
         """The entries `selectors` are entitled to now, the default identity first, hints unique."""
         return [] if self.banned else list(unique_hints(self._index.matching(selectors)))
+
+    @property
+    def known(self) -> Mapping[str, RegistrationEntry]:
+        """Every entry this agent is authorised for, those that it does not serve included."""
+        return self._snapshot
 
     def delegable(self, selectors: frozenset[Selector]) -> list[RegistrationEntry]:
         """The entries a delegate may act for: never one that gives power over the trust domain (reliability S23)."""
@@ -201,7 +206,7 @@ class WorkloadSvids:
         self._index.apply(diff)
         for entry in diff.removed:
             self.evict(entry.id)
-            self._refused.discard(entry.id)
+            self._refused.pop(entry.id, None)
         for old, new in diff.changed:
             if old.spiffe_id != new.spiffe_id:
                 self.evict(new.id)  # the old name must not be served for an instant longer
@@ -219,19 +224,25 @@ class WorkloadSvids:
     def store(self, entry_id: str, svid: HeldSvid) -> None:
         """Serve a new SVID for an entry."""
         self._held[entry_id] = svid
-        self._refused.discard(entry_id)
+        self._refused.pop(entry_id, None)
         self._expiry_order += 1
         heapq.heappush(self._expiries, (self._steady.at(svid.not_after), self._expiry_order, entry_id, svid))
         entry = self.entries[entry_id]
         self._mark(entry)
         self._leave([entry], None)
 
-    def refuse(self, entry_ids: Iterable[str]) -> None:
+    def refuse(self, entry_ids: Iterable[str], why: str = "") -> None:
         """The SVIDs of these entries could not be had for now: nobody's first message waits for them any longer."""
         for entry_id in entry_ids:
-            if entry_id in self.entries and entry_id not in self._refused:
-                self._refused.add(entry_id)
+            if entry_id not in self.entries:
+                continue
+            if entry_id not in self._refused:
                 self._mark(self.entries[entry_id])
+            self._refused[entry_id] = why
+
+    def why_refused(self, entry_id: str) -> str:
+        """Why an entry has no new SVID; "" if it was not refused one."""
+        return self._refused.get(entry_id, "")
 
     def expire(self, renewing: Container[str] = ()) -> float | None:
         """Note what has ended; returns when the next SVID ends, on the steady line.

@@ -371,7 +371,15 @@ PROPAGATION = {
     "AgentProgress": "agent_id=1:string revision=2:int64 connected=3:bool polled_at=4:int64 streams_behind=5:int32",
 }
 
+EXPLAIN = {
+    "ExplainRequest": "pid=1:int32<about> selectors=2:Selectors<about> refusal=3:string<about> caller=4:bool<about>",
+    "Selectors": "selectors=1:[string]",
+    "ExplainResponse": "code=1:string cause=2:string fix=3:string steps=4:[Step]",
+    "Step": "name=1:string outcome=2:Outcome text=3:string details=4:[string]",
+}
+
 PACKAGES = {
+    "muniment.agent.explain.v1": EXPLAIN,
     "grpc.reflection.v1": REFLECTION,
     "grpc.reflection.v1alpha": REFLECTION,
     "spiffe.broker": BROKER,
@@ -405,6 +413,7 @@ PACKAGES = {
 }
 
 ENUMS = {
+    "muniment.agent.explain.v1.Step.Outcome": "OUTCOME_UNSPECIFIED=0 OUTCOME_OK=1 OUTCOME_FAILED=2 OUTCOME_SKIPPED=3",
     "muniment.server.authorityorders.v1.Kind": "KIND_UNSPECIFIED=0 KIND_X509=1 KIND_JWT=2 KIND_WIT=3",
     "muniment.server.authorityorders.v1.Verb": "VERB_UNSPECIFIED=0 VERB_PREPARE=1 VERB_ACTIVATE=2 VERB_TAINT=3 "
     "VERB_REVOKE=4 VERB_DESTROY=5",
@@ -420,6 +429,7 @@ ENUMS = {
 
 LOGGER_METHODS = "GetLogger:>Logger SetLogLevel:>Logger ResetLogLevel:>Logger"
 METHODS = {
+    "muniment.agent.explain.v1.Explain": "Explain:>",
     "grpc.reflection.v1.ServerReflection": "ServerReflectionInfo:*ServerReflectionRequest>*ServerReflectionResponse",
     "grpc.reflection.v1alpha.ServerReflection": "ServerReflectionInfo:*ServerReflectionRequest>*ServerReflectionResponse",
     "muniment.server.propagation.v1.Propagation": "Follow:*>* AwaitAgents:>* ListProgress:>",

@@ -233,4 +233,5 @@ def test_an_agent_in_a_user_namespace_takes_nobody_for_somebody(usual):
         script = usual.folder / "relay.pl"
         script.write_text(RELAY)
         answer = Relay(path, PERL, str(script), user=USER, group=USER, extra_groups=[]).fetch()
-        assert (answer["status"], answer["text"]) == (7, "no identity issued")
+        assert answer["status"] == 7
+        assert answer["text"].startswith("no identity issued (")

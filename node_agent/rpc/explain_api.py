@@ -1,0 +1,126 @@
+"""muniment.agent.explain.v1.Explain, on the admin socket; and the ids by which refused workloads are asked about.
+
+A workload that is refused learns a short id and nothing else: selectors, its own and those of entries, may hold secrets
+(architecture A10). Whoever may use the admin socket looks the id up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from node_agent.domain.explanation import Explanation, Outcome
+from node_agent.services.explain import Explain
+from spiffe_core.errors import InvalidRequest, NoIdentityIssued
+from spiffe_core.selectors import Selector
+from spiffe_core.wire._gen.muniment.agent.explain.v1 import explain_pb2 as pb
+from spiffe_core.wire.peer import UnixPeer
+from spiffe_core.wire.services import CALL_KINDS, HANDLER_FACTORIES, handlers
+
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["Explain"]
+MAX_SELECTORS: Final = 1_000
+REFUSAL_TRAILER: Final = "muniment-refusal"
+_OUTCOMES: Final = {
+    Outcome.OK: pb.Step.OUTCOME_OK,
+    Outcome.FAILED: pb.Step.OUTCOME_FAILED,
+    Outcome.SKIPPED: pb.Step.OUTCOME_SKIPPED,
+}
+
+
+class ExplainApi:
+    """Answers whoever may use the admin socket."""
+
+    def __init__(self, explain: Explain, peer_of: Callable[[Any], object]) -> None:
+        self._explain = explain
+        self._peer_of = peer_of
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """For the gRPC server behind the admin socket's front door."""
+        return handlers(SERVICE, self)
+
+    async def Explain(self, request: Any, context: Any) -> Any:
+        """Why a process, or a set of selectors, gets what it gets."""
+        match request.WhichOneof("about"):
+            case "pid":
+                return _to_proto(await self._explain.process(request.pid))
+            case "selectors":
+                texts = request.selectors.selectors
+                if not 0 < len(texts) <= MAX_SELECTORS:
+                    raise InvalidRequest(f"selectors: give 1 to {MAX_SELECTORS}", field="selectors")
+                return _to_proto(self._explain.selectors(frozenset(map(Selector.parse, texts))))
+            case "refusal":
+                return _to_proto(self._explain.refusal(request.refusal))
+            case "caller":
+                peer = self._peer_of(context)
+                assert isinstance(peer, UnixPeer), "the admin socket is a Unix socket"
+                return _to_proto(await self._explain.caller(peer))
+        raise InvalidRequest("give one of pid, selectors, refusal and caller", field="about")
+
+
+class RefusalIds(grpc.aio.ServerInterceptor):
+    """Gives every "no identity issued" of the Workload API an id, in the status text and in a trailer."""
+
+    def __init__(self, peer_of: Callable[[Any], object], refused: Callable[[UnixPeer], Awaitable[str]]) -> None:
+        self._peer_of = peer_of
+        self._refused = refused
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wrap the handler of one call, whichever of the four kinds it is."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        kind = (handler.request_streaming, handler.response_streaming)
+        behaviour = getattr(handler, CALL_KINDS[kind])
+        return HANDLER_FACTORIES[kind](
+            self._many(behaviour) if handler.response_streaming else self._one(behaviour),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _one(self, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+        async def answered(request: Any, context: Any) -> Any:
+            try:
+                return await behaviour(request, context)
+            except NoIdentityIssued as refusal:
+                raise await self._with_id(refusal, context) from None
+
+        return answered
+
+    def _many(self, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+        async def answered(request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                async with aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+            except NoIdentityIssued as refusal:
+                raise await self._with_id(refusal, context) from None
+
+        return answered
+
+    async def _with_id(self, refusal: NoIdentityIssued, context: Any) -> NoIdentityIssued:
+        peer = self._peer_of(context)
+        if not isinstance(peer, UnixPeer):
+            return refusal
+        refusal_id = await self._refused(peer)
+        context.set_trailing_metadata(((REFUSAL_TRAILER, refusal_id),))
+        return NoIdentityIssued(refusal_id, **refusal.facts)
+
+
+def _to_proto(found: Explanation) -> Any:
+    return pb.ExplainResponse(
+        code=found.code.value,
+        cause=found.cause,
+        fix=found.fix,
+        steps=[
+            pb.Step(name=one.name, outcome=_OUTCOMES[one.outcome], text=one.text, details=one.details)
+            for one in found.steps
+        ],
+    )

@@ -1,0 +1,135 @@
+"""Use-case: why does a workload get these identities, or none? Gathers what `domain.explanation` decides by.
+
+Everything is read now, by the very parts that serve workloads. What was refused before is kept, in a bounded number and
+for a bounded time, behind the id that its caller was told.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from attestors.api import Findings as Attested
+from node_agent.domain.explanation import AgentFacts, Asked, Explanation, Findings, Issue, explain
+from node_agent.services.attest_workload import AttestWorkload
+from node_agent.services.workload_svids import WorkloadSvids
+from spiffe_core.clock import Clock
+from spiffe_core.errors import IdentityError, NotFound, Unauthenticated
+from spiffe_core.selectors import Selector
+from spiffe_core.wire.peer import UnixPeer, named_process
+
+MAX_REFUSALS = 1_000
+REFUSAL_SECONDS = 900.0
+_FAILED = "failed unexpectedly; the agent's log has the cause"
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """One answer "no identity issued", as things stood."""
+
+    at: float
+    explanation: Explanation
+
+
+class Explain:
+    """Belongs to the event loop. `facts` tells how the agent stands now; `new_id` makes the ids of refusals."""
+
+    def __init__(
+        self,
+        *,
+        workloads: WorkloadSvids,
+        attestation: AttestWorkload,
+        facts: Callable[[], AgentFacts],
+        clock: Clock,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._workloads = workloads
+        self._attestation = attestation
+        self._facts = facts
+        self._clock = clock
+        self._new_id = new_id
+        self._refusals: OrderedDict[str, _Refusal] = OrderedDict()
+
+    async def process(self, pid: int) -> Explanation:
+        """Why the process with this number gets what it gets.
+
+        Raises:
+            InvalidRequest: the number is not one.
+        """
+        try:
+            peer = named_process(pid)
+        except NotFound:
+            return self._decide(
+                Findings(self._facts(), no_process=f"there is no process {pid} that this agent can see")
+            )
+        try:
+            return self._decide(await self._look_at(peer))
+        except Unauthenticated:
+            return self._decide(Findings(self._facts(), no_process=f"the process {pid} has ended"))
+        finally:
+            peer.process.close()
+
+    async def caller(self, peer: UnixPeer) -> Explanation:
+        """Why the process that asks gets what it gets. Raises Unauthenticated if it has ended."""
+        return self._decide(await self._look_at(peer))
+
+    def selectors(self, selectors: frozenset[Selector]) -> Explanation:
+        """What a workload with these selectors would get, and why."""
+        return self._decide(Findings(self._facts(), selectors=selectors))
+
+    async def refused(self, peer: UnixPeer) -> str:
+        """Remember that `peer` has just been refused an identity; the id to tell it."""
+        try:
+            found = await self._look_at(peer)
+        except IdentityError as error:
+            found = Findings(self._facts(), no_process=error.public)
+        now = self._clock.monotonic()
+        while self._refusals and (
+            len(self._refusals) >= MAX_REFUSALS or next(iter(self._refusals.values())).at < now - REFUSAL_SECONDS
+        ):
+            self._refusals.popitem(last=False)
+        refusal_id = self._new_id()
+        self._refusals[refusal_id] = _Refusal(now, self._decide(found))
+        return refusal_id
+
+    def refusal(self, refusal_id: str) -> Explanation:
+        """What stood behind a refusal, at that moment.
+
+        Raises:
+            NotFound: no refusal of the last quarter of an hour has this id.
+        """
+        kept = self._refusals.get(refusal_id)
+        if kept is None or kept.at < self._clock.monotonic() - REFUSAL_SECONDS:
+            minutes = int(REFUSAL_SECONDS / 60)
+            text = f"no refusal of the last {minutes} minutes has this id; ask about the process: node-agent explain --pid N"
+            raise NotFound(text)
+        return kept.explanation
+
+    async def _look_at(self, peer: UnixPeer) -> Findings:
+        outcomes = await self._attestation.each(peer)
+        asked = tuple(_asked(name, outcome) for name, outcome in outcomes.items())
+        good = [one.selectors for one in asked if not one.error]
+        program = f", {peer.program}" if peer.program else ""
+        return Findings(
+            self._facts(),
+            process=f"pid {peer.pid}, uid {peer.uid}, gid {peer.gid}{program}",
+            asked=asked,
+            selectors=frozenset().union(*good) if good else None,
+        )
+
+    def _decide(self, found: Findings) -> Explanation:
+        entries = tuple(self._workloads.known.values())
+        issues = {}
+        for entry in entries:
+            held = self._workloads.held(entry.id)
+            ends = None if held is None else held.not_after
+            issues[entry.id] = Issue(ends, self._workloads.why_refused(entry.id))
+        types = frozenset(self._attestation.types)
+        return explain(replace(found, entries=entries, issues=issues, types=types), self._clock.now())
+
+
+def _asked(name: str, outcome: Attested | Exception) -> Asked:
+    if isinstance(outcome, Attested):
+        return Asked(name, outcome.selectors, outcome.notes)
+    return Asked(name, error=outcome.public if isinstance(outcome, IdentityError) else _FAILED)

@@ -1,0 +1,250 @@
+"""Seeded misconfigurations: the right root cause on line 1, the right fix on the last (architecture A10)."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from node_agent.domain.explanation import (
+    MEANINGS,
+    AgentFacts,
+    Asked,
+    Code,
+    Findings,
+    Issue,
+    Outcome,
+    explain,
+)
+from spiffe_core.selectors import Selector
+from tests.builders import make_entry, selectors
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+AGENT = AgentFacts("spiffe://example.org/spire/agent/a", member=True, ready=True, pushed=True, synced_before=1.0)
+WEB = make_entry(id="web", selectors=selectors("unix:uid:1000"))
+HELD = {"web": Issue(NOW + timedelta(hours=1))}
+MINE = selectors("unix:uid:1000", "unix:gid:1000", "unix:path:/usr/bin/web")
+
+
+def found(**over):
+    values = {
+        "process": "pid 7, uid 1000, gid 1000",
+        "selectors": MINE,
+        "entries": (WEB,),
+        "types": frozenset({"unix"}),
+    }
+    values["asked"] = (Asked("unix", over.get("selectors") or frozenset()),)
+    return Findings(over.pop("agent", AGENT), **{**values, **over})
+
+
+def entry(*texts, **over):
+    return make_entry(id="web", selectors=selectors(*texts), **over)
+
+
+CASES = {
+    "all is well": (found(issues=HELD), Code.SERVED, "spiffe://example.org/web", "nothing"),
+    "banned agent": (
+        found(agent=AgentFacts("spiffe://example.org/spire/agent/a", banned=True)),
+        Code.BANNED,
+        "banned",
+        "agent evict -spiffeID spiffe://example.org/spire/agent/a",
+    ),
+    "agent not joined": (
+        found(agent=AgentFacts(why="the token was refused", waits_for="a new token")),
+        Code.NOT_JOINED,
+        "the token was refused",
+        "a new token",
+    ),
+    "agent never synced": (
+        found(agent=AgentFacts(member=True, sync_trouble="cannot reach the server")),
+        Code.NEVER_SYNCED,
+        "cannot reach the server",
+        "healthcheck",
+    ),
+    "process gone": (
+        found(no_process="there is no process 7", process="", selectors=None),
+        Code.NO_PROCESS,
+        "no process 7",
+        "hostPID",
+    ),
+    "attestation failed as a whole": (
+        found(selectors=None, asked=(Asked("unix", error="took too long"),)),
+        Code.ATTESTATION_FAILED,
+        "unix: took too long",
+        "names",
+    ),
+    "no entries for this agent": (
+        found(entries=()),
+        Code.NO_ENTRIES,
+        "spire/agent/a",
+        "entry create -parentID spiffe://example.org/spire/agent/a",
+    ),
+    "another user": (
+        found(entries=(entry("unix:uid:1001"),)),
+        Code.SELECTOR_DIFFERS,
+        "asks for unix:uid:1001; the workload has unix:uid:1000",
+        "-selector unix:uid:1000",
+    ),
+    "sha256 of an updated binary": (
+        found(
+            selectors=selectors("unix:uid:1000", "unix:sha256:bb"), entries=(entry("unix:uid:1000", "unix:sha256:aa"),)
+        ),
+        Code.SELECTOR_DIFFERS,
+        "unix:sha256:aa; the workload has unix:sha256:bb",
+        "-selector unix:sha256:bb -selector unix:uid:1000",
+    ),
+    "another path": (
+        found(entries=(entry("unix:path:/usr/bin/wep"),)),
+        Code.SELECTOR_DIFFERS,
+        "/usr/bin/wep",
+        "/usr/bin/web",
+    ),
+    "supplementary group missing": (
+        found(entries=(entry("unix:uid:1000", "unix:supplementary_gid:44"),)),
+        Code.SELECTOR_MISSING,
+        "unix:supplementary_gid:44, which the workload does not have",
+        "-selector unix:uid:1000",
+    ),
+    "misspelt selector": (
+        found(entries=(entry("unix:uid:1000", "unix:usr:web"),)),
+        Code.SELECTOR_MISSING,
+        "unix:usr:web",
+        "-selector unix:uid:1000",
+    ),
+    "wrong selector type": (
+        found(entries=(entry("unix:uid:1000", "k8s:ns:prod"),)),
+        Code.TYPE_NOT_ATTESTED,
+        "no attestor k8s",
+        "attestors.k8s",
+    ),
+    "kubelet 401": (
+        found(
+            types=frozenset({"unix", "k8s"}),
+            asked=(Asked("unix", MINE), Asked("k8s", error="the kubelet answered 401")),
+            entries=(entry("unix:uid:1000", "k8s:ns:prod"),),
+        ),
+        Code.ATTESTOR_FAILED,
+        "k8s attestor failed: the kubelet answered 401",
+        "attestor says",
+    ),
+    "attestor time-out": (
+        found(
+            types=frozenset({"unix", "docker"}),
+            asked=(Asked("unix", MINE), Asked("docker", error="took too long")),
+            entries=(entry("unix:uid:1000", "docker:label:a:b"),),
+        ),
+        Code.ATTESTOR_FAILED,
+        "docker",
+        "attestor says",
+    ),
+    "another namespace": (
+        found(
+            types=frozenset({"k8s"}),
+            selectors=selectors("k8s:ns:test", "k8s:sa:web"),
+            entries=(entry("k8s:ns:prod", "k8s:sa:web"),),
+        ),
+        Code.SELECTOR_DIFFERS,
+        "k8s:ns:prod; the workload has k8s:ns:test",
+        "-selector k8s:ns:test -selector k8s:sa:web",
+    ),
+    "nothing close": (
+        found(types=frozenset({"unix", "k8s"}), entries=(entry("k8s:ns:prod"),)),
+        Code.NOTHING_CLOSE,
+        "comes close",
+        "entry create",
+    ),
+    "expired entry": (
+        found(entries=(entry("unix:uid:1000", expires_at=1),)),
+        Code.ENTRY_EXPIRED,
+        "has expired",
+        "-entryExpiry",
+    ),
+    "only for a store": (
+        found(entries=(entry("unix:uid:1000", store_svid=True),)),
+        Code.STORED_ONLY,
+        "store_svid",
+        "entry create",
+    ),
+    "server refuses to sign": (
+        found(issues={"web": Issue(refused="entry not found or not authorized")}),
+        Code.SIGNING_REFUSED,
+        "entry not found or not authorized",
+        "audit log",
+    ),
+    "SVID ended": (
+        found(
+            agent=AgentFacts("a", member=True, ready=True, synced_before=900.0, sync_trouble="connection refused"),
+            issues={"web": Issue(NOW - timedelta(seconds=1))},
+        ),
+        Code.SVID_ENDED,
+        "connection refused",
+        "reachable",
+    ),
+    "SVID on its way": (found(), Code.BEING_FETCHED, "on its way", "again"),
+    "no match and out of touch": (
+        found(
+            agent=AgentFacts("a", member=True, ready=True, synced_before=900.0, sync_trouble="connection refused"),
+            entries=(),
+        ),
+        Code.OUT_OF_TOUCH,
+        "connection refused",
+        "reachable",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_root_cause_and_what_mends_it(name):
+    given, code, cause, fix = CASES[name]
+    answer = explain(given, NOW)
+    assert answer.code is code
+    assert cause in answer.cause
+    assert fix in answer.fix
+    served = code is Code.SERVED
+    assert served == all(one.outcome is not Outcome.FAILED for one in answer.steps)
+
+
+def test_every_code_has_a_case_and_a_meaning():
+    assert {code for _, code, _, _ in CASES.values()} == set(Code) == set(MEANINGS)
+    assert len({code.value for code in Code}) == len(Code)
+
+
+def test_the_table_of_codes_in_the_docs_is_that_of_the_code():
+    page = Path(__file__).parents[3].joinpath("docs", "explain.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `MUN-")]
+    assert rows == [f"| `{code.value}` | {meaning} |" for code, meaning in MEANINGS.items()]
+
+
+def test_the_chain_goes_from_the_agent_to_the_signature():
+    answer = explain(found(issues=HELD), NOW)
+    assert [one.name for one in answer.steps] == ["agent", "process", "attestor unix", "entries", "match", "SVID"]
+
+
+def test_the_nearest_misses_are_shown_with_what_is_missing_and_what_is_there():
+    entries = tuple(
+        make_entry(id=f"e{n}", spiffe_id=f"/e{n}", selectors=selectors(*(f"unix:uid:{1001 + k}" for k in range(n + 1))))
+        for n in range(5)
+    )
+    (match,) = [one for one in explain(found(entries=entries), NOW).steps if one.name == "match"]
+    named = [line for line in match.details if line.startswith("nearest")]
+    assert [line.split()[2] for line in named] == ["e0", "e1", "e2"]
+    assert "  asks for unix:uid:1001; there is unix:uid:1000" in match.details
+
+
+def test_an_entry_that_differs_in_one_value_comes_before_one_that_lacks_another_selector():
+    entries = (
+        make_entry(id="a", selectors=selectors("unix:sha256:x")),
+        make_entry(id="b", selectors=selectors("unix:uid:1001")),
+    )
+    assert "entry b" in explain(found(entries=entries), NOW).cause
+
+
+def test_a_selector_with_shell_characters_is_quoted_in_the_command():
+    value = Selector("unix", "path:/tmp/a b;rm")
+    answer = explain(found(selectors=frozenset({value}), entries=(entry("unix:path:/tmp/x"),)), NOW)
+    assert "-selector 'unix:path:/tmp/a b;rm'" in answer.fix
+
+
+def test_given_selectors_skip_the_process():
+    answer = explain(Findings(AGENT, selectors=MINE, entries=(WEB,), issues=HELD, types=frozenset({"unix"})), NOW)
+    assert answer.code is Code.SERVED
+    assert answer.steps[1].outcome is Outcome.SKIPPED
