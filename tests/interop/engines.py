@@ -230,7 +230,7 @@ class Podman(Engine):
         path = self.folder / "containers.conf"
         path.write_text(
             '[containers]\ndefault_ulimits = []\npids_limit = 0\n[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\n'
-            'events_logger = "file"\n'
+            'events_logger = "file"\nlock_type = "file"\n'
         )
         return {**os.environ, "CONTAINERS_CONF": str(path)}
 
