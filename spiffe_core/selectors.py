@@ -51,6 +51,15 @@ class Selector:
         return f"{self.type}:{self.value}"
 
 
+class PartialSelectors(frozenset[Selector]):
+    """What is known of a process while not everybody who was asked could tell. Equal to any set with the same members.
+
+    Fewer selectors never match more, so it is used like any other set, and read again before long.
+    """
+
+    __slots__ = ()
+
+
 def canonical(selectors: Iterable[Selector]) -> tuple[Selector, ...]:
     """The set as a sorted tuple without repetition."""
     return tuple(sorted(set(selectors), key=_PARTS))

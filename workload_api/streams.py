@@ -10,6 +10,10 @@ A stream ends with an error in any of these ways, and in no other of its own:
 The process is read again before each view is handed out (architecture A20): what it was at the last message says nothing
 about what it runs now (N-A-31). When its selectors have changed, the stream follows the new ones. A slow reader gets the
 newest view and none in between (N-A-35).
+
+While not everybody who was asked about the process could tell (a kubelet that restarts), it is read again by itself, so
+that what is missing arrives when they can. What the process would lose by that alone is not taken from it for a moment:
+no message goes out until the reading is whole or the moment is over.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from typing import Any, TypeVar
 
 from spiffe_core.errors import Exhausted, Unauthenticated, Unavailable
 from spiffe_core.runtime.watch import Watch
-from spiffe_core.selectors import Selector
+from spiffe_core.selectors import PartialSelectors, Selector
 from spiffe_core.wire.peer import UnixPeer
 from workload_api.backend import WorkloadBackend, WorkloadView
 
@@ -33,6 +37,11 @@ log = logging.getLogger(__name__)
 View = TypeVar("View")
 
 RESTARTING = "restarting"
+FIRST_REREAD_SECONDS, LONGEST_REREAD_SECONDS = 5.0, 60.0
+"""How soon a process is read again about which not everybody could tell; each pause is twice the one before."""
+HOLD_SECONDS = 30.0
+"""For how long a stream tells nothing rather than take away what was there before not everybody could tell."""
+HOLD_PAUSE_SECONDS = 1.0
 _GRACE_SECONDS = 0.2  # between refusing a stale caller and cutting its connection, so that the refusal arrives
 
 
@@ -80,6 +89,36 @@ class _Reading:
             if not waiting:
                 done.set()
         self.awaited = []
+
+
+class _Doubt:
+    """Whether not everybody could tell about a process, since when, and when it is read again (in the loop's time)."""
+
+    __slots__ = ("_pause", "_since", "look_again")
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._pause = FIRST_REREAD_SECONDS
+        self.look_again: float | None = None
+
+    def holds(self, before: frozenset[Selector], now: frozenset[Selector]) -> bool:
+        """Note how a reading went; whether the stream waits instead of following what is left."""
+        if not isinstance(now, PartialSelectors):
+            self._since, self._pause, self.look_again = None, FIRST_REREAD_SECONDS, None
+            return False
+        time = asyncio.get_running_loop().time()
+        since = self._since = time if self._since is None else self._since
+        if not before <= now and time - since < HOLD_SECONDS:
+            self.look_again = time + HOLD_PAUSE_SECONDS
+            return True
+        self.look_again = time + self._pause
+        self._pause = min(2 * self._pause, LONGEST_REREAD_SECONDS)
+        return False
+
+    @property
+    def due(self) -> bool:
+        """Whether the process is to be read again although nothing has changed."""
+        return self.look_again is not None and asyncio.get_running_loop().time() >= self.look_again
 
 
 class Streams:
@@ -172,7 +211,9 @@ class Streams:
     ) -> AsyncGenerator[View, None]:
         """`follow` for another kind of view; the same rules."""
         with self._place(peer), self._register() as reading, ExitStack() as subscription:
+            doubt = _Doubt()
             selectors = await self._attest(peer)
+            doubt.holds(frozenset(), selectors)
             watch = subscription.enter_context(subscribe(selectors))
             freshly_read = True
             seen: View | None = None
@@ -181,20 +222,25 @@ class Streams:
                 version, view = watch.version, watch.value
                 if view is None or view is seen or view == seen:
                     reading.has_written(watch, version)
-                    await self._changed(watch, version, patience)
+                    await self._changed(watch, version, patience, doubt.look_again)
                     freshly_read = False
-                elif not freshly_read:
-                    now = await self._attest(peer)
-                    freshly_read = True
-                    if now != selectors:
-                        selectors = now
-                        subscription.close()
-                        watch = subscription.enter_context(subscribe(selectors))
-                else:
+                    if not doubt.due:
+                        continue
+                elif freshly_read:
                     seen, patience, freshly_read = view, None, False
                     reading.writes(watch)
                     yield view
                     reading.has_written(watch, version)
+                    continue
+                now = await self._attest(peer)
+                if doubt.holds(selectors, now):
+                    await self._changed(watch, watch.version, None, doubt.look_again)
+                    continue
+                freshly_read = True
+                if now != selectors:
+                    selectors = now
+                    subscription.close()
+                    watch = subscription.enter_context(subscribe(selectors))
 
     def _refuse_when_draining(self) -> None:
         if self._draining:
@@ -232,16 +278,21 @@ class Streams:
                 asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._cut, peer)
             raise
 
-    async def _changed(self, watch: Watch[View | None], version: int, until: float | None) -> None:
-        """Wait for the next state. `drain` ends the wait by moving its end to the present."""
+    async def _changed(
+        self, watch: Watch[View | None], version: int, until: float | None, look_again: float | None
+    ) -> None:
+        """Wait for the next state, or until it is time to look again. `drain` ends the wait by moving its end to the present."""
         self._refuse_when_draining()
-        scope = asyncio.timeout_at(until)
+        ends = [end for end in (until, look_again) if end is not None]
+        scope = asyncio.timeout_at(min(ends, default=None))
         self._waiting.add(scope)
         try:
             async with scope:
                 await watch.changed(version)
         except TimeoutError:
             self._refuse_when_draining()
+            if look_again is not None and (until is None or look_again < until):
+                return
             raise Unavailable("the identity is not known yet; the agent is still fetching it") from None
         finally:
             self._waiting.discard(scope)

@@ -6,7 +6,8 @@ controlled by the workload or by somebody else who may not answer (architecture 
 A hop to a thread and back costs ten times what the reading itself does. So an attestor that can tell without waiting for
 anything (`attest_at_once`) is asked for that first, here on the loop: a full reading like any other, of now.
 
-One attestor that fails is tolerated, all failing is not: fewer selectors never match more (spire_features 17.1).
+One attestor that fails is tolerated, all failing is not: fewer selectors never match more (spire_features 17.1). What
+the others found is marked as partial, so that whoever follows it asks again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from node_agent.services.attestor_lane import FAILED, Lane
 from spiffe_core.clock import Clock
 from spiffe_core.errors import IdentityError, Unauthenticated, Unavailable
 from spiffe_core.runtime.tracing import span
-from spiffe_core.selectors import Selector
+from spiffe_core.selectors import PartialSelectors, Selector
 from spiffe_core.wire.peer import UnixPeer
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ async def _outcome(lane: Lane, peer: Subject, deadline: float) -> Findings | Exc
 
 
 def _united(results: Sequence[Findings | Exception]) -> frozenset[Selector]:
-    """The selectors of all who found any.
+    """The selectors of all who found any; `PartialSelectors` if somebody could not tell.
 
     Raises:
         Unauthenticated: one found that it is not the process that connected, whatever the others found.
@@ -105,7 +106,8 @@ def _united(results: Sequence[Findings | Exception]) -> frozenset[Selector]:
             raise failure
     if not found:
         raise Unavailable(FAILED)
-    return frozenset().union(*(one.selectors for one in found))
+    together: frozenset[Selector] = frozenset().union(*(one.selectors for one in found))
+    return together if len(found) == len(results) else PartialSelectors(together)
 
 
 def _outcome_at_once(lane: Lane, peer: Subject) -> Findings | Exception | None:
