@@ -44,10 +44,12 @@ def request_headers(method: str) -> bytes:
 
 
 class RawConnection(asyncio.Protocol):
-    """One connection. `heard` is called with each message, `ended` with the number of a call that is over."""
+    """One connection. `heard` is called with each message, `ended` with the number of a call that is over, `lost` once."""
 
-    def __init__(self, heard: Callable[[int, bytes], None], ended: Callable[[int], None]) -> None:
-        self._heard, self._ended = heard, ended
+    def __init__(
+        self, heard: Callable[[int, bytes], None], ended: Callable[[int], None], lost: Callable[[], None]
+    ) -> None:
+        self._heard, self._ended, self._lost = heard, ended, lost
         self._buffer = b""
         self._partial: dict[int, bytes] = {}
         self._next = 1
@@ -56,11 +58,19 @@ class RawConnection(asyncio.Protocol):
 
     @classmethod
     async def open(
-        cls, path: Path, heard: Callable[[int, bytes], None], ended: Callable[[int], None] = lambda _: None
+        cls,
+        path: Path,
+        heard: Callable[[int, bytes], None],
+        ended: Callable[[int], None] = lambda _: None,
+        lost: Callable[[], None] = lambda: None,
     ) -> RawConnection:
         """Connect to a Unix socket."""
-        _, made = await asyncio.get_running_loop().create_unix_connection(lambda: cls(heard, ended), str(path))
+        _, made = await asyncio.get_running_loop().create_unix_connection(lambda: cls(heard, ended, lost), str(path))
         return made
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's
+        """It is gone."""
+        self._lost()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say who we are: no header table, large windows."""

@@ -28,6 +28,7 @@ LONGEST_BACKOFF = 25.0
 """Seconds between syncs at most while the server is away, before jitter: SPIRE waits up to eight minutes."""
 BACKOFF_INTERVALS = 48
 FIRST_RETRY = 0.05
+FIRST_GROWTH = 1.3
 FEDERATED_AT_ONCE = 10
 NOT_MEMBER_POLL = 5.0
 
@@ -154,10 +155,12 @@ class Synchronize:
     def next_wait(self) -> float:
         """Seconds until the next sync: the interval, or 1.5 times longer with each failure, +-10 %.
 
-        Until the first one has worked, workloads wait for it: then from a tenth of a second, doubling.
+        Until the first one has worked, workloads wait for it: then from a twentieth of a second, growing slowly, so that
+        a server that is just starting is not overlooked for long.
         """
         if self._failures and not self._announced:
-            return min(self._interval, FIRST_RETRY * 2.0 ** min(self._failures, 20)) * (1 + 0.1 * self._draw())
+            grown = FIRST_RETRY * FIRST_GROWTH ** min(self._failures, 40)
+            return min(self._interval, grown) * (1 + 0.1 * self._draw())
         grown = self._interval * 1.5 ** min(self._failures, 40)
         longest = min(LONGEST_BACKOFF, BACKOFF_INTERVALS * self._interval)
         return (min(grown, longest) if self._failures else grown) * (1 + 0.1 * self._draw())

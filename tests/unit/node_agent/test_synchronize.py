@@ -185,6 +185,19 @@ async def test_backoff_grows_to_25_seconds_and_resets(world):
     assert world.sync.next_wait() == 5.0
 
 
+async def test_a_server_that_starts_beside_the_agent_is_found_soon(world):
+    """B1: the first sync is tried again after a tenth of a second, or the time it has been away once more, at most."""
+    await world.membership.advance()
+    world.server.troubles.extend([Unavailable("starting")] * 12)
+    passed = 0.0
+    for number in range(12):
+        assert not await world.sync.once()
+        wait = world.sync.next_wait()
+        assert wait <= max(0.1, passed), (number, wait)
+        passed += wait
+    assert 1.0 < passed < 5.0
+
+
 async def test_the_interval_has_ten_percent_of_jitter():
     late = make_world(draw=lambda: 1.0)
     assert late.sync.next_wait() == pytest.approx(5.5)
