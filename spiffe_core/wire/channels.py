@@ -10,6 +10,9 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024
 MAX_STREAMS_PER_CONNECTION = 100
 
+MOST_CALLS_WAITING = 20_000
+"""Calls that nobody has looked at yet. With more gRPC cancels at random, and clients take that for their own doing."""
+
 Option = tuple[str, int | str]
 
 
@@ -22,6 +25,8 @@ def server_options(
     """Bounds of a private listener (architecture A5). `max_connection_age` in seconds, None for no limit."""
     options: list[Option] = [
         ("grpc.max_concurrent_streams", max_streams),
+        ("grpc.server.max_pending_requests", MOST_CALLS_WAITING),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * MOST_CALLS_WAITING),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.max_receive_message_length", max_message),

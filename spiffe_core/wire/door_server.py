@@ -46,11 +46,11 @@ class DoorGuard(grpc.aio.ServerInterceptor):
         door = self._door
 
         async def one(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            door.caller_of(context)
+            door.begin(context)
             return await behaviour(request, context)
 
         async def many(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            door.caller_of(context)
+            door.begin(context)
             async with aclosing(behaviour(request, context)) as responses:
                 async for response in responses:
                     yield response

@@ -24,9 +24,9 @@ from typing import Any, Protocol
 
 from spiffe_core.errors import Unauthenticated
 from spiffe_core.wire.acceptor import Acceptor
-from spiffe_core.wire.http2_meter import Meter, Principals, Rates
+from spiffe_core.wire.http2_meter import Meters, Rates
 from spiffe_core.wire.pace import Pace, readable
-from spiffe_core.wire.peer import Peer, TlsPeer, UnixPeer, peer_pid, unix_peer
+from spiffe_core.wire.peer import Peer, TlsPeer, UnixPeer, peer_pid, peer_uid, unix_peer
 from spiffe_core.wire.shares import Handshakes, Shares
 from spiffe_core.wire.sockets import PrivateDirectory, UnixListener, listen_tcp, listen_unix
 from spiffe_core.wire.splice import Splice
@@ -93,7 +93,7 @@ class FrontDoor:
         self._private = PrivateDirectory.make()
         self._links: dict[str, _Link] = {}
         self._shares = Shares()
-        self._principals = Principals(self.limits.rates)
+        self._meters = Meters(self.limits.rates)
         self._handshakes = Handshakes(self.limits.handshakes)
         self._pace = Pace(_HANDSHAKES_EACH_ROUND)
         self._unix: list[UnixListener] = []
@@ -166,6 +166,17 @@ class FrontDoor:
             raise Unauthenticated("this call did not come through the front door")
         return link.peer
 
+    def begin(self, context: Context) -> None:
+        """A call is looked at for the first time.
+
+        Raises:
+            Unauthenticated: the call did not come through this door.
+        """
+        self.caller_of(context)
+        meter = self._links[context.peer().removeprefix(_NAME_PREFIX)].splice.near.meter
+        if meter is not None:
+            meter.begun(asyncio.get_running_loop().time())
+
     def close_where(self, predicate: Callable[[Peer], bool]) -> int:
         """Cut every connection whose peer fits (a ban, a revoked authority); returns how many."""
         doomed = [link for link in self._links.values() if predicate(link.peer)]
@@ -216,19 +227,22 @@ class FrontDoor:
         self._acceptors.append(Acceptor(listener, admit, tasks=self._tasks, refused=self.refused))
 
     async def _admit_unix(self, connection: socket.socket) -> None:
-        peer = unix_peer(connection)
-        trusted = peer.uid == 0
-        room = self.limits.connections + (_TRUSTED_RESERVE if trusted else 0)
-        shares: dict[Hashable, int] = {} if trusted else {peer.uid: self.limits.connections_per_uid}
+        uid = peer_uid(connection)
+        room = self.limits.connections + (0 if uid else _TRUSTED_RESERVE)
+        shares: dict[Hashable, int] = {uid: self.limits.connections_per_uid} if uid else {}
         if len(self._links) >= room or not self._shares.take(shares):
-            peer.process.close()
             self._turn_away(connection)
             return
+        try:
+            peer = unix_peer(connection)
+        except BaseException:
+            self._shares.give(shares)
+            raise
         link = _Link(peer, self._splice(lambda: self._leave(link)), shares)
         self._links[link.name] = link
         try:
             loop = asyncio.get_running_loop()
-            link.splice.near.meter = self._meter(peer.pid, loop.time())
+            link.splice.near.meter = self._meters.of(peer.pid, loop.time(), uid=peer.uid)
             await self._connect_far(link, _SOCKET)
             if self._strict:
                 WitnessedTransport(
@@ -257,7 +271,7 @@ class FrontDoor:
             self._turn_away(connection)
             return
         link = _Link(stranger, self._splice(lambda: self._leave(link)))
-        link.splice.near.meter = self._meter(principal, loop.time())
+        link.splice.near.meter = self._meters.of(principal, loop.time())
         try:
             until = loop.time() + self.limits.handshake_seconds
             async with asyncio.timeout_at(until):
@@ -312,9 +326,6 @@ class FrontDoor:
         self._splices.discard(splice)
         if self._empty is not None and not self._splices:
             self._empty.set()
-
-    def _meter(self, principal: int | str, now: float) -> Meter:
-        return Meter(self.limits.rates, self._principals.of(principal, now), now)
 
     async def _connect_far(self, link: _Link, listener: str) -> None:
         loop = asyncio.get_running_loop()

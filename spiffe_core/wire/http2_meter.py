@@ -8,6 +8,10 @@ read more slowly (back-pressure), never answered with an error; who breaks the f
 every bound is cut off (reliability cases S54, S55; RFC 9113 section 10.5). The principal's bucket is for those who
 connect again and again; its debt is small, so that one client behind a shared address cannot silence the others.
 
+Calls are counted besides: they wait for Python one behind the other, so a user who opens thousands at once would be
+served before everybody else (S53). A user may have some dozens that are not begun yet; whoever has more is read on when
+some of them have begun. So nobody's rate is limited, however fast or slow the machine, and no line is long.
+
 Only frame headers are read here: nine bytes of each frame.
 """
 
@@ -40,6 +44,7 @@ _DATA_SHIFT: Final = 12  # one token for each 4 KiB of data
 _BLOCK_SHIFT: Final = 4  # one token for each 16 bytes to be decoded
 _OWN_WAIT: Final = 30.0
 _SHARED_WAIT: Final = 0.25
+_TURN_WAIT: Final = 0.01
 
 
 class Abuse(ConnectionError):
@@ -56,6 +61,10 @@ class Rates:
     principal_burst: float = 800_000
     connecting: float = 500
     """What opening a connection costs the principal."""
+    calls_waiting: float = 64
+    """Calls of one local user, root excepted, that are opened and not begun."""
+    calls_forgotten: float = 200
+    """How many calls a second stop counting as such though they never began: gRPC itself refused them."""
 
 
 class Bucket:
@@ -67,18 +76,43 @@ class Bucket:
         self._rate, self._burst, self._level, self._then = rate, burst, burst, now
         self._floor = -rate * most_wait
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was left when it was last taken from."""
+        return self._level <= 0
+
     def take(self, cost: float, now: float) -> float:
         """Pay `cost`; the seconds to wait until the debt is paid off (0 for none)."""
         level = min(self._burst, self._level + (now - self._then) * self._rate) - cost
-        self._level, self._then = max(level, self._floor), now
+        self._level, self._then = min(max(level, self._floor), self._burst), now
         return 0.0 if level >= 0 else -self._level / self._rate
+
+
+class Turns:
+    """The calls that one user may still open. Each that begins gives its turn back."""
+
+    __slots__ = ("_bucket",)
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+
+    def take(self, calls: int, now: float) -> bool:
+        """So many calls are opened together, if there is any turn left; whether there was."""
+        if self._bucket.take(0, now) > 0 or self._bucket.empty:
+            return False
+        self._bucket.take(calls, now)
+        return True
+
+    def begun(self, now: float) -> None:
+        """A call is looked at."""
+        self._bucket.take(-1, now)
 
 
 class Principals:
     """One bucket for each principal, kept over reconnects; bounded, the longest unused goes first."""
 
-    def __init__(self, rates: Rates, *, most: int = 4096) -> None:
-        self._rates = rates
+    def __init__(self, rate: float, burst: float, *, most_wait: float = _SHARED_WAIT, most: int = 4096) -> None:
+        self._rate, self._burst, self._most_wait = rate, burst, most_wait
         self._most = most
         self._buckets: OrderedDict[object, Bucket] = OrderedDict()
 
@@ -86,9 +120,7 @@ class Principals:
         """The principal's bucket."""
         bucket = self._buckets.get(principal)
         if bucket is None:
-            bucket = self._buckets[principal] = Bucket(
-                self._rates.principal, self._rates.principal_burst, now, most_wait=_SHARED_WAIT
-            )
+            bucket = self._buckets[principal] = Bucket(self._rate, self._burst, now, most_wait=self._most_wait)
             while len(self._buckets) > self._most:
                 self._buckets.popitem(last=False)
         self._buckets.move_to_end(principal)
@@ -98,9 +130,11 @@ class Principals:
 class FrameWalker:
     """Walks a client's byte stream frame by frame and prices it, however the bytes are cut."""
 
-    __slots__ = ("_block", "_partial", "_preface", "_skip")
+    __slots__ = ("_block", "_partial", "_preface", "_skip", "calls")
 
     def __init__(self) -> None:
+        self.calls = 0
+        """Header blocks begun so far: each opens a call, a gRPC client sends no others."""
         self._preface = 0  # bytes of it seen
         self._partial = b""  # the beginning of a frame header
         self._skip = 0  # bytes of the present frame's payload still to come
@@ -144,6 +178,7 @@ class FrameWalker:
             return _PRICES[_DATA] + (length >> _DATA_SHIFT)
         if kind not in (_HEADERS, _CONTINUATION):
             return _PRICES.get(kind, _UNKNOWN_PRICE)
+        self.calls += kind == _HEADERS
         self._block = length if kind == _HEADERS or self._block < 0 else self._block + length
         if self._block > MAX_HEADER_BLOCK_BYTES:
             raise Abuse("a header block is larger than any honest one")
@@ -152,18 +187,51 @@ class FrameWalker:
         return _PRICES[kind] + (length >> _BLOCK_SHIFT)
 
 
+class Meters:
+    """Makes the meters of one door's connections."""
+
+    def __init__(self, rates: Rates) -> None:
+        self._rates = rates
+        self._principals = Principals(rates.principal, rates.principal_burst)
+        self._callers = Principals(rates.calls_forgotten, rates.calls_waiting, most_wait=_OWN_WAIT)
+
+    def of(self, principal: int | str, now: float, *, uid: int = 0) -> Meter:
+        """For one more connection of `principal`; `uid` is the local user whose calls are counted, 0 for nobody."""
+        turns = Turns(self._callers.of(uid, now)) if uid else None
+        return Meter(self._rates, self._principals.of(principal, now), now, turns=turns)
+
+
 class Meter:
-    """Prices one connection's bytes against its own bucket and its principal's."""
+    """Prices one connection's bytes against its own bucket and its principal's, and its calls against its user's turns."""
 
-    __slots__ = ("_own", "_shared", "_walker")
+    __slots__ = ("_opened", "_own", "_shared", "_turns", "_walker")
 
-    def __init__(self, rates: Rates, shared: Bucket, now: float) -> None:
+    def __init__(self, rates: Rates, shared: Bucket, now: float, *, turns: Turns | None = None) -> None:
         self._walker = FrameWalker()
         self._own = Bucket(rates.connection, rates.connection_burst, now, most_wait=_OWN_WAIT)
         self._shared = shared
+        self._turns = turns
+        self._opened = 0  # calls in what was charged and has not been passed on
         self._shared.take(rates.connecting, now)
 
     def charge(self, data: bytes, now: float) -> float:
-        """Pay for `data`; the seconds to stop reading for. Raises Abuse."""
+        """Pay for `data`; the seconds to stop reading for, 0 if it may be passed on now. Raises Abuse."""
+        before = self._walker.calls
         tokens = self._walker.price(data)
-        return max(self._own.take(tokens, now), self._shared.take(tokens, now))
+        self._opened += self._walker.calls - before
+        wait = max(self._own.take(tokens, now), self._shared.take(tokens, now))
+        return wait if wait > 0 else self.turn(now)
+
+    def turn(self, now: float) -> float:
+        """Seconds after which to ask again; 0 once what was charged may be passed on."""
+        if self._turns is None or not self._opened:
+            return 0.0
+        if not self._turns.take(self._opened, now):
+            return _TURN_WAIT
+        self._opened = 0
+        return 0.0
+
+    def begun(self, now: float) -> None:
+        """One of its calls is looked at."""
+        if self._turns is not None:
+            self._turns.begun(now)

@@ -114,6 +114,11 @@ def peer_pidfd_supported() -> bool:
         return True
 
 
+def peer_uid(connection: socket.socket) -> int:
+    """The effective user that connected, which costs less to know than by which process."""
+    return int(_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1])
+
+
 def peer_pid(connection: socket.socket) -> int:
     """Who is at the other end of a Unix connection; 0 for a process of a PID namespace that this one cannot see.
 

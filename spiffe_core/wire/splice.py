@@ -159,6 +159,12 @@ class Side(asyncio.Protocol):
     def _unthrottled(self, data: bytes) -> None:
         """The debt is paid off: pass on what ran it up, then what came after."""
         self.throttle = None
+        if self.meter is not None:
+            loop = asyncio.get_running_loop()
+            wait = self.meter.turn(loop.time())
+            if wait > 0:
+                self.throttle = loop.call_later(wait, self._unthrottled, data)
+                return
         if self.other.transport is not None:
             self.other.transport.write(data)
         early, self.early = self.early, []

