@@ -24,7 +24,16 @@ KINDS: Mapping[str, frozenset[str]] = {
     | {
         *("server_address", "server_port", "admin_socket_path", "authorized_delegates", "trust_bundle_path"),
         *("trust_bundle_format", "insecure_bootstrap", "join_token_file", "join_token", "sync_interval", "peer_pidfd"),
-        *("workload_x509_svid_key_type", "allow_unauthenticated_verifiers", "wait_for_identity", "sds"),
+        *("workload_x509_svid_key_type", "allow_unauthenticated_verifiers", "wait_for_identity", "sds", "broker"),
+        *(
+            "availability_target",
+            "files_config",
+            "key_manager",
+            "push",
+            "rebootstrap_delay",
+            "rebootstrap_mode",
+            "strict",
+        ),
     },
     FILES: frozenset({"socket", "command_seconds", "set"}),
 }
