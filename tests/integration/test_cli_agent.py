@@ -352,6 +352,7 @@ def test_the_commands_are_those_of_the_issue():
         "api validate jwt",
         "api validate wit",
         "files",
+        "explain",
         "debug getinfo",
         "logger get",
         "logger set",
