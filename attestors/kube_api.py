@@ -1,8 +1,9 @@
-"""The three questions about a pod's token that are asked of the API server of a Kubernetes cluster.
+"""The questions that are asked of the API server of a Kubernetes cluster: about a pod's token, and about namespaces.
 
     POST /apis/authentication.k8s.io/v1/tokenreviews     is this token good, and whose is it
     GET  /api/v1/namespaces/NS/pods/NAME                 the pod it is bound to
     GET  /api/v1/nodes/NAME                              the node that pod runs on
+    GET  /api/v1/namespaces/NAME                         a namespace, with its labels
 
 An API server that is away or broken is `Unavailable` here, never a reason to believe or to refuse a node. While it is,
 one question at a time goes out and the others are turned away at once, so that it cannot hold every thread.
@@ -149,6 +150,10 @@ class KubeQuestions:
         """The node of that name."""
         return self._ask("GET", f"/api/v1/nodes/{_segment(name)}", "`get` on `nodes`")
 
+    def namespace(self, name: str) -> Mapping[str, object] | None:
+        """The namespace of that name."""
+        return self._ask("GET", f"/api/v1/namespaces/{_segment(name)}", "`get` on `namespaces`")
+
     def _ask(self, method: str, path: str, right: str, body: bytes | None = None) -> dict[str, object] | None:
         access = self.access
         headers = {**access.headers, "Content-Type": "application/json"} if body is not None else access.headers
@@ -165,7 +170,7 @@ class KubeQuestions:
             server_name=access.server_name,
         )
         if answer.status in _REFUSED:
-            raise Unavailable(f"the API server refuses this server ({answer.status}), which needs {right}")
+            raise Unavailable(f"the API server refuses us ({answer.status}): our service account needs {right}")
         document = _document(answer)
         if answer.status == _MISSING and text(document, "reason") == "NotFound":
             return None

@@ -25,8 +25,10 @@ from attestors.api import Findings, KubernetesObject, Subject
 from attestors.cgroups import Place
 from attestors.containers import locate, require_container_locator
 from attestors.http_client import get_https
+from attestors.kube_config import KubeAccess, PodSurroundings, from_pod
 from attestors.procfs import ProcFs
-from attestors.sources import Source
+from attestors.sources import Source, trouble_of
+from attestors.workload.namespaces import Labels, NamespaceLabels
 from attestors.workload.pods import TYPE, Found, find, find_pod, read_pods, selectors_of
 from spiffe_core.errors import ConfigError, InvalidRequest, NotFound, Unavailable
 
@@ -56,6 +58,7 @@ class K8sSettings:
     node_name: str = ""
     node_name_env: str = "MY_NODE_NAME"
     disable_container_selectors: bool = False
+    enable_namespace_labels: bool = False
     use_new_container_locator: bool = True
     verbose_container_locator_logs: bool = False
 
@@ -81,6 +84,7 @@ class K8sPorts:
     variable: Callable[[str], str] = lambda name: os.environ.get(name, "")
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    api_server: Callable[[], KubeAccess] = lambda: from_pod(PodSurroundings(), "attestors.k8s.enable_namespace_labels")
 
 
 @dataclass(slots=True)
@@ -104,11 +108,12 @@ class K8sAttestor:
         self._listing: _Listing | None = None
         self._tls: tuple[tuple[FileIdentity | None, ...], ssl.SSLContext] | None = None
         self._kubelet = Source()
+        self._namespaces = NamespaceLabels(self._ports.api_server, self._ports.monotonic)
 
     @property
     def trouble(self) -> str:
-        """Why the kubelet could not tell, and what to do."""
-        return self._kubelet.trouble
+        """Why the kubelet, or the API server about namespaces, could not tell, and what to do."""
+        return trouble_of(self._kubelet, self._namespaces.source)
 
     def attest(self, subject: Subject, deadline: float) -> Findings:
         """Look up the pod `subject` runs in now.
@@ -122,11 +127,13 @@ class K8sAttestor:
         if place is None:
             return Findings(frozenset(), ("the process runs in no container",))
         found = self._find(place, deadline - _MARGIN_SECONDS)
+        labels = {} if found.ephemeral else self._labels(found, deadline - _MARGIN_SECONDS)
         if locate(self._ports.proc, subject) != place:
             raise Unavailable("the calling process changed its container meanwhile; try again")
         if found.ephemeral:
             return Findings(frozenset(), ("the process runs in an ephemeral container, which has no identity",))
-        return Findings(selectors_of(found, container_level=not self._settings.disable_container_selectors))
+        level = not self._settings.disable_container_selectors
+        return Findings(selectors_of(found, container_level=level, namespace_labels=labels))
 
     def attest_object(self, wanted: KubernetesObject, deadline: float) -> Findings:
         """Look up a pod of this node that a broker names; what is said of its containers one by one is left out.
@@ -146,7 +153,12 @@ class K8sAttestor:
         found = find_pod(pods, wanted)
         if found is None:
             raise NotFound("this node has no such pod", field="reference")
-        return Findings(selectors_of(found, container_level=False))
+        labels = self._labels(found, deadline - _MARGIN_SECONDS)
+        return Findings(selectors_of(found, container_level=False, namespace_labels=labels))
+
+    def _labels(self, found: Found, deadline: float) -> Labels:
+        """Those of the pod's namespace, where they are wanted."""
+        return self._namespaces.of(found.namespace, deadline) if self._settings.enable_namespace_labels else {}
 
     def _find(self, place: Place, deadline: float) -> Found:
         wanted, pause = self._ports.monotonic() - LIST_SECONDS, FIRST_PAUSE

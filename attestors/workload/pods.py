@@ -27,6 +27,11 @@ class Found:
     container: Mapping[str, Any] | None = None
     ephemeral: bool = False
 
+    @property
+    def namespace(self) -> str:
+        """The pod's namespace."""
+        return _text(_map(self.pod, "metadata"), "namespace")
+
 
 def read_pods(body: bytes) -> list[dict[str, Any]]:
     """The items of a PodList.
@@ -80,9 +85,12 @@ def find_pod(pods: Iterable[Mapping[str, Any]], wanted: KubernetesObject) -> Fou
     return None
 
 
-def selectors_of(found: Found, *, container_level: bool) -> frozenset[Selector]:
-    """Everything that is said of the pod and, unless it is left out, of the container."""
+def selectors_of(
+    found: Found, *, container_level: bool, namespace_labels: Mapping[str, str] | None = None
+) -> frozenset[Selector]:
+    """Everything that is said of the pod, of its namespace and, unless it is left out, of the container."""
     values = list(_pod_values(found.pod))
+    values += [f"ns-label:{key}:{value}" for key, value in (namespace_labels or {}).items()]
     if container_level and found.container is not None:
         values.append(f"container-name:{_text(found.container, 'name')}")
         values += [f"container-image:{image}" for image in _images([found.container])]

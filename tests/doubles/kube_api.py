@@ -17,7 +17,7 @@ from tests.doubles.kube_cluster import API_AUDIENCE
 from tests.doubles.node_pki import NodePki, write_certificates, write_key
 
 RIGHTS = frozenset({"create tokenreviews", "get pods", "get nodes"})
-OBJECT = re.compile(r"/api/v1/(?:namespaces/(?P<namespace>[^/]+)/)?(?P<kind>pods|nodes)/(?P<name>[^/?]+)")
+OBJECT = re.compile(r"/api/v1/(?:namespaces/(?P<namespace>[^/]+)/)?(?P<kind>pods|nodes|namespaces)/(?P<name>[^/?]+)")
 PROTOBUF = b"k8s\x00"
 """How Go's client begins what it sends; it takes JSON back."""
 REVIEWS = "/apis/authentication.k8s.io/v1/tokenreviews"
@@ -55,6 +55,7 @@ class KubeApi(HttpsDouble):
         super().__init__(certificate, key, self._answer, client_ca=pki.ca, client_required=False)
         self.cluster, self.pki = cluster, pki
         self.rights = {}
+        self.namespaces = {}
         self.canned = {}
         self.edit = lambda _path, document: document
         self.reviewed = []
@@ -119,11 +120,11 @@ class KubeApi(HttpsDouble):
             return 404, b"404 page not found\n"
         if f"get {found['kind']}" not in rights:
             return 403, status(403, "Forbidden")
-        held = (
-            self.cluster.pods.get((found["namespace"], found["name"]))
-            if found["kind"] == "pods"
-            else self.cluster.nodes.get(found["name"])
-        )
+        held = {
+            "pods": lambda: self.cluster.pods.get((found["namespace"], found["name"])),
+            "nodes": lambda: self.cluster.nodes.get(found["name"]),
+            "namespaces": lambda: self.namespaces.get(found["name"]),
+        }[found["kind"]]()
         return (200, held) if held is not None else (404, status(404, "NotFound"))
 
 
