@@ -9,7 +9,7 @@ the very bytes that were linted. The real key may live in a token or a KMS: it n
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -19,7 +19,15 @@ from cryptography.utils import Buffer
 
 from identity_server.domain.lint import Finding, LintFailed, contents, elements, lint
 from identity_server.domain.profiles import Parent, Plan, extensions
-from spiffe_core.crypto.keys import AuthorityKey, AuthorityPublicKey, MlDsaPrivateKey, MlDsaPublicKey, spki_der
+from spiffe_core.crypto.keys import (
+    AuthorityKey,
+    AuthorityPublicKey,
+    MlDsaPrivateKey,
+    MlDsaPublicKey,
+    is_ec,
+    is_ec_private,
+    spki_der,
+)
 from spiffe_core.errors import CorruptState, InvalidId
 from spiffe_core.spiffe_id import SpiffeId
 
@@ -103,14 +111,14 @@ def sign(ticket: ReadyToSign, key: AuthorityKey) -> bytes:
     tbs = ticket.redeem()
     signer = ticket.plan.signing_key
     algorithm = _hash_for(signer)
-    if isinstance(key, MlDsaPrivateKey) or algorithm is None:
+    if algorithm is not None and is_ec_private(key):
+        signature = key.sign(tbs, _ECDSA[algorithm.name])
+    elif isinstance(key, MlDsaPrivateKey) or algorithm is None:
         if not isinstance(key, MlDsaPrivateKey) or algorithm is not None:
             raise CorruptState("the key is of another kind than the one the certificate names as its signer")
         signature = key.sign(tbs)
-    elif isinstance(key, ec.EllipticCurvePrivateKey):
-        signature = key.sign(tbs, _ECDSA[algorithm.name])
     else:
-        signature = key.sign(tbs, padding.PKCS1v15(), algorithm)
+        signature = cast("rsa.RSAPrivateKey", key).sign(tbs, padding.PKCS1v15(), algorithm)
     return der_element(_SEQUENCE, tbs + _algorithm_of(signer) + der_element(_BIT_STRING, b"\0" + signature))
 
 
@@ -209,19 +217,18 @@ def _recorder(key: AuthorityPublicKey) -> Any:
 
 
 def _hash_for(key: AuthorityPublicKey) -> hashes.SHA256 | hashes.SHA384 | None:
-    if isinstance(key, MlDsaPublicKey):
-        return None
-    wide = isinstance(key, ec.EllipticCurvePublicKey) and key.key_size == _P384_BITS
-    return hashes.SHA384() if wide else hashes.SHA256()
+    if is_ec(key):
+        return hashes.SHA384() if key.key_size == _P384_BITS else hashes.SHA256()
+    return None if isinstance(key, MlDsaPublicKey) else hashes.SHA256()
 
 
 def _algorithm_of(key: AuthorityPublicKey) -> bytes:
+    if is_ec(key):
+        return _ECDSA_SHA384 if key.key_size == _P384_BITS else _ECDSA_SHA256
     for kind, identifier in _ML_DSA.items():
         if isinstance(key, kind):
             return identifier
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        return _RSA_SHA256
-    return _ECDSA_SHA384 if key.key_size == _P384_BITS else _ECDSA_SHA256
+    return _RSA_SHA256
 
 
 def der_element(tag: int, body: bytes) -> bytes:

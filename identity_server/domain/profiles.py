@@ -22,6 +22,7 @@ from spiffe_core.crypto.keys import (
     MlDsaPublicKey,
     PublicKey,
     check_public_key,
+    is_ec,
     spki_der,
     subject_key_id,
 )
@@ -186,7 +187,7 @@ def plan_ca(
         InvalidRequest: the key or the lifetime may not be in an authority.
         Unavailable: the parent has expired.
     """
-    if not isinstance(public_key, MlDsaPublicKey):
+    if is_ec(public_key) or not isinstance(public_key, MlDsaPublicKey):
         check_public_key(public_key, field="public_key")
     if lifetime <= 0:
         raise InvalidRequest("ca.ttl: must be a positive number of seconds", field="ca.ttl")
@@ -234,7 +235,7 @@ def extensions(plan: Plan) -> tuple[tuple[x509.ExtensionType, bool], ...]:
 
 def leaf_usage(public_key: AuthorityPublicKey) -> tuple[x509.KeyUsage, bool]:
     """Key usage of a leaf with this key (X509-22 to X509-24, architecture A4)."""
-    return RSA_LEAF_USAGE if isinstance(public_key, rsa.RSAPublicKey) else EC_LEAF_USAGE
+    return RSA_LEAF_USAGE if not is_ec(public_key) and isinstance(public_key, rsa.RSAPublicKey) else EC_LEAF_USAGE
 
 
 def _usage(

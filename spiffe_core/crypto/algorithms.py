@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, mldsa
+from cryptography.hazmat.primitives.asymmetric import mldsa
 from cryptography.x509.oid import SignatureAlgorithmOID
 
-from spiffe_core.crypto.keys import AuthorityPublicKey, MlDsaPublicKey
+from spiffe_core.crypto.keys import AuthorityPublicKey, MlDsaPublicKey, is_ec
 
 _ECDSA = frozenset(
     {
@@ -37,9 +37,12 @@ _HASHES = frozenset({"sha256", "sha384", "sha512"})
 
 def signature_allowed(signed: x509.Certificate | x509.CertificateSigningRequest, signer: AuthorityPublicKey) -> bool:
     """Whether `signed` names an allowed algorithm that fits the signer's kind of key."""
-    if isinstance(signer, MlDsaPublicKey):  # one algorithm for each kind of key, and no hash of its own
+    elliptic = is_ec(signer)
+    if not elliptic and isinstance(
+        signer, MlDsaPublicKey
+    ):  # one algorithm for each kind of key, and no hash of its own
         return any(isinstance(signer, kind) and signed.signature_algorithm_oid == oid for kind, oid in _ML_DSA.items())
-    allowed = _ECDSA if isinstance(signer, ec.EllipticCurvePublicKey) else _RSA
+    allowed = _ECDSA if elliptic else _RSA
     if signed.signature_algorithm_oid not in allowed:
         return False
     try:

@@ -19,7 +19,7 @@ from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import NameOID
 
 from spiffe_core.crypto.algorithms import signature_allowed
-from spiffe_core.crypto.keys import PrivateKey, PublicKey, check_public_key, spki_der
+from spiffe_core.crypto.keys import PrivateKey, PublicKey, check_public_key, is_ec, spki_der
 from spiffe_core.errors import InvalidCertificate, InvalidCsr
 from spiffe_core.spiffe_id import SpiffeId
 
@@ -132,7 +132,7 @@ def _check_algorithm(request: x509.CertificateSigningRequest, public_key: Public
 def _signature_good(request: x509.CertificateSigningRequest, public_key: PublicKey) -> bool:
     """Whether the request's own key made its signature; an EC key is not decoded a second time for it (15 % less)."""
     algorithm = request.signature_hash_algorithm
-    if not isinstance(public_key, ec.EllipticCurvePublicKey) or algorithm is None:
+    if not is_ec(public_key) or algorithm is None:
         return request.is_signature_valid
     try:
         public_key.verify(request.signature, request.tbs_certrequest_bytes, _ECDSA[algorithm.name])
