@@ -210,6 +210,10 @@ REFUSED: dict[str, tuple[str, Reason]] = {
         f"N-J-31 aud {value!r}": (make(None, {"aud": value}), Reason.UNEXPECTED_AUDIENCE)
         for value in (["other"], AUD[:-1], AUD + "x", AUD.upper(), AUD + "/", AUD + " ", [AUD + "/", "x"])
     },
+    "S42 10,000 audiences and ours not among them": (
+        make(None, {"aud": [f"https://{number}" for number in range(10_000)]}),
+        Reason.TOO_LARGE,
+    ),
     **{
         f"N-J-33 exp {text}": (make(None, json.dumps({**CLAIMS, "exp": 0}).replace('"exp": 0', f'"exp": {text}')), reason)
         for text, reason in (

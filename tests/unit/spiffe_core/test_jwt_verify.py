@@ -90,6 +90,7 @@ def test_what_must_not_be_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_must_be_refused(name: str) -> None:
+    """S41, S42, S43: algorithms and keys, audiences, times."""
     text, reason = REFUSED[name]
     assert refused(text) is reason
     assert verify(GOOD)
