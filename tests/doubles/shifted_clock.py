@@ -1,4 +1,4 @@
-"""Real daemons whose wall clock a test moves: Debian's `faketime`, read anew at each look at the clock.
+"""Real daemons whose wall clock a test moves, by Debian's `faketime`.
 
 The library stands in for the C library's clock, so Python, OpenSSL and what they check see the same moment. The
 monotonic clock stays true, as it does on a real machine whose wall clock jumps. Where the library is not installed the
@@ -34,6 +34,8 @@ T = TypeVar("T")
 REQUIRED = frozenset(os.environ.get("MUNIMENT_REQUIRE", "").split())
 LIBRARIES = "/usr/lib/*/faketime/libfaketime.so.1"
 _HEADER = (("workload.spiffe.io", "true"),)
+_CACHED = 1.2
+"""The library looks into its file once a second."""
 _PATIENCE = 60.0
 """Within this many seconds of the end of a trouble the agent serves again by itself."""
 
@@ -61,15 +63,19 @@ class WallClock:
         self.env = {
             **({"LD_PRELOAD": library} if library else {}),
             "FAKETIME_TIMESTAMP_FILE": str(file),
-            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_CACHE_DURATION": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "NO_FAKE_STAT": "1",
         }
-        self.move()
+        self._write()
 
     def move(self, **by: float) -> None:
-        """Jump; the process sees the new time at its next look."""
+        """Jump; when this returns the process sees the new time."""
         self.ahead += timedelta(**by)
+        self._write()
+        time.sleep(_CACHED)
+
+    def _write(self) -> None:
         fresh = self._file.with_suffix(".new")
         fresh.write_text(f"{self.ahead.total_seconds():+.0f}\n")
         fresh.replace(self._file)
@@ -104,13 +110,10 @@ class ShiftedStack(LocalStack):
         with self.server_config.open("a") as file:
             file.write(f'[attestors.x509pop]\nca_bundle_path = "{bundle}"\n')
 
-    @property
-    def clocks(self) -> tuple[WallClock, WallClock]:
-        return self.server_clock, self.agent_clock
-
     def move_all(self, **by: float) -> None:
-        for clock in self.clocks:
-            clock.move(**by)
+        """Both machines' clocks, or one machine that slept."""
+        self.server_clock.move(**by)
+        self.agent_clock.move(**by)
 
     def spawn_server(self) -> Daemon:
         argv = [str(BIN / "identity-server"), "run", "--config", str(self.server_config)]

@@ -124,7 +124,7 @@ def limited(files):
 
 @pytest.mark.parametrize(
     ("chosen", "level", "words"),
-    [(None, "info", "at most 256 connections"), (4096, "warning", "open files are limited to 1024")],
+    [(None, "info", "at most 128 connections"), (4096, "warning", "open files are limited to 1024")],
 )
 def test_a_default_gives_way_to_the_limit_of_open_files_and_a_choice_does_not(chosen, level, words, tmp_path):
     """R14: the default is scaled to the hard limit without an alarm; a number that somebody set is warned about."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
@@ -97,13 +98,15 @@ def stock_agent(binaries: Path, ours: LocalStack, nodes: dict[str, Node], folder
 class OurAgent:
     """Our node agent, at home in `folder`, with a node's certificate."""
 
-    def __init__(self, folder: Path, node: Node, *, port: int, bundle: Path, joins: bool = True) -> None:
+    def __init__(
+        self, folder: Path, node: Node, *, port: int, bundle: Path, joins: bool = True, more: str = ""
+    ) -> None:
         self.socket = folder / "api.sock"
         config = folder / "agent.toml"
         table = "".join(f'{key} = "{path}"\n' for key, path in node.files(folder).items())
         config.write_text(
             f'trust_domain = "{TD}"\ndata_dir = "{folder}/data"\nserver_address = "127.0.0.1"\nserver_port = {port}\n'
-            f'socket_path = "{self.socket}"\ntrust_bundle_path = "{bundle}"\nsync_interval = "500ms"\n'
+            f'socket_path = "{self.socket}"\ntrust_bundle_path = "{bundle}"\nsync_interval = "500ms"\n{more}'
             f"[attestors.x509pop]\n{table}"
         )
         self.daemon = Daemon([str(BIN / "node-agent"), "run", "--config", str(config)], folder / "agent.log")
@@ -241,4 +244,31 @@ def test_our_agent_joins_a_stock_server_only_from_its_certificates_address(
             other.daemon.kill()
         assert len(server.command.json("agent", "list")["agents"]) == 1
     finally:
+        server.close()
+
+
+def test_an_agent_of_ours_outlives_a_stock_server_that_lost_everything(
+    binaries: Path, pki: NodePki, nodes: dict[str, Node], folder: Path
+) -> None:
+    """R23, `rebootstrap_mode = "auto"`: new keys and a new database below the same address; the agent's process stays."""
+    home = Path(tempfile.mkdtemp(prefix="lost-", dir=folder))
+    attestor = f'NodeAttestor "x509pop" {{ plugin_data {{ ca_bundle_path = "{pki.bundle(home)}" }} }}'
+    server, bundle = StockServer(binaries, home, TD, attestor=attestor), home / "stock.pem"
+    agent = None
+    try:
+        server.start()
+        bundle.write_text(server.command("bundle", "show"))
+        more = 'rebootstrap_mode = "auto"\nrebootstrap_delay = "2s"\n'
+        agent = OurAgent(home, nodes["p256"], port=server.port, bundle=bundle, more=more)
+        server.close()
+        shutil.rmtree(home / "spire-server")
+        server.start()
+        assert not server.command.json("agent", "list").get("agents")
+        bundle.write_text(server.command("bundle", "show"))
+        assert until(lambda: server.command.json("agent", "list").get("agents"), seconds=60)
+        assert agent.daemon.process.poll() is None
+        assert "bootstraps again" in agent.daemon.tail(1000)
+    finally:
+        if agent is not None:
+            agent.daemon.kill()
         server.close()
