@@ -35,6 +35,7 @@ from identity_server.rpc.caller import AccessInterceptor, presented_by
 from identity_server.rpc.debug_api import DebugApi
 from identity_server.rpc.drain import Drain, DrainInterceptor
 from identity_server.rpc.entry_api import EntryApi
+from identity_server.rpc.explain_api import ExplainApi
 from identity_server.rpc.health_api import SERVICE as HEALTH
 from identity_server.rpc.health_api import HealthApi
 from identity_server.rpc.local_authority_api import LocalAuthorityApi
@@ -46,6 +47,7 @@ from identity_server.rpc.services import (
     BUNDLE,
     DEBUG,
     ENTRY,
+    EXPLAIN,
     LOCAL_AUTHORITY,
     LOGGER,
     PROPAGATION,
@@ -63,6 +65,7 @@ from identity_server.services.authority_orders import AuthorityOrders
 from identity_server.services.downstream import Downstream
 from identity_server.services.entitlements import Entitlements
 from identity_server.services.errands import Errands
+from identity_server.services.explain import ExplainEntitlement
 from identity_server.services.federated_bundles import FederatedBundles
 from identity_server.services.federation import Federation
 from identity_server.services.fleet import Fleet
@@ -366,6 +369,10 @@ async def _compose(  # the one place where everything has a name
         handlers(LOCAL_AUTHORITY, LocalAuthorityApi(local, above)),
         handlers(AUTHORITY_ORDERS, AuthorityOrdersApi(orders)),
         handlers(PROPAGATION, PropagationApi(followers, progress, door.caller_of, trust_domain=trust_domain)),
+        handlers(
+            EXPLAIN,
+            ExplainApi(ExplainEntitlement(store=store, clock=clock, progress=progress), trust_domain=trust_domain),
+        ),
         handlers(HEALTH, HealthApi(lambda: watch.report().ready)),
     )
     rpc = private_server(

@@ -336,7 +336,7 @@ def _compose(
     started = clock.monotonic()
     delegates = DelegatedIdentity(workloads, jwt, admin_streams, admin_door.caller_of, settings.authorized_delegates)
     parts = Parts(settings, clock, steady, node, membership, synchronize, workloads, jwt, door, api, follow, attestors)
-    explain = explanations(parts, attestation, clock, steady)
+    explain = explanations(parts, client, attestation, clock, steady)
     services = [
         delegates.handler(),
         DebugApi(look).handler(),

@@ -15,7 +15,6 @@ from attestors.api import ObjectAttestor, WorkloadAttestor
 from attestors.holders import why_not
 from attestors.registry import NODE_PROVERS, WORKLOAD_ATTESTORS
 from node_agent.domain.brokers import Brokers
-from node_agent.domain.explanation import AgentFacts
 from node_agent.domain.node_state import NodeState, believing_both
 from node_agent.domain.outlook import outlook_of
 from node_agent.domain.session import Phase
@@ -24,7 +23,7 @@ from node_agent.file_sets.settings import FilesSettings
 from node_agent.file_sets.settings import load as load_files
 from node_agent.files import BundleFile, JoinTokenCredentials, ProverCredentials
 from node_agent.monitoring import Parts
-from node_agent.ports import Credentials
+from node_agent.ports import Credentials, IdentityServer
 from node_agent.rpc.broker_api import BrokerApi
 from node_agent.rpc.broker_endpoint import CONNECTIONS, GRACE_SECONDS, BrokerAddresses, BrokerEndpoint, Strangers
 from node_agent.services.attest_workload import AttestWorkload
@@ -38,6 +37,7 @@ from node_agent.settings import AgentSettings
 from node_agent.state_dir import DamagedState, StateDirectory
 from spiffe_core.clock import Clock
 from spiffe_core.errors import ConfigError, Unavailable
+from spiffe_core.explanation import AgentFacts
 from spiffe_core.wire.front_door import FrontDoor, Limits
 from spiffe_core.wire.peer import TlsPeer, peer_pidfd_supported
 from spiffe_core.wire.tls import ServerTls, TlsIdentity
@@ -138,7 +138,9 @@ def own_files(settings: AgentSettings, clock: Clock) -> OwnFiles | None:
     return None if settings.files_config is None else OwnFiles(load_files(settings.files_config), settings, clock)
 
 
-def explanations(parts: Parts, attestation: AttestWorkload, clock: Clock, steady: SteadyTime) -> Explain:
+def explanations(
+    parts: Parts, server: IdentityServer, attestation: AttestWorkload, clock: Clock, steady: SteadyTime
+) -> Explain:
     """What answers `node-agent explain`."""
 
     def facts() -> AgentFacts:
@@ -160,6 +162,7 @@ def explanations(parts: Parts, attestation: AttestWorkload, clock: Clock, steady
         workloads=parts.workloads,
         attestation=attestation,
         facts=facts,
+        elsewhere=server.elsewhere,
         clock=clock,
         new_id=lambda: secrets.token_hex(4),
     )

@@ -12,6 +12,7 @@ from node_agent.domain.node_state import NodeState
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.errors import IdentityError, Unavailable
 from spiffe_core.jwt_svid import JwtSvid
+from spiffe_core.selectors import Selector
 from spiffe_core.spiffe_id import TrustDomain
 from spiffe_core.wit_svid import WitSvid
 
@@ -95,6 +96,10 @@ class IdentityServer(Protocol):
 
     async def issue_wits(self, requests: Sequence[WitRequest]) -> list[WitAnswer]:
         """One answer for each request (at most 500), in order. Raises when the call failed as a whole."""
+        ...
+
+    async def elsewhere(self, selectors: frozenset[Selector]) -> tuple[int, str]:
+        """How many entries match these selectors and are not this agent's, and below which parent one of them stands."""
         ...
 
     async def post_status(self, version: str, bundle_sequence: int) -> None:

@@ -35,8 +35,10 @@ from spiffe_core.errors import (
 )
 from spiffe_core.jwt_svid import JwtSvid
 from spiffe_core.runtime.offload import Offload
+from spiffe_core.selectors import Selector, canonical
 from spiffe_core.spiffe_id import TrustDomain
 from spiffe_core.wire import convert
+from spiffe_core.wire._gen.muniment.server.explain.v1 import explain_pb2
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
 from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
 from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2
@@ -55,11 +57,13 @@ CALL_SECONDS = 30.0
 IDS_PER_REQUEST = 500
 MAX_ENTRIES = 500_000
 MAX_CHALLENGES = 32
+EXPLAIN_SECONDS = 1.0
 BOOTSTRAP_BUNDLE_TRIES = 3
 
 _AGENT = agent_pb2.DESCRIPTOR.services_by_name["Agent"]
 _BUNDLE = bundle_pb2.DESCRIPTOR.services_by_name["Bundle"]
 _ENTRY = entry_pb2.DESCRIPTOR.services_by_name["Entry"]
+_EXPLAIN = explain_pb2.DESCRIPTOR.services_by_name["Explain"]
 _SVID = svid_pb2.DESCRIPTOR.services_by_name["SVID"]
 
 _BUNDLE_MASK = bundle_types_pb2.BundleMask(
@@ -180,6 +184,14 @@ class ServerClient:
         request = agent_pb2.PostStatusRequest(current_bundle_serial=bundle_sequence, agent_version=version)
         with translated(self._member):
             await Stub(self._member.channel(), _AGENT).PostStatus(request, timeout=CALL_SECONDS)
+
+    async def elsewhere(self, selectors: frozenset[Selector]) -> tuple[int, str]:
+        """How many entries match that are not this agent's, and below which parent one of them stands."""
+        request = explain_pb2.ElsewhereRequest(selectors=[str(one) for one in canonical(selectors)])
+        with translated(self._member):
+            stub = Stub(self._member.channel(), _EXPLAIN)
+            answer = received(await stub.Elsewhere(request, timeout=EXPLAIN_SECONDS))
+        return answer.entries, answer.parent_id
 
     async def fetch_bundle(self) -> TrustBundle:
         """The trust domain's own bundle."""

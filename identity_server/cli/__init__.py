@@ -47,6 +47,7 @@ def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
         "token": (f"{_HERE}.tokens:group", "Join tokens, which admit a node once"),
         "bundle": (f"{_HERE}.bundle:group", "The trust bundle that SVIDs are verified with"),
         "federation": (f"{_HERE}.federation:group", "Trust domains whose bundles are fetched"),
+        "explain": (f"{_HERE}.explain:explain", "Tell why an agent's workload gets its identities, or none"),
         "logger": (f"{_HERE}.logger:group", "The level of the server's log"),
         "debug": (f"{_HERE}.debug:group", "What the server is and what it holds"),
         "x509": (f"{_HERE}.x509:group", "X.509-SVIDs without a workload"),

@@ -135,6 +135,7 @@ _SERVICES: dict[str, dict[str, frozenset[CallerKind]]] = {
         "AwaitAgents": _OPERATOR,
         "ListProgress": _OPERATOR,
     },
+    "muniment.server.explain.v1.Explain": {"Explain": _OPERATOR, "Elsewhere": _AGENT},
     "spire.api.server.logger.v1.Logger": {
         "GetLogger": _LOCAL,
         "SetLogLevel": _LOCAL,

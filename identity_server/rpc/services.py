@@ -1,6 +1,7 @@
 """The descriptors of the services this server offers."""
 
 from spiffe_core.wire._gen.muniment.server.authorityorders.v1 import authorityorders_pb2
+from spiffe_core.wire._gen.muniment.server.explain.v1 import explain_pb2
 from spiffe_core.wire._gen.muniment.server.propagation.v1 import propagation_pb2
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
 from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
@@ -16,6 +17,7 @@ AUTHORITY_ORDERS = authorityorders_pb2.DESCRIPTOR.services_by_name["AuthorityOrd
 BUNDLE = bundle_pb2.DESCRIPTOR.services_by_name["Bundle"]
 DEBUG = debug_pb2.DESCRIPTOR.services_by_name["Debug"]
 ENTRY = entry_pb2.DESCRIPTOR.services_by_name["Entry"]
+EXPLAIN = explain_pb2.DESCRIPTOR.services_by_name["Explain"]
 LOGGER = logger_pb2.DESCRIPTOR.services_by_name["Logger"]
 LOCAL_AUTHORITY = localauthority_pb2.DESCRIPTOR.services_by_name["LocalAuthority"]
 PROPAGATION = propagation_pb2.DESCRIPTOR.services_by_name["Propagation"]

@@ -7,16 +7,16 @@ from typing import Any, Final
 import click
 
 from node_agent.cli.admin import AGENT_ADMIN, admin_flags, admin_target
+from spiffe_core.explanation import Code
 from spiffe_core.terminal.connection import CALL_SECONDS, connect
+from spiffe_core.terminal.explanation import print_explanation
 from spiffe_core.terminal.failures import Failure
 from spiffe_core.terminal.flags import command, flag
-from spiffe_core.terminal.printing import clean, output_flag, print_json
+from spiffe_core.terminal.printing import output_flag, print_json
 from spiffe_core.wire._gen.muniment.agent.explain.v1 import explain_pb2 as pb
 from spiffe_core.wire.services import Stub
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Explain"]
-SERVED: Final = "MUN-I000"
-_MARKS: Final = {pb.Step.OUTCOME_OK: "ok", pb.Step.OUTCOME_FAILED: "NO", pb.Step.OUTCOME_SKIPPED: "--"}
 
 
 @command(
@@ -59,15 +59,5 @@ def explain(
     if output == "json":
         print_json(answer)
     else:
-        _print(answer)
-    return 0 if answer.code == SERVED else 1
-
-
-def _print(answer: pb.ExplainResponse) -> None:
-    click.echo(f"{clean(answer.code)}: {clean(answer.cause)}\n")
-    for number, step in enumerate(answer.steps, 1):
-        click.echo(f"{number}. [{_MARKS.get(step.outcome, '??')}] {clean(step.name)}: {clean(step.text)}")
-        for line in step.details:
-            indent = len(line) - len(line.lstrip())
-            click.echo(f"        {' ' * indent}{clean(line.lstrip())}")
-    click.echo(f"\nTo mend it: {clean(answer.fix)}")
+        print_explanation(answer)
+    return 0 if answer.code == Code.SERVED.value else 1

@@ -13,22 +13,17 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
-from node_agent.domain.explanation import Explanation, Outcome
 from node_agent.services.explain import Explain
 from spiffe_core.errors import InvalidRequest, NoIdentityIssued
 from spiffe_core.selectors import Selector
 from spiffe_core.wire._gen.muniment.agent.explain.v1 import explain_pb2 as pb
+from spiffe_core.wire.convert_explanation import explanation_to_proto
 from spiffe_core.wire.peer import UnixPeer
 from spiffe_core.wire.services import CALL_KINDS, HANDLER_FACTORIES, handlers
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Explain"]
 MAX_SELECTORS: Final = 1_000
 REFUSAL_TRAILER: Final = "muniment-refusal"
-_OUTCOMES: Final = {
-    Outcome.OK: pb.Step.OUTCOME_OK,
-    Outcome.FAILED: pb.Step.OUTCOME_FAILED,
-    Outcome.SKIPPED: pb.Step.OUTCOME_SKIPPED,
-}
 
 
 class ExplainApi:
@@ -46,18 +41,18 @@ class ExplainApi:
         """Why a process, or a set of selectors, gets what it gets."""
         match request.WhichOneof("about"):
             case "pid":
-                return _to_proto(await self._explain.process(request.pid))
+                return explanation_to_proto(await self._explain.process(request.pid))
             case "selectors":
                 texts = request.selectors.selectors
                 if not 0 < len(texts) <= MAX_SELECTORS:
                     raise InvalidRequest(f"selectors: give 1 to {MAX_SELECTORS}", field="selectors")
-                return _to_proto(self._explain.selectors(frozenset(map(Selector.parse, texts))))
+                return explanation_to_proto(await self._explain.selectors(frozenset(map(Selector.parse, texts))))
             case "refusal":
-                return _to_proto(self._explain.refusal(request.refusal))
+                return explanation_to_proto(await self._explain.refusal(request.refusal))
             case "caller":
                 peer = self._peer_of(context)
                 assert isinstance(peer, UnixPeer), "the admin socket is a Unix socket"
-                return _to_proto(await self._explain.caller(peer))
+                return explanation_to_proto(await self._explain.caller(peer))
         raise InvalidRequest("give one of pid, selectors, refusal and caller", field="about")
 
 
@@ -112,15 +107,3 @@ class RefusalIds(grpc.aio.ServerInterceptor):
         refusal_id = await self._refused(peer)
         context.set_trailing_metadata(((REFUSAL_TRAILER, refusal_id),))
         return NoIdentityIssued(refusal_id, **refusal.facts)
-
-
-def _to_proto(found: Explanation) -> Any:
-    return pb.ExplainResponse(
-        code=found.code.value,
-        cause=found.cause,
-        fix=found.fix,
-        steps=[
-            pb.Step(name=one.name, outcome=_OUTCOMES[one.outcome], text=one.text, details=one.details)
-            for one in found.steps
-        ],
-    )

@@ -6,18 +6,21 @@ for a bounded time, behind the id that its caller was told.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from attestors.api import Findings as Attested
-from node_agent.domain.explanation import AgentFacts, Asked, Explanation, Findings, Issue, explain
 from node_agent.services.attest_workload import AttestWorkload
 from node_agent.services.workload_svids import WorkloadSvids
 from spiffe_core.clock import Clock
 from spiffe_core.errors import IdentityError, NotFound, Unauthenticated
+from spiffe_core.explanation import AgentFacts, Asked, Elsewhere, Explanation, Findings, Issue, explain, with_elsewhere
 from spiffe_core.selectors import Selector
 from spiffe_core.wire.peer import UnixPeer, named_process
+
+log = logging.getLogger(__name__)
 
 MAX_REFUSALS = 1_000
 REFUSAL_SECONDS = 900.0
@@ -29,11 +32,16 @@ class _Refusal:
     """One answer "no identity issued", as things stood."""
 
     at: float
+    selectors: frozenset[Selector]
     explanation: Explanation
 
 
 class Explain:
-    """Belongs to the event loop. `facts` tells how the agent stands now; `new_id` makes the ids of refusals."""
+    """Belongs to the event loop.
+
+    `facts` tells how the agent stands now; `elsewhere` asks the server how many entries match that are not this agent's;
+    `new_id` makes the ids of refusals.
+    """
 
     def __init__(
         self,
@@ -41,12 +49,14 @@ class Explain:
         workloads: WorkloadSvids,
         attestation: AttestWorkload,
         facts: Callable[[], AgentFacts],
+        elsewhere: Callable[[frozenset[Selector]], Awaitable[tuple[int, str]]],
         clock: Clock,
         new_id: Callable[[], str],
     ) -> None:
         self._workloads = workloads
         self._attestation = attestation
         self._facts = facts
+        self._elsewhere = elsewhere
         self._clock = clock
         self._new_id = new_id
         self._refusals: OrderedDict[str, _Refusal] = OrderedDict()
@@ -64,7 +74,7 @@ class Explain:
                 Findings(self._facts(), no_process=f"there is no process {pid} that this agent can see")
             )
         try:
-            return self._decide(await self._look_at(peer))
+            return await self._with_server(await self._look_at(peer))
         except Unauthenticated:
             return self._decide(Findings(self._facts(), no_process=f"the process {pid} has ended"))
         finally:
@@ -72,11 +82,11 @@ class Explain:
 
     async def caller(self, peer: UnixPeer) -> Explanation:
         """Why the process that asks gets what it gets. Raises Unauthenticated if it has ended."""
-        return self._decide(await self._look_at(peer))
+        return await self._with_server(await self._look_at(peer))
 
-    def selectors(self, selectors: frozenset[Selector]) -> Explanation:
+    async def selectors(self, selectors: frozenset[Selector]) -> Explanation:
         """What a workload with these selectors would get, and why."""
-        return self._decide(Findings(self._facts(), selectors=selectors))
+        return await self._with_server(Findings(self._facts(), selectors=selectors))
 
     async def refused(self, peer: UnixPeer) -> str:
         """Remember that `peer` has just been refused an identity; the id to tell it."""
@@ -90,11 +100,11 @@ class Explain:
         ):
             self._refusals.popitem(last=False)
         refusal_id = self._new_id()
-        self._refusals[refusal_id] = _Refusal(now, self._decide(found))
+        self._refusals[refusal_id] = _Refusal(now, found.selectors or frozenset(), self._decide(found))
         return refusal_id
 
-    def refusal(self, refusal_id: str) -> Explanation:
-        """What stood behind a refusal, at that moment.
+    async def refusal(self, refusal_id: str) -> Explanation:
+        """What stood behind a refusal, at that moment; of entries that are not this agent's, as the server says now.
 
         Raises:
             NotFound: no refusal of the last quarter of an hour has this id.
@@ -104,7 +114,27 @@ class Explain:
             minutes = int(REFUSAL_SECONDS / 60)
             text = f"no refusal of the last {minutes} minutes has this id; ask about the process: node-agent explain --pid N"
             raise NotFound(text)
-        return kept.explanation
+        elsewhere = await self._others(kept.selectors)
+        if elsewhere is None:
+            return kept.explanation
+        return with_elsewhere(kept.explanation, elsewhere, self._facts().agent_id)
+
+    async def _with_server(self, found: Findings) -> Explanation:
+        """The explanation; if nothing matches, with what the server knows of entries that are not this agent's."""
+        selectors = found.selectors or frozenset()
+        if not self._workloads.matching(selectors):
+            found = replace(found, elsewhere=await self._others(selectors))
+        return self._decide(found)
+
+    async def _others(self, selectors: frozenset[Selector]) -> Elsewhere | None:
+        if not selectors or not self._facts().member:
+            return None
+        try:
+            count, parent_id = await self._elsewhere(selectors)
+        except IdentityError as error:
+            log.debug("the server cannot be asked about other entries: %s", error.public)
+            return None
+        return Elsewhere(count, parent_id) if count else None
 
     async def _look_at(self, peer: UnixPeer) -> Findings:
         outcomes = await self._attestation.each(peer)

@@ -47,7 +47,7 @@ def every_method():
 
 
 def test_the_walk_finds_spires_eight_services_health_and_our_own():
-    assert len({name.split("/")[1] for name in every_method()}) == 11
+    assert len({name.split("/")[1] for name in every_method()}) == 12
 
 
 def test_every_method_has_a_rule_and_every_rule_a_method():
@@ -75,6 +75,12 @@ def test_agents_follow_and_operators_look_how_far_they_are():
     """A9."""
     rows = {name.rpartition("/")[2]: kinds for name, kinds in ACCESS.items() if ".propagation." in name}
     assert rows == {"Follow": frozenset({G}), "AwaitAgents": OPERATOR, "ListProgress": OPERATOR}
+
+
+def test_operators_are_explained_to_and_agents_get_a_count():
+    """A10."""
+    rows = {name.rpartition("/")[2]: kinds for name, kinds in ACCESS.items() if ".explain." in name}
+    assert rows == {"Explain": OPERATOR, "Elsewhere": frozenset({G})}
 
 
 def test_health_is_for_local_callers():

@@ -380,6 +380,11 @@ EXPLAIN = {
 
 PACKAGES = {
     "muniment.agent.explain.v1": EXPLAIN,
+    "muniment.server.explain.v1": {
+        "ExplainRequest": "agent_id=1:string selectors=2:[string]",
+        "ElsewhereRequest": "selectors=1:[string]",
+        "ElsewhereResponse": "entries=1:int32 parent_id=2:string",
+    },
     "grpc.reflection.v1": REFLECTION,
     "grpc.reflection.v1alpha": REFLECTION,
     "spiffe.broker": BROKER,
@@ -430,6 +435,7 @@ ENUMS = {
 LOGGER_METHODS = "GetLogger:>Logger SetLogLevel:>Logger ResetLogLevel:>Logger"
 METHODS = {
     "muniment.agent.explain.v1.Explain": "Explain:>",
+    "muniment.server.explain.v1.Explain": "Explain:>ExplainResponse Elsewhere:>",
     "grpc.reflection.v1.ServerReflection": "ServerReflectionInfo:*ServerReflectionRequest>*ServerReflectionResponse",
     "grpc.reflection.v1alpha.ServerReflection": "ServerReflectionInfo:*ServerReflectionRequest>*ServerReflectionResponse",
     "muniment.server.propagation.v1.Propagation": "Follow:*>* AwaitAgents:>* ListProgress:>",

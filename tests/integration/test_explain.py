@@ -10,10 +10,13 @@ import sys
 import grpc
 import pytest
 
+from identity_server.rpc.services import EXPLAIN as SERVER_EXPLAIN
 from node_agent.cli import main
 from node_agent.rpc.explain_api import REFUSAL_TRAILER, SERVICE
 from node_agent.services import explain as module
 from spiffe_core.wire._gen.muniment.agent.explain.v1 import explain_pb2 as pb
+from spiffe_core.wire._gen.muniment.server.explain.v1 import explain_pb2 as server_pb
+from spiffe_core.wire.services import Stub
 from tests.doubles.canned_daemon import leave_code
 from tests.doubles.live_agent import OWN, agent_folder, live_agent, pem_bundle, token_file
 from tests.doubles.live_server import entry, live_server
@@ -86,6 +89,55 @@ async def test_the_command_that_mends_it_does(live, agent, command):
     async with asyncio.timeout(20):
         while (await command("--pid", str(os.getpid())))[0]:
             await asyncio.sleep(0.05)
+
+
+async def test_an_entry_of_another_agent_is_told_without_its_selectors(live, agent, command):
+    """A10: an agent learns of entries that are not its own how many match, and below which parent."""
+    other = await live.join()
+    await live.entries(entry(parent=other.path, selectors=OWN))
+    refusal_id = ID.fullmatch((await refused(agent)).details()).group(1)
+    for words in (("--pid", str(os.getpid())), (refusal_id,)):
+        code, said = await command(*words)
+        assert code == 1
+        assert said.out.startswith(f"MUN-E307: an entry matches below another parent, spiffe://example.org{other.path}")
+
+
+async def test_the_server_explains_to_administrators(live, agent, capsys):
+    from identity_server.cli import main as server_main
+
+    other = await live.join()
+    await live.entries(entry(parent=other.path, selectors=[("unix", "uid:7"), ("unix", "gid:7")]))
+    socket = str(live.server.settings.socket_path)
+
+    async def ask(path, *selectors):
+        words = [word for one in selectors for word in ("-selector", one)]
+        words += ["-agent", f"spiffe://example.org{path}", "-socketPath", socket]
+        code = await asyncio.to_thread(leave_code, server_main, "explain", *words)
+        return code, capsys.readouterr().out
+
+    assert (await ask(other.path, "unix:uid:7", "unix:gid:7"))[0] == 0
+    code, said = await ask(other.path, "unix:uid:7", "unix:gid:8")
+    assert code == 1
+    assert "asks for unix:gid:7; the workload has unix:gid:8" in said.splitlines()[0]
+    code, said = await ask(agent.path, "unix:uid:7", "unix:gid:7")
+    assert said.startswith("MUN-E307")
+    assert f"-parentID spiffe://example.org{agent.path}" in said.splitlines()[-1]
+    code, said = await ask(f"{agent.path[:-1]}?".replace("?", "x"), "unix:uid:7")
+    assert said.startswith("MUN-E308")
+    assert agent.path in said
+
+
+async def test_agents_learn_a_count_and_nothing_else(live, agent):
+    """The agent's own RPC answers neither selectors nor ids; administrators' is not for agents."""
+    raw = await live.join()
+    await live.entries(entry(parent=agent.path, selectors=OWN))
+    stub = Stub(raw.dialer.channel(), SERVER_EXPLAIN)
+    answer = await stub.Elsewhere(server_pb.ElsewhereRequest(selectors=[":".join(one) for one in OWN]), timeout=10)
+    assert (answer.entries, answer.parent_id) == (1, f"spiffe://example.org{agent.path}")
+    assert {field.name for field, _ in answer.ListFields()} == {"entries", "parent_id"}
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await stub.Explain(server_pb.ExplainRequest(agent_id=f"spiffe://example.org{agent.path}"), timeout=10)
+    assert refusal.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 async def test_a_served_process_is_explained_as_well(live, agent, command):

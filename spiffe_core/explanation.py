@@ -40,6 +40,8 @@ class Code(enum.Enum):
     TYPE_NOT_ATTESTED = "MUN-E304"
     NOTHING_CLOSE = "MUN-E305"
     ENTRY_EXPIRED = "MUN-E306"
+    WRONG_PARENT = "MUN-E307"
+    UNKNOWN_AGENT = "MUN-E308"
     STORED_ONLY = "MUN-E401"
     SIGNING_REFUSED = "MUN-E402"
     SVID_ENDED = "MUN-E403"
@@ -61,6 +63,8 @@ MEANINGS: Mapping[Code, str] = {
     Code.TYPE_NOT_ATTESTED: "an entry asks for a type of selector that this agent attests nobody by",
     Code.NOTHING_CLOSE: "no entry of this agent comes close",
     Code.ENTRY_EXPIRED: "the entry that matches has expired",
+    Code.WRONG_PARENT: "the entry that matches is another agent's, or a group's that this node is not in",
+    Code.UNKNOWN_AGENT: "the server knows no such agent",
     Code.STORED_ONLY: "the entry that matches is for a secret store (store_svid) and is not served here",
     Code.SIGNING_REFUSED: "the server did not sign for the entry that matches",
     Code.SVID_ENDED: "the SVID has ended and could not be renewed",
@@ -112,6 +116,8 @@ class AgentFacts:
     """How the agent stands. Ages are in seconds, None for never."""
 
     agent_id: str = ""
+    unknown: bool = False
+    """The server has no such agent; `why` is the id that looks most like it."""
     banned: bool = False
     member: bool = False
     why: str = ""
@@ -132,6 +138,15 @@ class Issue:
 
 
 @dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """How many entries match below other parents, one of these parents, and that entry if it may be shown."""
+
+    count: int
+    parent_id: str
+    entry: RegistrationEntry | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Findings:
     """Everything that was found about one workload. `process` is "" for one that is only thought of."""
 
@@ -144,6 +159,10 @@ class Findings:
     types: frozenset[str] = frozenset()
     """The types of selectors that this agent's attestors make."""
     entries: tuple[RegistrationEntry, ...] = ()
+    elsewhere: Elsewhere | None = None
+    """Entries that match and are not this agent's."""
+    signed: bool = True
+    """Whether SVIDs are looked at; the server only tells who is entitled to one."""
     issues: Mapping[str, Issue] = field(default_factory=dict)
     """What is held for the entries, by id."""
 
@@ -158,7 +177,9 @@ def explain(found: Findings, now: datetime) -> Explanation:
     nearest = _nearest(live)
     if found.selectors is not None:
         steps.append(_match(matched, nearest))
-    if matched:
+    if found.elsewhere is not None and not matched:
+        steps.append(_others(found.elsewhere))
+    if matched and found.signed:
         steps.append(_signing(matched, found.issues, now))
     gone = [one.entry for one in verdicts if one.matched and _expired(one.entry, seconds)]
     code, cause, fix = (
@@ -173,6 +194,8 @@ Cause = tuple[Code, str, str]
 
 
 def _agent(agent: AgentFacts) -> Step:
+    if agent.unknown:
+        return Step("agent", Outcome.FAILED, MEANINGS[Code.UNKNOWN_AGENT])
     if agent.banned or not agent.member or not agent.ready:
         text = MEANINGS[Code.BANNED if agent.banned else Code.NOT_JOINED if not agent.member else Code.NEVER_SYNCED]
         return Step("agent", Outcome.FAILED, text, tuple(filter(None, (agent.why, agent.sync_trouble))))
@@ -226,6 +249,13 @@ def _signing(matched: Sequence[RegistrationEntry], issues: Mapping[str, Issue], 
 
 
 def _agent_cause(agent: AgentFacts) -> Cause | None:
+    if agent.unknown:
+        text = f"the server knows no agent {agent.agent_id}"
+        return (
+            Code.UNKNOWN_AGENT,
+            f"{text}; the closest is {agent.why}" if agent.why else text,
+            "identity-server agent list",
+        )
     if agent.banned:
         fix = f"identity-server agent evict -spiffeID {agent.agent_id or 'ID'}, then restart the agent"
         return Code.BANNED, MEANINGS[Code.BANNED], fix
@@ -260,6 +290,9 @@ def _issue_cause(matched: Sequence[RegistrationEntry], found: Findings, now: dat
             f"identity-server entry create -spiffeID {one.spiffe_id} -parentID {one.parent_id} {_flags(one.selectors)}"
         )
         return Code.STORED_ONLY, f"{_named(one)} is for a secret store (store_svid) and is not served here", fix
+    if not found.signed:
+        names = ", ".join(str(one.spiffe_id) for one in served)
+        return Code.SERVED, f"a workload with these selectors is entitled to {names}", "nothing to mend"
     held = {one.id: found.issues.get(one.id, Issue()) for one in served}
     good = [one for one in served if (ends := held[one.id].ends) is not None and ends > now]
     if good:
@@ -291,10 +324,40 @@ def _no_match(
     if age is not None and age > STALE_SECONDS and found.agent.sync_trouble:
         text = f"no entry that the agent knows matches, and it has not heard from the server for {age:.0f} s"
         return Code.OUT_OF_TOUCH, f"{text}: {found.agent.sync_trouble}", "make the server reachable"
+    closest = _closest(found, nearest)
+    if found.elsewhere is not None and (closest is None or closest[0] is not Code.SELECTOR_DIFFERS):
+        return _wrong_parent(found.elsewhere, found.agent.agent_id)
     if not found.entries:
         text = f"no entry names {found.agent.agent_id}, or a group it is in, as its parent"
         return Code.NO_ENTRIES, text, create
-    return _closest(found, nearest) or (Code.NOTHING_CLOSE, MEANINGS[Code.NOTHING_CLOSE], create)
+    return closest or (Code.NOTHING_CLOSE, MEANINGS[Code.NOTHING_CLOSE], create)
+
+
+def with_elsewhere(answer: Explanation, elsewhere: Elsewhere, agent_id: str) -> Explanation:
+    """An earlier answer, now that the server has told of entries that match and are not this agent's."""
+    if answer.code not in _NO_MATCH:
+        return answer
+    code, cause, fix = _wrong_parent(elsewhere, agent_id)
+    return Explanation(code, cause, fix, (*answer.steps, _others(elsewhere)))
+
+
+def _others(elsewhere: Elsewhere) -> Step:
+    text = f"{elsewhere.count} entries match below other parents, such as {elsewhere.parent_id}"
+    return Step("other parents", Outcome.FAILED, text)
+
+
+_NO_MATCH = {Code.NO_ENTRIES, Code.NOTHING_CLOSE, Code.SELECTOR_MISSING, Code.TYPE_NOT_ATTESTED}
+
+
+def _wrong_parent(elsewhere: Elsewhere, agent_id: str) -> Cause:
+    entry = elsewhere.entry
+    if entry is None:
+        count = "an entry matches" if elsewhere.count == 1 else f"{elsewhere.count} entries match"
+        text = f"{count} below another parent, {elsewhere.parent_id}; this agent is {agent_id}"
+        return Code.WRONG_PARENT, text, f"identity-server entry show -parentID {elsewhere.parent_id}"
+    text = f"{_named(entry)} matches, and its parent is {entry.parent_id}; this agent is {agent_id}"
+    fix = f"identity-server entry update -entryID {entry.id} -parentID {agent_id} -spiffeID {entry.spiffe_id} "
+    return Code.WRONG_PARENT, text, fix + _flags(entry.selectors)
 
 
 def _closest(found: Findings, nearest: Sequence[Verdict[RegistrationEntry]]) -> Cause | None:

@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from node_agent.domain.explanation import (
+from spiffe_core.explanation import (
     MEANINGS,
     AgentFacts,
     Asked,
     Code,
+    Elsewhere,
     Findings,
     Issue,
     Outcome,
     explain,
+    with_elsewhere,
 )
 from spiffe_core.selectors import Selector
 from tests.builders import make_entry, selectors
@@ -179,6 +181,37 @@ CASES = {
         "connection refused",
         "reachable",
     ),
+    "another agent's entry": (
+        found(entries=(), elsewhere=Elsewhere(2, "spiffe://example.org/spire/agent/b")),
+        Code.WRONG_PARENT,
+        "2 entries match below another parent, spiffe://example.org/spire/agent/b",
+        "entry show -parentID spiffe://example.org/spire/agent/b",
+    ),
+    "another agent's entry, to an administrator": (
+        found(
+            entries=(), signed=False, elsewhere=Elsewhere(1, "x", entry("unix:uid:1000", parent_id="/spire/agent/b"))
+        ),
+        Code.WRONG_PARENT,
+        "its parent is spiffe://example.org/spire/agent/b; this agent is spiffe://example.org/spire/agent/a",
+        "entry update -entryID web -parentID spiffe://example.org/spire/agent/a",
+    ),
+    "a near miss of one's own comes before another agent's entry": (
+        found(entries=(entry("unix:uid:1001"),), elsewhere=Elsewhere(1, "x")),
+        Code.SELECTOR_DIFFERS,
+        "unix:uid:1001",
+        "update",
+    ),
+    "an agent nobody knows": (
+        found(
+            agent=AgentFacts(
+                "spiffe://example.org/spire/agent/z", unknown=True, why="spiffe://example.org/spire/agent/a"
+            )
+        ),
+        Code.UNKNOWN_AGENT,
+        "the closest is spiffe://example.org/spire/agent/a",
+        "agent list",
+    ),
+    "entitled, by the server": (found(signed=False), Code.SERVED, "is entitled to", "nothing"),
     "SVID on its way": (found(), Code.BEING_FETCHED, "on its way", "again"),
     "no match and out of touch": (
         found(
@@ -248,3 +281,10 @@ def test_given_selectors_skip_the_process():
     answer = explain(Findings(AGENT, selectors=MINE, entries=(WEB,), issues=HELD, types=frozenset({"unix"})), NOW)
     assert answer.code is Code.SERVED
     assert answer.steps[1].outcome is Outcome.SKIPPED
+
+
+@pytest.mark.parametrize("entries", [(), (entry("unix:uid:1001"),)], ids=["no entry", "a near miss"])
+def test_a_refusal_is_completed_by_what_the_server_says_later(entries):
+    before = explain(found(entries=entries), NOW)
+    after = with_elsewhere(before, Elsewhere(1, "spiffe://example.org/spire/agent/b"), AGENT.agent_id)
+    assert after.code is (Code.WRONG_PARENT if not entries else Code.SELECTOR_DIFFERS)

@@ -1,0 +1,111 @@
+"""Use-case: what a workload of some agent is entitled to, and why not to more (architecture A10).
+
+The decision is the one that hands entries out (`State.authorised`) and matches them (`spiffe_core.entitlement`). An
+administrator gets all of it. An agent learns of entries that are not its own no more than how many match its workload,
+and below which parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from collections.abc import Callable, Iterable
+
+from identity_server.domain.listing import EntryFilter, Match
+from identity_server.domain.state import EntryRecord, State
+from identity_server.ports import Store
+from identity_server.services.progress import Progress
+from spiffe_core.clock import Clock
+from spiffe_core.entry import RegistrationEntry
+from spiffe_core.explanation import AgentFacts, Elsewhere, Explanation, Findings, explain
+from spiffe_core.selectors import Selector
+from spiffe_core.spiffe_id import SpiffeId
+
+MAX_LOOKED_AT = 5_000
+"""So many entries of an agent are looked at for near misses."""
+MAX_ELSEWHERE = 1_000
+SLICE = 250
+
+
+class ExplainEntitlement:
+    """Belongs to the event loop."""
+
+    def __init__(self, *, store: Store, clock: Clock, progress: Progress) -> None:
+        self._store = store
+        self._clock = clock
+        self._progress = progress
+
+    async def of(
+        self, agent: SpiffeId, selectors: frozenset[Selector], decode: Callable[[bytes], RegistrationEntry]
+    ) -> Explanation:
+        """What a workload with `selectors` gets from this agent. `decode` reads an entry's finished bytes."""
+        state = self._store.state.value
+        facts = self._facts(agent, state)
+        entries = await _decoded(state.authorised(agent.path).values(), decode)
+        found = Findings(facts, selectors=selectors, entries=entries, signed=False)
+        if not facts.unknown:
+            found = Findings(
+                facts,
+                selectors=selectors,
+                entries=entries,
+                elsewhere=await self._elsewhere(agent, selectors, state),
+                signed=False,
+            )
+        return explain(found, self._clock.now())
+
+    async def elsewhere(self, agent: SpiffeId, selectors: frozenset[Selector]) -> Elsewhere | None:
+        """Entries that match and are not this agent's; what an agent may know of them."""
+        found = await self._elsewhere(agent, selectors, self._store.state.value)
+        return None if found is None else Elsewhere(found.count, found.parent_id)
+
+    async def _elsewhere(self, agent: SpiffeId, selectors: frozenset[Selector], state: State) -> Elsewhere | None:
+        wanted = EntryFilter(selectors=selectors, selectors_match=Match.SUBSET)
+        matching = await self._store.read(lambda uow: uow.entries.page(wanted, "", MAX_ELSEWHERE))
+        own = state.authorised(agent.path)
+        names = state.names_of(agent.path)
+        foreign = [
+            one
+            for one in matching
+            if one.id not in own and one.parent_id.path not in names and not _is_alias(one, state)
+        ]
+        if not foreign:
+            return None
+        first = foreign[0]
+        return Elsewhere(len(foreign), str(first.parent_id), first)
+
+    def _facts(self, agent: SpiffeId, state: State) -> AgentFacts:
+        known = state.agents.get(agent.path)
+        if known is None:
+            near = difflib.get_close_matches(agent.path, list(state.agents)[:MAX_LOOKED_AT], n=1)
+            closest = str(SpiffeId(state.trust_domain, near[0])) if near else ""
+            return AgentFacts(str(agent), unknown=True, why=closest)
+        progress = self._progress.of(agent.path)
+        return AgentFacts(
+            str(agent),
+            banned=known.banned,
+            member=known.expires_at > self._clock.now().timestamp(),
+            why="its SVID has expired: it has not been here for a while",
+            waits_for="the agent to attest anew",
+            ready=True,
+            pushed=progress is not None and progress.connected,
+            position=f"revision {progress.revision} of {self._progress.revision}" if progress is not None else "",
+        )
+
+
+async def _decoded(
+    records: Iterable[EntryRecord], decode: Callable[[bytes], RegistrationEntry]
+) -> tuple[RegistrationEntry, ...]:
+    """The entries behind records, in slices so that others get their turn."""
+    made: list[RegistrationEntry] = []
+    for record in records:
+        if len(made) >= MAX_LOOKED_AT:
+            break
+        made.append(decode(record.wire))
+        if not len(made) % SLICE:
+            await asyncio.sleep(0)
+    return tuple(made)
+
+
+def _is_alias(entry: RegistrationEntry, state: State) -> bool:
+    record = state.entries.get(entry.id)
+    return record is not None and record.alias
