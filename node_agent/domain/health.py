@@ -54,7 +54,9 @@ def _agent(facts: Facts) -> Part:
     if facts.draining:
         return Part("agent", Condition.FAILED, "the agent is stopping", detail)
     if facts.member and not facts.ready:
-        return Part("agent", Condition.FAILED, "the entries have not been read from the server yet", detail)
+        text = "the entries have not been read from the server yet"
+        text = f"{text}: {facts.sync_trouble}" if facts.sync_trouble else text
+        return Part("agent", Condition.FAILED, text, detail)
     return Part("agent", detail=detail)
 
 

@@ -320,6 +320,7 @@ async def test_the_dialer_believes_only_the_expected_server(case):
         error = await refused(dialer)
         assert isinstance(error, VerificationFailed)
         assert error.reason is reason
+        assert ("compare the clocks" in error.public) == (reason is Reason.EXPIRED)
         domain.identity = good
         await dialer.renew()
         assert await who(dialer) == "tls anonymous"

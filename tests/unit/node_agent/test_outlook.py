@@ -91,6 +91,13 @@ def test_a_sync_that_failed_says_why_and_when_it_is_tried_again():
     assert shown.detail == {"last_sync_seconds": 100, "next_try_seconds": 45}
 
 
+def test_an_agent_that_has_read_nothing_yet_says_why():
+    """R19: after a start with a clock that is behind, for example."""
+    shown = part("agent", ready=False, sync_trouble="compare the clocks of both machines")
+    assert shown.condition is Condition.FAILED
+    assert "compare the clocks" in shown.trouble
+
+
 def test_state_that_could_not_be_stored_is_shown_and_takes_nothing_away():
     """R11, R13."""
     shown = part("agent.state", unsaved="no space left on device")
