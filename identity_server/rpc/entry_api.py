@@ -110,9 +110,7 @@ class EntryApi:
             response.results.add(status=item_status(outcome), id=entry_id)
         return response
 
-    async def GetAuthorizedEntries(
-        self, request: entry_pb2.GetAuthorizedEntriesRequest, _context: Context
-    ) -> entry_pb2.GetAuthorizedEntriesResponse:
+    async def GetAuthorizedEntries(self, request: entry_pb2.GetAuthorizedEntriesRequest, _context: Context) -> bytes:
         """Everything the calling agent is entitled to."""
         mask = convert.mask_of(request, "output_mask", entry_types.EntryMask)
         caller = current_caller()
@@ -123,7 +121,7 @@ class EntryApi:
 
     async def SyncAuthorizedEntries(
         self, requests: AsyncIterator[entry_pb2.SyncAuthorizedEntriesRequest], _context: Context
-    ) -> AsyncIterator[entry_pb2.SyncAuthorizedEntriesResponse | bytes]:
+    ) -> AsyncIterator[bytes]:
         """The same, cheaply for an agent that holds most of it already."""
         caller = current_caller()
         complete = self._progress.polling(agent_path(caller))
