@@ -48,6 +48,7 @@ from spiffe_core.wire._gen.spire.api.types import bundle_pb2 as bundle_types_pb2
 from spiffe_core.wire._gen.spire.api.types import entry_pb2 as entry_types_pb2
 from spiffe_core.wire.convert_tokens import jwt_svid_from_proto, wit_svid_from_proto
 from spiffe_core.wire.dialer import Dialer
+from spiffe_core.wire.exchange import END, Exchange
 from spiffe_core.wire.services import Stub
 from spiffe_core.wire.status import from_rpc_error, kind_of
 
@@ -142,24 +143,24 @@ class ServerClient:
         payload = await self._proofs(_answered, proof, None)
         if not payload:
             raise PreconditionFailed(f"the {prover.name} attestor of this node has nothing to present")
-        call = Stub(self._anonymous.channel(), _AGENT).AttestAgent(timeout=CALL_SECONDS)
+        call = Exchange(Stub(self._anonymous.channel(), _AGENT).AttestAgent(timeout=CALL_SECONDS))
         try:
             data = attestation_pb2.AttestationData(type=prover.name, payload=payload)
             params = agent_pb2.AgentX509SVIDParams(csr=csr)
             first = agent_pb2.AttestAgentRequest.Params(data=data, params=params)
-            await call.write(agent_pb2.AttestAgentRequest(params=first))
+            await call.say(agent_pb2.AttestAgentRequest(params=first))
             for _ in range(MAX_CHALLENGES + 1):
-                response = await call.read()
-                if response is grpc.aio.EOF:
+                response = await call.hear()
+                if response is END:
                     raise Unavailable("the server ended the attestation without a result")
                 response = received(response)
                 if response.WhichOneof("step") == "result":
-                    await call.done_writing()
+                    await call.done()
                     return response.result
                 answer = await self._proofs(_answered, proof, response.challenge)
                 if not answer:
                     raise Unavailable(f"the server asked more than {prover.name} attestation can answer")
-                await call.write(agent_pb2.AttestAgentRequest(challenge_response=answer))
+                await call.say(agent_pb2.AttestAgentRequest(challenge_response=answer))
             raise Unavailable("the server's challenges do not end")
         finally:
             call.cancel()
@@ -251,9 +252,9 @@ class ServerClient:
         asked for those that are new or differ.
         """
         with translated(self._member):
-            call = Stub(self._member.channel(), _ENTRY).SyncAuthorizedEntries(timeout=CALL_SECONDS)
+            call = Exchange(Stub(self._member.channel(), _ENTRY).SyncAuthorizedEntries(timeout=CALL_SECONDS))
             try:
-                await _say(call, entry_pb2.SyncAuthorizedEntriesRequest(output_mask=_ENTRY_MASK))
+                await call.say(entry_pb2.SyncAuthorizedEntriesRequest(output_mask=_ENTRY_MASK))
                 whole: list[Any] = []
                 seen: dict[str, Stamp] = {}
                 async for page in _pages(call):
@@ -264,7 +265,7 @@ class ServerClient:
                 if seen:
                     wanted = to_fetch(dict(known) | self._skipped, seen)
                     whole = [entry async for entry in _fetch(call, wanted)]
-                await call.done_writing()
+                await call.done()
             finally:
                 call.cancel()
         return self._listing(whole, seen)
@@ -309,20 +310,11 @@ class ServerClient:
         return bundle
 
 
-async def _say(call: Any, request: Any) -> None:
-    """Send a request. If the server has ended the stream already, what it said is read next and counts, not this."""
-    try:
-        await call.write(request)
-    except grpc.aio.AioRpcError as error:
-        if error.code() is not grpc.StatusCode.INTERNAL:
-            raise
-
-
-async def _pages(call: Any) -> AsyncIterator[Any]:
+async def _pages(call: Exchange) -> AsyncIterator[Any]:
     """The responses to one request: up to and with the first that says no more follow."""
     while True:
-        page = await call.read()
-        if page is grpc.aio.EOF:
+        page = await call.hear()
+        if page is END:
             raise Unavailable("the server ended the entry stream early")
         page = received(page)
         yield page
@@ -330,11 +322,11 @@ async def _pages(call: Any) -> AsyncIterator[Any]:
             return
 
 
-async def _fetch(call: Any, ids: Sequence[str]) -> AsyncIterator[Any]:
+async def _fetch(call: Exchange, ids: Sequence[str]) -> AsyncIterator[Any]:
     """The entries with these ids, asked for in chunks; an id the server knows no more is silently missing."""
     for start in range(0, len(ids), IDS_PER_REQUEST):
         chunk = ids[start : start + IDS_PER_REQUEST]
-        await _say(call, entry_pb2.SyncAuthorizedEntriesRequest(ids=chunk))
+        await call.say(entry_pb2.SyncAuthorizedEntriesRequest(ids=chunk))
         room = len(chunk)
         async for page in _pages(call):
             room -= len(page.entries)
