@@ -247,7 +247,7 @@ def load_state(settings: AgentSettings, directory: StateDirectory) -> NodeState:
     try:
         return directory.load(settings.trust_domain)
     except DamagedState:
-        if settings.trust_bundle_path is None and not settings.insecure_bootstrap:
+        if settings.trust_bundle_path is None:  # insecure_bootstrap is for first contact, not for the second
             raise
         return directory.set_aside(settings.trust_domain)
 
