@@ -29,11 +29,11 @@ def program(folder, name, text):
     path.chmod(0o755)
 
 
-def ran(machine):
+def ran(machine, **more):
     policy = machine.parent / "policy-rc.d"
     done = subprocess.run(
         [SCRIPT],
-        env={"PATH": str(machine), "POLICY_RC_D": str(policy), "HOME": os.environ.get("HOME", "/")},
+        env={"PATH": str(machine), "POLICY_RC_D": str(policy), "HOME": os.environ.get("HOME", "/"), **more},
         capture_output=True,
         text=True,
         timeout=50,
@@ -99,16 +99,22 @@ PROGRAMS = ("dbus-daemon", "systemctl", "dockerd", "docker", "containerd", "runc
 
 
 @pytest.mark.parametrize(
-    ("user", "unshare", "asked"), [("0", "exit 0", True), ("0", "exit 1", False), ("1000", "exit 0", False)]
+    ("wish", "user", "unshare", "asked"),
+    [
+        ("yes", "0", "exit 0", True),
+        ("yes", "0", "exit 1", False),
+        ("yes", "1000", "exit 0", False),
+        ("no", "0", "exit 0", False),
+    ],
 )
-def test_engines_are_asked_for_where_root_can_run_them(machine, user, unshare, asked):
+def test_engines_are_installed_where_they_are_wished_for_and_root_can_run_them(machine, wish, user, unshare, asked):
     """A container without rights of its own neither installs nor requires them, whatever lies around."""
     program(machine, "id", f"echo {user}")
     for tool in ("nsenter", "setpriv", *PROGRAMS):
         program(machine, tool, "exit 0")
     program(machine, "unshare", unshare)
     program(machine, "apt-get", "exit 1")
-    found = required(ran(machine)).intersection(ENGINES)
+    found = required(ran(machine, MUNIMENT_ENGINES=wish)).intersection(ENGINES)
     there = {"docker", "podman"} | ({"systemd"} if Path("/lib/systemd/systemd").exists() else set())
     assert found == (there if asked and _cgroups_can_be_shared_out() else set())
 
