@@ -9,11 +9,13 @@ while the loop cannot.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 import threading
 import traceback
 from collections.abc import Callable
+from types import FrameType
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +112,22 @@ class Watchdog:
             log.warning("the event loop was held up for %.1f s", self._monotonic() - asked_at)
 
     def _say(self, text: str, asked_at: float, level: int) -> None:
-        frame = sys._current_frames().get(self._watched)  # noqa: SLF001  # documented, and the only way
+        frame = _frame_of(self._watched)
         stack = "".join(traceback.format_stack(frame, _STACK_FRAMES)) if frame is not None else ""
         facts = {"seconds": round(self._monotonic() - asked_at, 1), "stack": stack}
         log.log(level, "%s", text, extra={"facts": facts})
+
+
+def _frame_of(thread: int) -> FrameType | None:
+    """What a thread is at.
+
+    A garbage collection that begins inside `sys._current_frames` can stop every thread for ever when another one is being
+    started at that moment (CPython 3.11, gh-106883): it is kept from beginning.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames().get(thread)  # noqa: SLF001  # documented, and the only way
+    finally:
+        if collecting:
+            gc.enable()
