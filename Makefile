@@ -33,7 +33,7 @@ test: check $(FOREIGN)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=65 > .coverage-report.txt || { tail -60 .coverage-report.txt; exit 1; }
 	@tail -1 .coverage-report.txt
-	$(BIN)/pytest -n 2 --dist loadfile -m "not soak" $(SOCKETS:%=--ignore=%) tests/integration tests/scenarios tests/interop $(PYTEST_ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile -m "not soak" $(SOCKETS:%=--ignore=%) tests/scenarios tests/interop tests/integration $(PYTEST_ARGS)
 
 check: $(DEV)
 	$(BIN)/ruff check .

@@ -122,5 +122,8 @@ def fetch(path, seconds=20.0):
     """Connect and ask as an honest caller does."""
     with connected(path) as connection:
         call = RawCall()
-        connection.sendall(call.hello() + call.request())
+        try:
+            connection.sendall(call.hello() + call.request())
+        except (BrokenPipeError, ConnectionResetError):
+            return {"closed": True}
         return read(call, connection, seconds)

@@ -34,8 +34,8 @@ T = TypeVar("T")
 REQUIRED = frozenset(os.environ.get("MUNIMENT_REQUIRE", "").split())
 LIBRARIES = "/usr/lib/*/faketime/libfaketime.so.1"
 _HEADER = (("workload.spiffe.io", "true"),)
-_CACHED = 1.2
-"""The library looks into its file once a second."""
+_CACHED = 2.5
+"""The library looks into its file once a second, by a clock of whole seconds."""
 _PATIENCE = 60.0
 """Within this many seconds of the end of a trouble the agent serves again by itself."""
 

@@ -148,6 +148,7 @@ def test_the_commands_are_those_of_the_issue():
         "run",
         "validate",
         "healthcheck",
+        "explain",
         *(f"entry {verb}" for verb in ("create", "show", "update", "delete", "count")),
         *(f"agent {verb}" for verb in ("list", "show", "count", "ban", "evict", "purge")),
         "token generate",
