@@ -16,6 +16,7 @@ from immutables import Map
 
 from spiffe_core.crypto.certificates import CertificateFacts, key_id_of, read_certificate
 from spiffe_core.crypto.keys import PublicKey, from_spki
+from spiffe_core.crypto.revocation import RevocationList
 from spiffe_core.errors import InvalidBundle
 from spiffe_core.spiffe_id import TrustDomain
 
@@ -209,10 +210,14 @@ def _tainted(keys: tuple[_Token, ...], key_id: str) -> tuple[_Token, ...]:
 
 @dataclass(frozen=True, slots=True)
 class BundleSet:
-    """The own bundle and those of federated trust domains, each under its own name and never merged."""
+    """The own bundle and those of federated trust domains, each under its own name and never merged.
+
+    `revocations` are lists of certificates that are not to be believed all the same; empty where nobody checks them.
+    """
 
     own: TrustBundle
     federated: Mapping[TrustDomain, TrustBundle] = field(default_factory=Map)
+    revocations: tuple[RevocationList, ...] = ()
 
     def __post_init__(self) -> None:
         for name, bundle in self.federated.items():
@@ -236,14 +241,14 @@ class BundleSet:
         if self.get(bundle.trust_domain) == bundle:
             return self
         if bundle.trust_domain == self.own.trust_domain:
-            return BundleSet(bundle, self.federated)
-        return BundleSet(self.own, {**self.federated, bundle.trust_domain: bundle})
+            return replace(self, own=bundle)
+        return replace(self, federated={**self.federated, bundle.trust_domain: bundle})
 
     def without(self, trust_domain: TrustDomain) -> BundleSet:
         """Stop trusting a federated trust domain; the own one stays."""
         if trust_domain not in self.federated:
             return self
-        return BundleSet(self.own, {name: kept for name, kept in self.federated.items() if name != trust_domain})
+        return replace(self, federated={name: kept for name, kept in self.federated.items() if name != trust_domain})
 
 
 @dataclass(frozen=True, slots=True)

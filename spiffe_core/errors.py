@@ -64,6 +64,7 @@ class Reason(enum.Enum):
     UNKNOWN_AUTHORITY = "unknown-authority"
     BAD_SIGNATURE = "bad-signature"
     EXPIRED = "expired"
+    REVOKED = "revoked"
     NOT_YET_VALID = "not-yet-valid"
     BAD_CA = "bad-ca"
     PATH_TOO_LONG = "path-too-long"

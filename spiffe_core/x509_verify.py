@@ -1,7 +1,8 @@
 """Path validation of X509-SVIDs: RFC 5280 section 6 as far as SPIFFE uses it, with every bound stated.
 
 Only the bundle of the SPIFFE ID's own trust domain counts, whatever else is loaded (X509-SVID section 5, SPIFFE-ID
-section 3). Revocation lists are not part of it: SVIDs are short-lived, and a revoked authority leaves the bundle.
+section 3). SVIDs are short-lived, and a revoked authority leaves the bundle: revocation lists are looked at only where
+the caller passes some.
 
 Choices where the standard leaves one: a leaf needs a critical keyUsage with digitalSignature; an extendedKeyUsage, in
 the leaf or a CA, must allow the purpose; anchors must be valid themselves; an empty subject with a non-critical SAN is
@@ -31,6 +32,7 @@ from spiffe_core.crypto.certificates import (
 )
 from spiffe_core.crypto.keys import AuthorityPublicKey, check_authority_key, check_verification_key, spki_der
 from spiffe_core.crypto.name_constraints import violation
+from spiffe_core.crypto.revocation import RevocationList
 from spiffe_core.errors import InvalidCertificate, Reason, VerificationFailed
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.x509_svid import MAX_CHAIN, check_leaf_facts
@@ -80,6 +82,7 @@ def verify_x509_svid(
     now: datetime,
     purpose: Purpose | None = None,
     same_domain_cas: bool = False,
+    revocations: Sequence[RevocationList] = (),
 ) -> VerifiedX509Svid:
     """Decide whether `chain` (DER, leaf first) proves a SPIFFE ID at `now`.
 
@@ -100,6 +103,7 @@ def verify_x509_svid(
     #      c. it is valid now, anchors included
     #      d. its extendedKeyUsage, if any, allows the role
     #      e. its path length allows the CAs below it
+    #      f. it lists the certificate below it in none of `revocations`
     #   7. no CA on the path excludes, or fails to permit, a name below it
     # The caller still decides whether it wants to talk to this ID.
     if not chain:  # (1)
@@ -127,7 +131,7 @@ def verify_x509_svid(
             f"the trust bundle of {spiffe_id.trust_domain} has no X.509 authority", Reason.EMPTY_BUNDLE
         )
     anchors = [authority.facts for authority in bundle.x509_authorities]
-    search = _PathSearch(anchors, presented[1:], now, _PURPOSES[purpose])
+    search = _PathSearch(anchors, presented[1:], now, _PURPOSES[purpose], revocations)
     path = search.run(leaf)  # (6) and (7)
     notes = _notes(path, spiffe_id.trust_domain)
     if same_domain_cas and (foreign := [note for note in notes if note.startswith("CA")]):
@@ -169,12 +173,14 @@ class _PathSearch:
         intermediates: Sequence[CertificateFacts],
         now: datetime,
         purposes: frozenset[ObjectIdentifier] | None,
+        revocations: Sequence[RevocationList] = (),
     ) -> None:
         self._anchors = anchors
         self._trusted = frozenset(anchor.der for anchor in anchors)
         self._intermediates = [one for one in intermediates if one.der not in self._trusted]
         self._now = now
         self._purposes = purposes
+        self._revocations = revocations
         self._checks = 0
         self._failure = VerificationFailed(
             "no authority of the trust domain's bundle has signed the chain", Reason.UNKNOWN_AUTHORITY
@@ -249,6 +255,8 @@ class _PathSearch:
         limit = issuer.basic_constraints.path_length if issuer.basic_constraints is not None else None  # (6e)
         if limit is not None and sum(not below.self_issued for below in path[1:]) > limit:
             raise VerificationFailed("a CA's path length constraint is exceeded", Reason.PATH_TOO_LONG)
+        if any(one.revokes(child, issuer, key) for one in self._revocations):  # (6f)
+            raise VerificationFailed("a certificate stands in its issuer's revocation list", Reason.REVOKED)
 
     def _remember(self, failure: VerificationFailed) -> None:
         """Keep what tells most: a fault behind a good signature before a bad signature before an unknown name."""

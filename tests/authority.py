@@ -141,6 +141,26 @@ def trusting(*bundles: TrustBundle) -> Callable[[TrustDomain], TrustBundle | Non
     return by_name.get
 
 
+def revoking(
+    ca: SpiffeTestCA,
+    *revoked: x509.Certificate,
+    issued: datetime | None = None,
+    algorithm: hashes.HashAlgorithm | None = None,
+) -> bytes:
+    """A revocation list of `ca`, one day long."""
+    made = issued or ca.now
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(ca.certificate.subject)
+        .last_update(made)
+        .next_update(made + timedelta(days=1))
+    )
+    for certificate in revoked:
+        entry = x509.RevokedCertificateBuilder().serial_number(certificate.serial_number).revocation_date(made)
+        builder = builder.add_revoked_certificate(entry.build())
+    return builder.sign(ca.key, algorithm or hashes.SHA256()).public_bytes(Encoding.DER)
+
+
 def certify(
     key: PrivateKey,
     *,

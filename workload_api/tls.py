@@ -121,7 +121,8 @@ def require_peer(
     if tls.session_reused:
         raise VerificationFailed("a resumed TLS session proves nothing now", Reason.UNKNOWN_AUTHORITY)
     now = (clock or SystemClock()).now()
-    svid = wire_tls.verified_svid(tls, source.bundles.get, now=now, purpose=purpose)
+    bundles = source.bundles
+    svid = wire_tls.verified_svid(tls, bundles.get, now=now, purpose=purpose, revocations=bundles.revocations)
     if svid is None:
         raise VerificationFailed("the peer presented no certificate", Reason.EMPTY_CHAIN)
     authorise(svid.spiffe_id)

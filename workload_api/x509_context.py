@@ -7,11 +7,12 @@ had (N-XW). Nothing of it is guessed or repaired, except that of two equal hints
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
 from spiffe_core.bundle import BundleSet, TrustBundle, X509Authority
+from spiffe_core.crypto.revocation import revocation_lists
 from spiffe_core.errors import IdentityError, InvalidBundle, InvalidCertificate, InvalidRequest
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.x509_svid import X509Svid
@@ -54,8 +55,10 @@ class X509Context:
         return next((svid for svid in self.svids if svid.hint == hint), None)
 
 
-def x509_context(svids: Sequence[ReceivedSvid], federated: Mapping[str, bytes], now: datetime) -> X509Context:
-    """Read one X509SVIDResponse.
+def x509_context(
+    svids: Sequence[ReceivedSvid], federated: Mapping[str, bytes], now: datetime, crl: Sequence[bytes] = ()
+) -> X509Context:
+    """Read one X509SVIDResponse. `crl` are the lists by which *peers* are to be refused (none: nobody checks them).
 
     Raises:
         InvalidRequest, VerificationFailed: naming what is wrong; nothing of the message may be used.
@@ -66,6 +69,7 @@ def x509_context(svids: Sequence[ReceivedSvid], federated: Mapping[str, bytes], 
     #   3. each SVID is a leaf with its chain and its own key, and says the SPIFFE ID of its certificate
     #   4. federated bundles are filed under trust domain SPIFFE IDs, and none under an own one
     #   5. each SVID is valid now and chains to the bundle of its trust domain
+    #   6. each revocation list that is to be checked can be read
     if not 0 < len(svids) <= MAX_SVIDS:  # (1)
         raise InvalidRequest(f"svids: must have 1 to {MAX_SVIDS} elements", field="svids")
     for number, svid in enumerate(svids):
@@ -88,7 +92,7 @@ def x509_context(svids: Sequence[ReceivedSvid], federated: Mapping[str, bytes], 
     bundles = _bundles(own, federated)  # (4)
     for checked in loaded:
         verify_x509_svid(checked.chain, bundles.get, now=now)  # (5)
-    return X509Context(tuple(loaded), bundles)
+    return X509Context(tuple(loaded), replace(bundles, revocations=revocation_lists(crl)))  # (6)
 
 
 def split_der(data: bytes, *, field: str) -> tuple[bytes, ...]:

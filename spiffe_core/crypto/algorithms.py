@@ -35,7 +35,10 @@ _ML_DSA: dict[type, x509.ObjectIdentifier] = {
 _HASHES = frozenset({"sha256", "sha384", "sha512"})
 
 
-def signature_allowed(signed: x509.Certificate | x509.CertificateSigningRequest, signer: AuthorityPublicKey) -> bool:
+def signature_allowed(
+    signed: x509.Certificate | x509.CertificateSigningRequest | x509.CertificateRevocationList,
+    signer: AuthorityPublicKey,
+) -> bool:
     """Whether `signed` names an allowed algorithm that fits the signer's kind of key."""
     elliptic = is_ec(signer)
     if not elliptic and isinstance(

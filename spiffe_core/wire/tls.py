@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from spiffe_core.bundle import BundleSet, TrustBundle
 from spiffe_core.crypto.keys import PrivateKeyDer
+from spiffe_core.crypto.revocation import RevocationList
 from spiffe_core.errors import Reason, VerificationFailed
 from spiffe_core.spiffe_id import TrustDomain
 from spiffe_core.wire.peer import TlsPeer
@@ -101,6 +102,7 @@ def verified_svid(
     *,
     now: datetime,
     purpose: Purpose,
+    revocations: Sequence[RevocationList] = (),
 ) -> VerifiedX509Svid | None:
     """The peer's SVID from the chain OpenSSL verified, or None if it presented no certificate.
 
@@ -115,7 +117,7 @@ def verified_svid(
         raise VerificationFailed("the certificate was not verified in this handshake", Reason.UNKNOWN_AUTHORITY)
     anchor = chain[-1]
     presented = chain[:-1] or chain
-    svid = verify_x509_svid(presented, bundles, now=now, purpose=purpose)
+    svid = verify_x509_svid(presented, bundles, now=now, purpose=purpose, revocations=revocations)
     own = bundles(svid.spiffe_id.trust_domain)
     if own is None or anchor not in own.x509_roots:
         raise VerificationFailed("the chain does not end in the peer's own trust domain", Reason.UNKNOWN_AUTHORITY)

@@ -20,6 +20,7 @@ from spiffe_core.errors import (
 )
 from spiffe_core.spiffe_id import TrustDomain
 from spiffe_core.wire.services import handlers
+from tests.authority import revoking
 from tests.doubles.scripted_agent import ScriptedAgent, message_of
 from tests.doubles.scripted_backend import ScriptedBackend, WorkloadCa
 from tests.doubles.workload_endpoint import HEADER, SERVICE, workload_endpoint
@@ -49,12 +50,12 @@ def foreign():
 
 
 @asynccontextmanager
-async def agent(*script):
+async def agent(*script, **options):
     """A scripted agent and a client of it."""
     scripted = ScriptedAgent(*script)
     async with workload_endpoint(ScriptedBackend(), service=handlers(SERVICE, scripted)) as endpoint:
         clock = NoWaiting()
-        async with WorkloadApiClient(endpoint.address, clock=clock, jitter=lambda: 0.0) as client:
+        async with WorkloadApiClient(endpoint.address, clock=clock, jitter=lambda: 0.0, **options) as client:
             yield scripted, client, clock
 
 
@@ -75,6 +76,19 @@ async def test_one_fetch_is_one_call_with_the_header(ca, foreign):
         assert context.bundles.get(TrustDomain("fed.test")).x509_roots == (foreign.der,)
         (metadata,) = scripted.calls
         assert HEADER[0] in metadata
+
+
+async def test_revocation_lists_are_kept_where_they_are_checked_and_passed_over_elsewhere(ca):
+    """N-X-38: and a message with a list that cannot be read is refused whole, only where lists are checked."""
+    listed, broken = good(ca, "/a"), good(ca, "/a")
+    listed.crl.append(revoking(ca))
+    broken.crl.extend([*listed.crl, b"no list"])
+    async with agent([listed, None], [broken, None], check_revocation=True) as (_, client, _):
+        assert [one.der for one in (await client.fetch_x509()).bundles.revocations] == list(listed.crl)
+        with pytest.raises(InvalidRequest, match=r"crl\[1\]"):
+            await client.fetch_x509()
+    async with agent([listed, None], [broken, None]) as (_, client, _):
+        assert [(await client.fetch_x509()).bundles.revocations for _ in range(2)] == [(), ()]
 
 
 ENDS = {

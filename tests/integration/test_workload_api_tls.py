@@ -5,15 +5,18 @@ import os
 import socket
 import ssl
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from cryptography import x509
 
 from spiffe_core.bundle import BundleSet, TrustBundle
 from spiffe_core.clock import SystemClock
+from spiffe_core.crypto.revocation import revocation_lists
 from spiffe_core.errors import Reason, Unavailable, VerificationFailed
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
-from tests.authority import CLIENT_AUTH, SERVER_AUTH, SpiffeTestCA
+from tests.authority import CLIENT_AUTH, SERVER_AUTH, SpiffeTestCA, revoking
 from workload_api import tls as workload_tls
 from workload_api.tls import any_id, client_context, connect_tls, exactly, member_of, start_server
 
@@ -125,6 +128,23 @@ async def test_a_server_closes_on_a_client_that_is_not_allowed(ca):
         assert (await ask(server, source(ca, "/web")))[0] == ""
         assert (await ask(server, source(ca, "/admin")))[0].startswith("spiffe://example.org/admin")
         assert server.refused == {"unexpected-id": 1}
+
+
+async def test_a_peer_in_a_revocation_list_is_refused_by_whoever_has_the_list(ca):
+    """N-X-38: on both sides of TLS, and nobody else is."""
+    db, web, other = source(ca, "/db"), source(ca, "/web"), source(ca, "/other")
+    listed = revoking(ca, *(x509.load_der_x509_certificate(one.svid.chain[0]) for one in (db, web)))
+    checking = source(ca, "/checking")
+    checking.bundles = replace(checking.bundles, revocations=revocation_lists([listed]))
+    async with echo(db) as server, echo(checking) as strict:
+        assert (await ask(server, web))[0]
+        assert (await ask(strict, other))[0]
+        with pytest.raises(VerificationFailed) as refusal:
+            await ask(server, checking)
+        assert refusal.value.reason is Reason.REVOKED
+        assert (await ask(strict, web))[0] == ""
+        assert strict.refused == {"revoked": 1}
+        assert (await ask(strict, other))[0]
 
 
 BAD_PEERS = {
