@@ -20,10 +20,10 @@ from pathlib import Path
 from threading import Lock
 from urllib.parse import quote
 
-from attestors.http_client import Answer, ask_https
 from attestors.json_objects import read_object
 from attestors.kube_config import KubeAccess, PodSurroundings, from_file, from_pod
 from spiffe_core.errors import ConfigError, IdentityError, InvalidRequest, Unavailable
+from spiffe_core.runtime.https_client import Answer, ask_https
 
 log = logging.getLogger(__name__)
 

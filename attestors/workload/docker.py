@@ -19,10 +19,10 @@ from typing import Any, ClassVar
 from attestors.api import Findings, Subject
 from attestors.cgroups import Place
 from attestors.containers import locate, require_container_locator
-from attestors.http_client import Answer, get_unix
 from attestors.procfs import ProcFs
 from attestors.sources import Source, trouble_of
 from spiffe_core.errors import ConfigError, InvalidRequest, Unavailable
+from spiffe_core.runtime.https_client import Answer, get_unix
 from spiffe_core.selectors import Selector
 
 MAX_ANSWER = 4 * 1024 * 1024

@@ -24,13 +24,13 @@ from typing import Any, ClassVar
 from attestors.api import Findings, KubernetesObject, Subject
 from attestors.cgroups import Place
 from attestors.containers import locate, require_container_locator
-from attestors.http_client import get_https
 from attestors.kube_config import KubeAccess, PodSurroundings, from_pod
 from attestors.procfs import ProcFs
 from attestors.sources import Source, trouble_of
 from attestors.workload.namespaces import Labels, NamespaceLabels
 from attestors.workload.pods import TYPE, Found, find, find_pod, read_pods, selectors_of
 from spiffe_core.errors import ConfigError, InvalidRequest, NotFound, Unavailable
+from spiffe_core.runtime.https_client import get_https
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 MAX_LIST_BYTES = 128 * 1024 * 1024
