@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -25,11 +26,28 @@ class NotStarted(RuntimeError):
     """A daemon did not come up; the text holds the end of its log."""
 
 
+_PORTS = range(10_000, 30_000)
+"""Below the ports that kernels give to outgoing connections: one of those could take a port before its server does."""
+_reserved: list[int] = []
+
+
 def free_port() -> int:
-    """A TCP port on loopback that nobody has right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that is this process's until it ends, also while nobody listens there.
+
+    A name in the abstract socket namespace says so to other processes; it goes with the process and is no file.
+    """
+    start = secrets.randbelow(len(_PORTS))
+    for port in (*_PORTS[start:], *_PORTS[:start]):
+        with socket.socket(socket.AF_UNIX) as name, socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                name.bind(f"\0muniment-port-{port}")
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            _reserved.append(name.detach())
+            return port
+    raise NotStarted(f"every TCP port from {_PORTS.start} to {_PORTS.stop} is taken")
 
 
 class Daemon:

@@ -34,11 +34,13 @@ class Acceptor:
         *,
         tasks: set[asyncio.Task[Any]],
         refused: Counter[str],
+        on_no_room: Callable[[OSError], None] = lambda _: None,
     ) -> None:
         self._listener = listener
         self._admit = admit
         self._tasks = tasks
         self._refused = refused
+        self._on_no_room = on_no_room
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
         self._listen()
@@ -79,6 +81,7 @@ class Acceptor:
 
     def _wait_for_room(self, error: OSError) -> None:
         self._refused["out of descriptors"] += 1
+        self._on_no_room(error)
         log.warning("cannot accept: %s; raise the open files limit (ulimit -n)", error.strerror)
         self._loop.remove_reader(self._listener)
         self._pause = self._loop.call_later(_PAUSE_SECONDS, self._listen)

@@ -9,7 +9,7 @@ is not this one is closed and counted (architecture A5).
 from __future__ import annotations
 
 import asyncio
-import errno
+import contextlib
 import logging
 import os
 import socket
@@ -28,6 +28,7 @@ from spiffe_core.crypto.certificates import read_certificate
 from spiffe_core.errors import IdentityError, Reason, Unavailable, VerificationFailed
 from spiffe_core.runtime.supervise import spawn
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
+from spiffe_core.wire.acceptor import Acceptor
 from spiffe_core.wire.channels import channel_options
 from spiffe_core.wire.sockets import BACKLOG, PrivateDirectory
 from spiffe_core.wire.splice import Splice
@@ -43,9 +44,7 @@ _UNACKNOWLEDGED_MILLISECONDS = 15_000
 """How long what was sent may stay unacknowledged: a path that swallows packets is given up after that, not after 15 min."""
 _BUFFER_BYTES = 256 * 1024
 _LINGER_SECONDS = 30.0
-_ACCEPT_PAUSE_SECONDS = 0.2
-_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_ABORTED = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EINTR})
+_CLOSE_SECONDS = 2.0
 _REASONS = {9: Reason.NOT_YET_VALID, 10: Reason.EXPIRED}  # X509_V_ERR_* of OpenSSL
 
 
@@ -82,8 +81,10 @@ class Dialer:
         self._now = now
         self._private: PrivateDirectory | None = None
         self._listener: socket.socket | None = None
+        self._acceptor: Acceptor | None = None
         self._channel: grpc.aio.Channel | None = None
         self._splices: set[Splice] = set()
+        self._empty: asyncio.Event | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.last_error: IdentityError | None = None
         self.refused: Counter[str] = Counter()
@@ -95,7 +96,9 @@ class Dialer:
         listener.bind(str(self._private.path / "dial.sock"))
         listener.listen(BACKLOG)
         self._listener = listener
-        spawn(self._accept(listener), "dialer", self._tasks)
+        self._acceptor = Acceptor(
+            listener, self._join, tasks=self._tasks, refused=self.refused, on_no_room=self._no_descriptor
+        )
 
     @property
     def local_path(self) -> str:
@@ -120,44 +123,46 @@ class Dialer:
             spawn(old.close(_LINGER_SECONDS), "close old channel", self._tasks)
 
     async def close(self) -> None:
-        """Close channels, connections and the listener."""
+        """Close channels, connections and the listener, and return when the last socket is closed."""
+        if self._acceptor is not None:
+            self._acceptor.close()
+        if self._listener is not None:
+            self._listener.close()
         if self._channel is not None:
             await self._channel.close()
             self._channel = None
-        for task in list(self._tasks):
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._empty = asyncio.Event()
         for splice in list(self._splices):
             splice.abort()
-        if self._listener is not None:
-            self._listener.close()
+        if self._splices:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._empty.wait()
         if self._private is not None:
             self._private.close()
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                if error.errno in _ABORTED:
-                    continue
-                if error.errno not in _NO_ROOM:
-                    raise
-                self.refused["out of descriptors"] += 1
-                self.last_error = Unavailable(f"no connection to the server can be opened: {error.strerror}")
-                await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
-                continue
-            raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-            if _UCRED.unpack(raw)[0] != os.getpid():
-                self.refused["foreign process"] += 1
-                log.warning("a foreign process tried to use this agent's connection to the server; it was cut off")
-                connection.close()
-                continue
-            spawn(self._join(connection), "dial", self._tasks)
+    def _gone(self, splice: Splice) -> None:
+        self._splices.discard(splice)
+        if self._empty is not None and not self._splices:
+            self._empty.set()
+
+    def _no_descriptor(self, error: OSError) -> None:
+        self.last_error = Unavailable(f"no connection to the server can be opened: {error.strerror}")
 
     async def _join(self, local: socket.socket) -> None:
-        splice = Splice(buffer=_BUFFER_BYTES, stall=_STALL_SECONDS, on_close=lambda: self._splices.discard(splice))
+        raw = local.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        if _UCRED.unpack(raw)[0] != os.getpid():
+            self.refused["foreign process"] += 1
+            log.warning("a foreign process tried to use this agent's connection to the server; it was cut off")
+            local.close()
+            return
+        splice = Splice(
+            buffer=_BUFFER_BYTES, stall=_STALL_SECONDS, on_close=lambda: None, on_gone=lambda: self._gone(splice)
+        )
         self._splices.add(splice)
         try:
             await self._dial(splice)

@@ -7,13 +7,13 @@ import http.client
 import json
 import math
 import shutil
-import socket
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlencode
 
+from deploy.demo.stack import free_port
 from tests.doubles.database_servers import lacking
 
 START_SECONDS = 40.0
@@ -73,9 +73,7 @@ class Prometheus:
 @asynccontextmanager
 async def prometheus(folder: Path, targets: dict[str, tuple[str, int]]) -> AsyncIterator[Prometheus]:
     """Scrapes `targets` (job -> address) twice a second."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     jobs = [
         {"job_name": job, "static_configs": [{"targets": [f"{host}:{number}"]}]}
         for job, (host, number) in targets.items()

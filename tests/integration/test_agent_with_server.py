@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from deploy.demo.stack import free_port
 from spiffe_core.errors import ConfigError, Conflict, Forbidden, Unavailable
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
 from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2
@@ -229,7 +230,8 @@ async def test_a_second_agent_on_the_same_directory_is_refused(live, folder):
 async def test_a_server_that_goes_and_comes_back_is_found_again(folder):
     """R20: cached SVIDs are served meanwhile; nobody restarts the agent."""
     async with agent_folder() as base:
-        async with live_server(base) as live:
+        port = free_port()
+        async with live_server(base, bind_port=port) as live:
             address = live.server.address
             token, bundle = token_file(folder, await live.token()), pem_bundle(live, folder)
             settings = {"trust_bundle_path": str(bundle), "join_token_file": str(token)}
@@ -243,7 +245,7 @@ async def test_a_server_that_goes_and_comes_back_is_found_again(folder):
             await agent.until(lambda: not agent.agent.synchronize.synced)
             assert len((await agent.client.fetch_x509()).svids) == 1
             assert await agent.health() == "SERVING"
-            async with live_server(base, bind_port=address[1]) as live:
+            async with live_server(base, bind_port=port) as live:
                 await live.entries(own("/second")(agent))
                 await agent.until(lambda: len(agent.agent.workloads.all_held()) == 2)
         finally:

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
+from deploy.demo.stack import free_port
 from identity_server.rpc.services import PROPAGATION
 from spiffe_core.wire._gen.muniment.server.propagation.v1 import propagation_pb2 as pb
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
@@ -179,8 +180,8 @@ async def test_after_a_restart_of_the_server_only_what_differs_is_sent(folder):
 
     base = Path(folder) / "server"
     base.mkdir()
-    async with live_server(base) as live:
-        port = live.server.address[1]
+    port = free_port()
+    async with live_server(base, bind_port=port) as live:
         raw = await live.join()
         ids = await live.entries(*(entry(path=f"/e{number}", parent=raw.path) for number in range(3)))
         stub = Stub(raw.dialer.channel(), PROPAGATION)
