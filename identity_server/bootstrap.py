@@ -86,6 +86,7 @@ from identity_server.settings import ServerSettings
 from identity_server.signing.pool import SigningWorkers
 from identity_server.store.sql_store import SqlStore
 from identity_server.upstream import upstream_of
+from identity_server.web_endpoints import Published, published
 from spiffe_core.clock import Clock, SystemClock
 from spiffe_core.crypto.keys import KeyKind
 from spiffe_core.runtime.durable import DirectoryLock, lock_directory, private_directory
@@ -140,6 +141,7 @@ class Server:
     throttle: Throttle
     monitor: Monitor
     workers: SigningWorkers
+    published: Published
     tracing: Tracing | None = None
     address: tuple[str, int] = ("", 0)
 
@@ -186,6 +188,7 @@ class Server:
         self.door.listen_unix(self.settings.socket_path, mode=SOCKET_MODE, dir_mode=SOCKET_DIRECTORY_MODE)
         tls = ServerTls(lambda: self.own.identity, lambda: self.own.trusted, self.clock.now)
         self.address = self.door.listen_tcp(self.settings.bind_address, self.settings.bind_port, tls)
+        self.published.web.open()
 
     def dismiss_strangers(self) -> int:
         """Cut the connections that no call can use any more: banned agents, expired or revoked certificates."""
@@ -195,9 +198,11 @@ class Server:
         """The ordered shutdown: nobody new, waiting streams are told, calls in flight finish, then the store."""
         self.drain.begin()
         self.door.stop_accepting()
+        self.published.web.stop()
         await self.grpc.stop(DRAIN_SECONDS)
         await self.door.emptied(FLUSH_SECONDS)
         await self.door.close()
+        await self.published.web.close()
         await self.workers.close()
         await self.admissions.settled()
         if self.upstream is not None:
@@ -414,5 +419,6 @@ async def _compose(  # the one place where everything has a name
         throttle=throttle,
         monitor=watch,
         workers=workers,
+        published=published(settings, store, own, clock),
         tracing=tracing,
     )

@@ -158,6 +158,7 @@ async def _until_stopped(server: Server, stop: asyncio.Event) -> None:
         tasks.start(server.above.keep_up(), "upstream")
         tasks.start(_every(PRUNE_SECONDS, lambda: prune(server), "pruning"), "pruning")
         tasks.start(guard_connections(server), "connections")
+        tasks.start(server.published.keep(), "endpoints")
         tasks.start(server.monitor.watch(), "health")
         await stop.wait()
         tasks.stop()

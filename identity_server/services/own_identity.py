@@ -54,6 +54,7 @@ class OwnIdentity:
         self._trusted = BundleSet(TrustBundle(trust_domain))
         self._authority_id = ""
         self._judged: TrustBundle | None = None
+        self._ends_at: datetime | None = None
         self.renew_at: datetime | None = None
 
     @property
@@ -62,6 +63,13 @@ class OwnIdentity:
         if self._identity is None:
             raise Unavailable("the server has no certificate of its own yet")
         return self._identity
+
+    @property
+    def unexpired(self) -> TlsIdentity:
+        """What is presented to strangers, who would refuse it expired (N-F-26)."""
+        if self._ends_at is None or self._clock.now() >= self._ends_at:
+            raise Unavailable("the server's own certificate has expired and could not be renewed")
+        return self.identity
 
     @property
     def trusted(self) -> BundleSet:
@@ -97,7 +105,8 @@ class OwnIdentity:
         self._identity = TlsIdentity(issued.chain, to_pkcs8(key))
         self._authority_id = signer.authority.published_as if signer is not None else ""
         self._judged = None
-        self.renew_at = renew_at(now, datetime.fromtimestamp(issued.not_after, UTC), jitter=self._jitter())
+        self._ends_at = datetime.fromtimestamp(issued.not_after, UTC)
+        self.renew_at = renew_at(now, self._ends_at, jitter=self._jitter())
         self._on_renewed(self._clock.monotonic() - began)
         return True
 

@@ -296,7 +296,8 @@ def _explain(model: type[Section], detail: ErrorDetails, source: str, given: Map
 def _suggest(model: type[Section], loc: tuple[int | str, ...]) -> str:
     """The nearest valid key: first in the same table, then the same or a similar name in any table."""
     leaf = str(loc[-1])
-    siblings = [key for key in _keys(model) if key.rpartition(".")[0] == _dotted(loc[:-1])]
+    table = _dotted(tuple(part for part in loc[:-1] if isinstance(part, str)))
+    siblings = [key for key in _keys(model) if key.rpartition(".")[0] == table]
     near = difflib.get_close_matches(leaf, [key.rpartition(".")[2] for key in siblings], n=1)
     if near:
         return f"; did you mean {near[0]!r}?"

@@ -19,6 +19,7 @@ KINDS: Mapping[str, frozenset[str]] = {
     SERVER: SHARED
     | {
         *("bind_address", "bind_port", "ca", "experimental", "svid", "upstream", "database", "audit", "ratelimit"),
+        "federation",
     },
     AGENT: SHARED
     | {

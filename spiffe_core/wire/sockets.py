@@ -78,26 +78,27 @@ def listen_unix(path: Path, *, mode: int, dir_mode: int) -> UnixListener:
     return UnixListener(path, listener, (found.st_dev, found.st_ino), lock)
 
 
-def listen_tcp(host: str, port: int) -> socket.socket:
-    """Bind a TCP address and listen.
+def listen_tcp(host: str, port: int, *, table: str = "") -> socket.socket:
+    """Bind a TCP address and listen. `table` is where the configuration has `address` and `port`; "" for our own port.
 
     Raises:
         ConfigError: the address is in use or not ours, with what to do.
     """
+    address_key, port_key = (f"{table}.address", f"{table}.port") if table else ("bind_address", "bind_port")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     except OSError as error:
-        raise ConfigError(f"bind_address {host!r} is not an address: {error}", field="bind_address") from error
+        raise ConfigError(f"{address_key} {host!r} is not an address: {error}", field=address_key) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        hint = "another process has it; stop that one or set bind_port" if error.errno == errno.EADDRINUSE else ""
+        hint = f"another process has it; stop that one or set {port_key}" if error.errno == errno.EADDRINUSE else ""
         raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror}. {hint}".strip(), field="bind_port"
+            f"cannot listen on {host}:{port}: {error.strerror}. {hint}".strip(), field=port_key
         ) from error
     return listener
 

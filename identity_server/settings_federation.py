@@ -1,0 +1,118 @@
+"""The settings of federation: `[federation]`, with SPIRE's key names where SPIRE has the key."""
+
+from __future__ import annotations
+
+import ipaddress
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from spiffe_core.bundle import MAX_REFRESH_HINT
+from spiffe_core.runtime.settings import FilePath, Lifespan, Section, format_duration
+
+AHEAD = 3
+"""A new authority is published so many refresh hints before it signs (SPIFFE Federation section 4.1)."""
+_AHEAD_PART = 3
+"""An authority is prepared at half of its predecessor's life and signs at five sixths: a third lies between."""
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError('must be an IP address, for example "0.0.0.0", "127.0.0.1" or "::"') from None
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("must be an absolute path")
+    return path
+
+
+def one_or_many(value: object) -> object:
+    """One table, or an array of tables, as the tuple a frozen settings field holds; a `BeforeValidator`."""
+    return (value,) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+AbsolutePath = Annotated[FilePath, AfterValidator(_absolute)]
+
+
+class HttpsSpiffeSection(Section):
+    """[…profile.https_spiffe]: the server's own X509-SVID. Nothing can be set."""
+
+
+class ServingCertFileSection(Section):
+    """[…profile.https_web.serving_cert_file]: a web certificate in PEM files, leaf first, read again when they change."""
+
+    cert_file_path: AbsolutePath
+    key_file_path: AbsolutePath
+    file_sync_interval: Lifespan = timedelta(minutes=1)
+
+
+class HttpsWebSection(Section):
+    """[…profile.https_web]: a certificate that browsers would believe."""
+
+    serving_cert_file: ServingCertFileSection
+
+
+class ProfileSection(Section):
+    """[…profile]: one table, named as the profile of SPIFFE Federation section 5.2."""
+
+    https_spiffe: HttpsSpiffeSection | None = None
+    https_web: HttpsWebSection | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.https_spiffe is None) == (self.https_web is None):
+            raise ValueError("give one table: https_spiffe or https_web")
+        return self
+
+
+class BundleEndpointSection(Section):
+    """[federation.bundle_endpoint]: where other trust domains fetch our bundle. An array of tables for several."""
+
+    address: Address = "0.0.0.0"  # noqa: S104  # other trust domains are elsewhere
+    port: int = Field(default=8443, ge=0, le=65535)
+    refresh_hint: Lifespan = timedelta(minutes=5)
+    bundle_map: Literal["off", "own", "all"] = "own"
+    profile: ProfileSection = ProfileSection(https_spiffe=HttpsSpiffeSection())
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.refresh_hint.total_seconds() > MAX_REFRESH_HINT:
+            raise ValueError(f"refresh_hint must be at most {format_duration(timedelta(seconds=MAX_REFRESH_HINT))}")
+        return self
+
+
+class FederationSection(Section):
+    """[federation]: what of other trust domains, and for them."""
+
+    bundle_endpoint: Annotated[
+        tuple[BundleEndpointSection, ...], BeforeValidator(one_or_many), Field(max_length=8)
+    ] = ()
+
+    @model_validator(mode="after")
+    def _one_hint(self) -> Self:
+        if len({one.refresh_hint for one in self.bundle_endpoint}) > 1:
+            raise ValueError("bundle_endpoint: every endpoint serves the same bundle; give all the same refresh_hint")
+        return self
+
+    @property
+    def refresh_hint(self) -> timedelta | None:
+        """How often other trust domains are to fetch our bundle; None without an endpoint."""
+        return self.bundle_endpoint[0].refresh_hint if self.bundle_endpoint else None
+
+    def warnings(self, ca_ttl: timedelta) -> tuple[str, ...]:
+        """A hint so long that a new authority would sign before everybody has fetched it (FED-02)."""
+        hint = self.refresh_hint
+        if hint is None or hint * AHEAD <= ca_ttl / _AHEAD_PART:
+            return ()
+        text = (
+            f"federation.bundle_endpoint.refresh_hint: {format_duration(hint)} is long for ca.ttl = "
+            f"{format_duration(ca_ttl)}: a new authority is published {format_duration(ca_ttl / _AHEAD_PART)} before it "
+            f"signs, which should be at least {AHEAD} times the hint"
+        )
+        return (text,)

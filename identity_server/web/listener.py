@@ -1,0 +1,259 @@
+"""One address that answers HTTP: every connection gets the newest certificate, and bounds on what it may hold.
+
+A connection has `REQUEST_SECONDS` from its beginning, and then from the first byte of each request, until the answer is
+written; it may wait `IDLE_SECONDS` for its next request, and lives `AGE_SECONDS` at most, so that nobody holds on to an
+old certificate. Too many connections, of all or of one address, are closed unheard; idle ones make room first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import format_datetime
+from typing import Any
+
+import h11
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from identity_server.web.documents import App, problem
+from spiffe_core.errors import Exhausted
+from spiffe_core.wire.acceptor import Acceptor
+from spiffe_core.wire.shares import Shares
+from spiffe_core.wire.sockets import listen_tcp
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS = 1024
+FEWEST_CONNECTIONS = 16
+FILES_PART = 16
+"""A listener takes a sixteenth of the files that may be open at most."""
+HANDSHAKE_SECONDS = 10.0
+REQUEST_SECONDS = 10.0
+IDLE_SECONDS = 15
+AGE_SECONDS = 600.0
+MAX_HEADER_BYTES = 16 * 1024
+_SHUTDOWN_SECONDS = 2.0
+_LOOK_SECONDS = 1.0
+_CLOSE_SECONDS = 1.0
+_FULL = 0.75
+"""From this part of all connections on, idle ones are closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class WebLimits:
+    """Bounds of one listener. A single address may hold a quarter of the connections."""
+
+    connections: int = CONNECTIONS
+    handshake_seconds: float = HANDSHAKE_SECONDS
+    request_seconds: float = REQUEST_SECONDS
+    idle_seconds: int = IDLE_SECONDS
+    age_seconds: float = AGE_SECONDS
+
+
+class WebListener:
+    """Serves `app` on one address. Belongs to the event loop's thread.
+
+    `tls` gives the context for each handshake; None serves plain HTTP.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        tls: Callable[[], ssl.SSLContext] | None,
+        now: Callable[[], datetime],
+        limits: WebLimits | None = None,
+    ) -> None:
+        self.limits = limits or WebLimits()
+        self.config = Config(
+            app,
+            http=H11Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level=logging.ERROR,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=self.limits.idle_seconds,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        )
+        self.config.load()
+        self.state = ServerState()
+        self.refused: Counter[str] = Counter()
+        """Connections that were not served, by reason."""
+        self._tls = tls
+        self._now = now
+        self._open: dict[_Connection, dict[Hashable, int]] = {}
+        self._shares = Shares()
+        self._admitting: set[asyncio.Task[Any]] = set()
+        self._listener: socket.socket | None = None
+        self._acceptor: Acceptor | None = None
+        self._look: asyncio.TimerHandle | None = None
+        self._empty = asyncio.Event()
+
+    @property
+    def open_connections(self) -> int:
+        """How many are being served."""
+        return len(self._open)
+
+    def listen(self, host: str, port: int, *, field: str) -> tuple[str, int]:
+        """Begin to answer; the address that was bound. `field` is the table of the configuration to name in errors.
+
+        Raises:
+            ConfigError: the address cannot be bound.
+        """
+        self._listener = listen_tcp(host, port, table=field)
+        self._acceptor = Acceptor(self._listener, self._admit, tasks=self._admitting, refused=self.refused)
+        self._every_second()
+        bound: tuple[str, int] = self._listener.getsockname()[:2]
+        return bound
+
+    def stop(self) -> None:
+        """Let nobody new in, and end what is idle. May be called twice."""
+        if self._look is not None:
+            self._look.cancel()
+        if self._acceptor is not None:
+            self._acceptor.close()
+            self._acceptor = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        for connection in list(self._open):
+            connection.shutdown()
+
+    async def close(self) -> None:
+        """Stop, let requests under way be answered for a moment, then cut."""
+        self.stop()
+        tasks = list(self._admitting)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._emptied()
+        for connection in list(self._open):
+            connection.transport.abort()
+        await self._emptied()
+        await asyncio.gather(*self.state.tasks, return_exceptions=True)
+
+    def gone(self, connection: _Connection) -> None:
+        """A connection was lost."""
+        shares = self._open.pop(connection, None)
+        if shares is not None:
+            self._shares.give(shares)
+        if not self._open:
+            self._empty.set()
+
+    async def _emptied(self) -> None:
+        self._empty.clear()
+        if self._open:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._empty.wait()
+
+    async def _admit(self, accepted: socket.socket) -> None:
+        shares: dict[Hashable, int] = {
+            "all": self.limits.connections,
+            accepted.getpeername()[0]: max(1, self.limits.connections // 4),
+        }
+        if not self._shares.take(shares):
+            raise Exhausted("too many connections")
+        loop = asyncio.get_running_loop()
+        connection = _Connection(self, loop)
+        self._open[connection] = shares
+        try:
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is None:
+                await loop.connect_accepted_socket(lambda: connection, accepted)
+            else:
+                await loop.connect_accepted_socket(
+                    lambda: connection,
+                    accepted,
+                    ssl=self._tls(),
+                    ssl_handshake_timeout=self.limits.handshake_seconds,
+                    ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
+                )
+        except BaseException:
+            self.gone(connection)
+            raise
+
+    def _every_second(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self.state.default_headers = [(b"date", format_datetime(self._now(), usegmt=True).encode("ascii"))]
+        crowded = len(self._open) >= self.limits.connections * _FULL
+        for connection in list(self._open):
+            connection.look(now, crowded=crowded)
+        self._look = loop.call_later(_LOOK_SECONDS, self._every_second)
+
+
+class _Connection(H11Protocol):
+    """uvicorn's HTTP/1.1, with an end to its patience."""
+
+    def __init__(self, listener: WebListener, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(listener.config, listener.state, {}, loop)
+        self._listener = listener
+        self._limits = listener.limits
+        self._made = False
+        self._due: float | None = None
+        self._old_at = loop.time() + self._limits.age_seconds
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's signature
+        """The handshake is done."""
+        super().connection_made(transport)
+        self._made = True
+        self._due = self.loop.time() + self._limits.request_seconds
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is over."""
+        super().connection_lost(exc)
+        self._listener.gone(self)
+
+    def data_received(self, data: bytes) -> None:
+        """The clock of a request starts with its first byte."""
+        if self._due is None:
+            self._due = self.loop.time() + self._limits.request_seconds
+        super().data_received(data)
+
+    def on_response_complete(self) -> None:
+        """The clock stops; it starts again if the next request is here already."""
+        cycle = self.cycle
+        self._due = None
+        super().on_response_complete()
+        if self.cycle is not cycle or self.transport.is_closing():
+            self._due = self.loop.time() + self._limits.request_seconds
+
+    def shutdown(self) -> None:
+        """End after the answer under way. A handshake has no answer: its task is cancelled, or its time runs out."""
+        if self._made:
+            super().shutdown()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's signature; its text is for people
+        """What cannot be read as HTTP, or is too long, is refused in the form of every other error."""
+        body = problem("not a request that can be read here")
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        with contextlib.suppress(h11.LocalProtocolError):  # an answer is on its way already
+            for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def look(self, now: float, *, crowded: bool) -> None:
+        """Once a second: cut what is late, end what is old, and what is idle while others wait."""
+        if not self._made:
+            return
+        if self._due is not None and now >= self._due:
+            self.transport.abort()
+        elif not self.transport.is_closing() and (now >= self._old_at or (crowded and self._due is None)):
+            self.shutdown()
