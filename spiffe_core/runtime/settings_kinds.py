@@ -14,12 +14,13 @@ SHARED = frozenset(
         *("limits", "health_checks", "telemetry", "tracing"),
     }
 )
-SERVER, AGENT, FILES = "identity-server", "node-agent", "node-agent files"
+SERVER, AGENT, FILES, OIDC = "identity-server", "node-agent", "node-agent files", "identity-server oidc"
 KINDS: Mapping[str, frozenset[str]] = {
     SERVER: SHARED
     | {
         *("bind_address", "bind_port", "ca", "experimental", "svid", "upstream", "database", "audit", "ratelimit"),
         "federation",
+        "oidc",
     },
     AGENT: SHARED
     | {
@@ -37,12 +38,20 @@ KINDS: Mapping[str, frozenset[str]] = {
         ),
     },
     FILES: frozenset({"socket", "command_seconds", "set"}),
+    OIDC: frozenset(
+        {
+            *("domains", "jwt_issuer", "jwks_uri", "server_path_prefix", "set_key_use", "allow_insecure_scheme"),
+            *("trust_forwarded_host", "insecure_addr", "listen_socket_path", "server_api", "workload_api", "file"),
+            *("keep_keys", "log_level", "log_file", "log_format", "log_requests", "health_checks"),
+        }
+    ),
 }
 """Kind of file -> its top-level keys."""
 HOW: Mapping[str, str] = {
     SERVER: "identity-server run --config",
     AGENT: "node-agent run --config",
     FILES: "node-agent files --config",
+    OIDC: "identity-server oidc --config",
 }
 MAX_SHOWN_KEYS = 3
 

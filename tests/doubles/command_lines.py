@@ -20,6 +20,7 @@ def parsed(words, where=""):
         command, rest = found, rest[1:]
     flags = {name: flag for flag in command.params if isinstance(flag, Flag) for name in flag.names}
     given = normalise(rest, flags)
-    for word in given:
-        assert word.startswith("--") or word == "-", f"{where}: {word} is no flag"
-    return command.name, dict(word.removeprefix("--").partition("=")[::2] for word in given)
+    plain = [word for word in given if not word.startswith("--") and word != "-"]
+    room = len([one for one in command.params if isinstance(one, click.Argument)])
+    assert len(plain) <= room, f"{where}: {plain[room]} is no flag"
+    return command.name, dict(word.removeprefix("--").partition("=")[::2] for word in given if word not in plain)
