@@ -17,7 +17,17 @@ from pathlib import Path
 
 from identity_server.audit_log import AuditFile
 from identity_server.domain.server_settings import IssuingSettings
-from identity_server.monitoring import Parts, counted, metered, metrics_of, monitor, observers, rotations, traced_store
+from identity_server.monitoring import (
+    Parts,
+    counted,
+    metered,
+    metrics_of,
+    monitor,
+    observers,
+    publishings,
+    rotations,
+    traced_store,
+)
 from identity_server.opening import (
     ca_settings,
     new_id,
@@ -28,6 +38,7 @@ from identity_server.opening import (
     throttle_settings,
 )
 from identity_server.ports import KeyManager, UpstreamAuthority
+from identity_server.publish import targets_of
 from identity_server.rpc.agent_api import AgentApi
 from identity_server.rpc.authority_orders_api import AuthorityOrdersApi
 from identity_server.rpc.bundle_api import BundleApi
@@ -76,6 +87,7 @@ from identity_server.services.local_authority import LocalAuthorities
 from identity_server.services.lost_history import LostHistory
 from identity_server.services.own_identity import OwnIdentity
 from identity_server.services.progress import Progress
+from identity_server.services.publish_bundle import PublishBundle
 from identity_server.services.registration import Registration
 from identity_server.services.server_agreement import ServerAgreement
 from identity_server.services.server_info import ServerInfo
@@ -130,6 +142,7 @@ class Server:
     absent: AbsentServers
     lost_history: LostHistory
     own: OwnIdentity
+    publishing: PublishBundle
     admissions: Admissions
     attest: AttestAgents
     registration: Registration
@@ -275,6 +288,16 @@ async def _compose(  # the one place where everything has a name
         on_renewed=rotations(metrics),
     )
     await own.tick()
+    endpoints = published(settings, store, own, clock)
+    shown = endpoints.watch
+    publishing = PublishBundle(
+        watch=shown,
+        newest=lambda: shown.value,
+        orders=targets_of(settings.publish),
+        clock=clock,
+        jitter=lambda: random.uniform(-1, 1),  # noqa: S311  # spreads load, guards nothing
+        observe=publishings(metrics),
+    )
     admissions = Admissions(store=store, clock=clock)
     registration = Registration(store=store, clock=clock, audit=audit)
     followers = Followers(store=store, admissions=admissions, clock=clock)
@@ -352,7 +375,18 @@ async def _compose(  # the one place where everything has a name
         return None if upstream is None else error.public if error is not None else ""
 
     looked_at = Parts(
-        settings, clock, database, authorities, agreement, own, sink, drain, door, throttle, upstream_error
+        settings=settings,
+        clock=clock,
+        store=database,
+        authorities=authorities,
+        agreement=agreement,
+        own=own,
+        audit=sink,
+        drain=drain,
+        door=door,
+        throttle=throttle,
+        upstream_error=upstream_error,
+        publishing=publishing,
     )
     watch = monitor(looked_at, metrics)
     undo.callback(watch.close)
@@ -408,6 +442,7 @@ async def _compose(  # the one place where everything has a name
         absent=AbsentServers(store=store, clock=clock, audit=audit, server_id=server_id),
         lost_history=LostHistory(store=store, clock=clock, audit=audit, trust_domain=trust_domain, server_id=server_id),
         own=own,
+        publishing=publishing,
         admissions=admissions,
         attest=attest,
         registration=registration,
@@ -419,6 +454,6 @@ async def _compose(  # the one place where everything has a name
         throttle=throttle,
         monitor=watch,
         workers=workers,
-        published=published(settings, store, own, clock),
+        published=endpoints,
         tracing=tracing,
     )

@@ -22,20 +22,23 @@ from identity_server.domain.audit import (
     TokenIssued,
 )
 from identity_server.domain.authority import Status
+from identity_server.domain.publication import TargetState
 from identity_server.domain.state import State
 from identity_server.ports import AuditLog, Store
 from identity_server.rpc.drain import Drain
 from identity_server.rpc.throttle import Throttle
 from identity_server.services.authorities import Authorities
 from identity_server.services.own_identity import OwnIdentity
+from identity_server.services.publish_bundle import Observe, PublishBundle
 from identity_server.services.server_agreement import ServerAgreement
 from identity_server.settings import ServerSettings
 from identity_server.store.metered import MeteredStore
 from identity_server.store.sql_store import SqlStore
 from identity_server.store.traced import TracedStore
 from spiffe_core.clock import Clock
+from spiffe_core.errors import Kind
 from spiffe_core.health import Report
-from spiffe_core.runtime.metrics import Metrics, Reading
+from spiffe_core.runtime.metrics import Metrics, Reading, status_word
 from spiffe_core.runtime.monitor import Monitor
 from spiffe_core.runtime.tracing import Tracing
 from spiffe_core.runtime.watchdog import Watchdog
@@ -76,6 +79,7 @@ class Parts:
     door: FrontDoor
     throttle: Throttle
     upstream_error: Callable[[], str | None]
+    publishing: PublishBundle
 
     def facts(self, watchdog: Watchdog) -> health.Facts:
         """How things stand now. Reads finished values only: it is called on several threads."""
@@ -102,6 +106,7 @@ class Parts:
             loop_lag=watchdog.lag,
             loop_blocked=watchdog.blocked,
             upstream_error=self.upstream_error(),
+            published=self.publishing.states(),
             differences=tuple(map(str, self.agreement.differences)),
             ready_without_database=self.settings.health_checks.ready_without_database,
         )
@@ -170,6 +175,17 @@ def rotations(metrics: Metrics | None) -> Callable[[float], None]:
     if metrics is None:
         return lambda _: None
     return lambda seconds: metrics.observe("svid_rotate", seconds, status="OK")
+
+
+def publishings(metrics: Metrics | None) -> Observe:
+    """Who is told how a try to publish the trust bundle went."""
+
+    def observe(publisher: str, seconds: float, failure: Kind | None) -> None:
+        if metrics is not None:
+            status = "OK" if failure is None else status_word(failure)
+            metrics.observe("bundle_publish", seconds, status=status, publisher=publisher)
+
+    return observe
 
 
 def metered(store: SqlStore, metrics: Metrics | None, clock: Clock) -> Store:
@@ -253,6 +269,8 @@ def _gauges(parts: Parts, metrics: Metrics, made: Monitor) -> None:
         "datastore_revision": lambda: parts.store.state.value.position.revision,
         "datastore_event_lag_seconds": lambda: parts.store.lag,
         "settings_differ": lambda: len(parts.agreement.differences),
+        "bundle_published_sequence": lambda: _published(parts.publishing, lambda one: float(one.sequence or 0)),
+        "bundle_publish_behind_seconds": lambda: _published(parts.publishing, lambda one: one.behind_seconds),
         "audit_lost_lines": lambda: parts.audit.lost,
         "connections": lambda: parts.door.open_connections,
         "connections_refused": lambda: [((("reason", why),), n) for why, n in dict(parts.door.refused).items()],
@@ -261,6 +279,13 @@ def _gauges(parts: Parts, metrics: Metrics, made: Monitor) -> None:
     }
     for name, read in readings.items():
         metrics.gauge(name, read)
+
+
+def _published(
+    publishing: PublishBundle, value: Callable[[TargetState], float]
+) -> list[tuple[tuple[tuple[str, str], ...], float]]:
+    """A number of each place where the trust bundle is put."""
+    return [((("publisher", one.name),), value(one)) for one in publishing.states()]
 
 
 def _ttl(parts: Parts, kind: str) -> list[tuple[tuple[tuple[str, str], ...], float]]:

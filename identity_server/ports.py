@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from identity_server.domain.audit import AuditEvent
 from identity_server.domain.leaf_order import LeafOrder, SignedLeaf, SigningKey
+from identity_server.domain.publication import BundleFormat, Outcome, Publication
 from identity_server.domain.state import State
 from identity_server.domain.upstream import UpstreamCa, UpstreamView
 from identity_server.repositories import UnitOfWork
@@ -19,7 +21,17 @@ from spiffe_core.bundle import JwtAuthority
 from spiffe_core.crypto.keys import AuthorityKey, AuthorityPublicKey, KeyKind
 from spiffe_core.runtime.watch import Watch
 
-__all__ = ["AuditLog", "KeyManager", "LeafSigners", "LogLevel", "Store", "UnitOfWork", "UpstreamAuthority"]
+__all__ = [
+    "AuditLog",
+    "BundleTarget",
+    "KeyManager",
+    "LeafSigners",
+    "LogLevel",
+    "PublishOrder",
+    "Store",
+    "UnitOfWork",
+    "UpstreamAuthority",
+]
 
 T = TypeVar("T")
 
@@ -117,6 +129,32 @@ class UpstreamAuthority(Protocol):
     async def close(self) -> None:
         """Stop following. Calling it twice does nothing."""
         ...
+
+
+class BundleTarget(Protocol):
+    """A place where the trust bundle is put for others to read."""
+
+    place: str
+    """What and where it is, for messages."""
+
+    def put(self, ours: Publication) -> Outcome:
+        """Put it there unless it is there already. May block, for a bounded time; never called twice at once.
+
+        Raises:
+            Unavailable, ConfigError: the place cannot be reached or used now.
+            PreconditionFailed: what is there must stay (`domain.publication.may_write`).
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PublishOrder:
+    """What is put where. `refresh_hint` in seconds replaces the bundle's own."""
+
+    name: str
+    format: BundleFormat
+    refresh_hint: int | None
+    target: BundleTarget
 
 
 class LeafSigners(Protocol):

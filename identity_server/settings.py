@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
 from identity_server.settings_federation import FederationSection
+from identity_server.settings_publish import PublishSection
 from identity_server.settings_upstream import UpstreamSection
 from spiffe_core.runtime.places import server_socket, state_directory
 from spiffe_core.runtime.settings import (
@@ -256,6 +257,7 @@ class ServerSettings(Section):
     wit: WitSection = WitSection()
     upstream: UpstreamSection | None = None
     federation: FederationSection = FederationSection()
+    publish: PublishSection = PublishSection()
     database: DatabaseSection = DatabaseSection()
     audit: AuditSection = AuditSection()
     attestors: dict[str, dict[str, Any]] = Field(default_factory=dict, max_length=32)
@@ -335,7 +337,12 @@ class ServerSettings(Section):
             for key, ttl in (("default_x509_ttl", self.svid.default_x509_ttl), ("agent_ttl", self.agent_ttl))
             if ttl > longest
         )
-        return short + (vault.warnings() if vault is not None else ()) + self.federation.warnings(self.ca.ttl)
+        return (
+            *short,
+            *(vault.warnings() if vault is not None else ()),
+            *self.federation.warnings(self.ca.ttl),
+            *self.publish.warnings(),
+        )
 
 
 def load(path: str | Path, overrides: Mapping[str, object] | None = None) -> ServerSettings:

@@ -14,7 +14,9 @@ from identity_server.services.published_bundle import PublishedBundle
 from identity_server.settings import ServerSettings
 from identity_server.settings_federation import BundleEndpointSection
 from identity_server.web.endpoints import Chore, Endpoint, WebEndpoints
+from spiffe_core.bundle import DEFAULT_POLL, TrustBundle
 from spiffe_core.clock import Clock
+from spiffe_core.runtime.watch import Watch
 from spiffe_core.wire.tls import TlsIdentity
 
 if TYPE_CHECKING:
@@ -33,6 +35,11 @@ class Published:
     web: WebEndpoints
     bundle: PublishedBundle | None = None
 
+    @property
+    def watch(self) -> Watch[TrustBundle | None]:
+        """The bundle to be published; None for ever where nothing is."""
+        return self.bundle.watch if self.bundle is not None else Watch(None)
+
     async def keep(self) -> None:
         """Publish changes and do the endpoints' chores, until cancelled."""
         await self.web.keep()
@@ -45,7 +52,7 @@ def published(settings: ServerSettings, store: Store, own: OwnIdentity, clock: C
         ConfigError: a certificate cannot be read.
     """
     hint = settings.federation.refresh_hint
-    if hint is None:
+    if hint is None and settings.publish.is_empty:
         return Published(WebEndpoints())
     from identity_server.web.sequence_file import SequenceFile
 
@@ -54,7 +61,7 @@ def published(settings: ServerSettings, store: Store, own: OwnIdentity, clock: C
         memory=SequenceFile(settings.data_dir / SEQUENCE_FILE),
         clock=clock,
         trust_domain=settings.trust_domain,
-        refresh_hint=int(hint.total_seconds()),
+        refresh_hint=int((hint or DEFAULT_POLL).total_seconds()),
     )
     sections = settings.federation.bundle_endpoint
     endpoints = [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from identity_server.domain.publication import TargetState
 from spiffe_core.health import Condition, Part, Report, loop_part
 
 LATE_ROTATION = 12
@@ -46,6 +47,8 @@ class Facts:
     ready_without_database: bool = False
     upstream_error: str | None = None
     """Why the upstream authority could not be followed, "" if it was; None where there is none."""
+    published: tuple[TargetState, ...] = ()
+    """How the places stand where the trust bundle is put."""
     differences: tuple[str, ...] = ()
     """On which settings the servers that share the database do not agree."""
 
@@ -58,6 +61,7 @@ def report_of(facts: Facts) -> Report:
             _authority(facts),
             _rotator(facts),
             *_upstream(facts),
+            *_publishing(facts),
             _settings(facts),
             _datastore(facts),
             _audit(facts),
@@ -110,6 +114,20 @@ def _upstream(facts: Facts) -> tuple[Part, ...]:
     if facts.upstream_error:
         return (Part("server.upstream", Condition.DEGRADED, facts.upstream_error),)
     return (Part("server.upstream"),)
+
+
+def _publishing(facts: Facts) -> tuple[Part, ...]:
+    if not facts.published:
+        return ()
+    detail: dict[str, object] = {
+        one.name: {"place": one.place, "sequence": one.sequence, "behind_seconds": round(one.behind_seconds, 1)}
+        for one in facts.published
+    }
+    failing = [one for one in facts.published if one.error]
+    if failing:
+        text = "; ".join(f"publish.{one.name}: {one.error}" for one in failing)
+        return (Part("server.publish", Condition.DEGRADED, text, detail),)
+    return (Part("server.publish", detail=detail),)
 
 
 def _settings(facts: Facts) -> Part:

@@ -50,7 +50,8 @@ def keys_of(model, prefix=""):
         if name == "attestors":
             continue
         if inner is not None:
-            yield from keys_of(inner, f"{prefix}{name}.")
+            many = "NAME." if typing.get_origin(info.annotation) is dict else ""
+            yield from keys_of(inner, f"{prefix}{name}.{many}")
         elif info.default_factory is not None or info.default is None:
             yield prefix + name, None
         else:

@@ -47,6 +47,15 @@ class HttpsDouble:
             def do_POST(self):
                 self.serve()
 
+            def do_PATCH(self):
+                self.serve()
+
+            def do_PUT(self):
+                self.serve()
+
+            def do_HEAD(self):
+                self.serve()
+
             def log_message(self, *_):
                 pass
 
