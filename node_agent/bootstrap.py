@@ -33,6 +33,7 @@ from node_agent.opening import (
     explanations,
     load_state,
     own_files,
+    own_seed,
     secret_discovery,
     with_bundle,
     workload_attestors,
@@ -73,6 +74,7 @@ from spiffe_core.wire.dialer import Dialer, DialTrust
 from spiffe_core.wire.door_server import DoorServer, private_server
 from spiffe_core.wire.front_door import FrontDoor, Limits
 from spiffe_core.wire.reflection import Reflection
+from spiffe_core.wire.servers import Servers
 from spiffe_core.wire.status import ErrorInterceptor
 from spiffe_core.wire.tls import TlsIdentity
 from workload_api.sds import CARRIED as SDS_CARRIES
@@ -224,7 +226,7 @@ def _compose(
     node = NodeRecord(state, directory, Offload("state", 1))
     metrics = metrics_of(settings)
     tracing = tracing_of(settings.tracing, "node-agent", VERSION.rpartition("/")[2])
-    connection = _client(settings, node, clock)
+    connection = _client(settings, node, clock, draw)
     client = metered(connection, metrics, clock)
     attestation = AttestWorkload(
         metered_attestors(attestors, metrics, clock), clock=clock, budget=settings.limits.attestation_seconds
@@ -369,7 +371,7 @@ def _compose(
     )
 
 
-def _client(settings: AgentSettings, node: NodeRecord, clock: Clock) -> ServerClient:
+def _client(settings: AgentSettings, node: NodeRecord, clock: Clock, draw: Callable[[], float]) -> ServerClient:
     server_id = SpiffeId(settings.trust_domain, SERVER_PATH)
 
     def trust() -> DialTrust:
@@ -383,8 +385,10 @@ def _client(settings: AgentSettings, node: NodeRecord, clock: Clock) -> ServerCl
         svid = node.state.svid
         return None if svid is None else TlsIdentity(svid.chain, svid.key)
 
+    servers = Servers(settings.servers, seed=own_seed(settings), draw=draw)
+
     def dialer(whom: Callable[[], DialTrust], who: Callable[[], TlsIdentity | None]) -> Dialer:
-        return Dialer(settings.server_address, settings.server_port, trust=whom, identity=who, now=clock.now)
+        return Dialer.among(servers, trust=whom, identity=who, now=clock.now)
 
     return ServerClient(
         settings.trust_domain, anonymous=dialer(first_trust, lambda: None), member=dialer(trust, identity)

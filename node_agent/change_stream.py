@@ -69,7 +69,7 @@ class ChangeStream:
                     patience = SILENCE_SECONDS
                     yield self._news(parts)
             except _Silent:
-                self._member.drop()  # the next stream goes over a connection of its own: this one may be dead
+                self._member.fell_silent()  # the next stream goes over a connection of its own
                 raise
             finally:
                 self._call = None

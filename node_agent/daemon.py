@@ -94,10 +94,9 @@ async def _serve(settings: AgentSettings, output: LogOutput) -> int:
 
 def _announce(settings: AgentSettings) -> None:
     log.info(
-        "serving the Workload API of %s on unix://%s, server %s:%d (%s)",
+        "serving the Workload API of %s on unix://%s, server %s (%s)",
         settings.trust_domain,
         settings.socket_path,
-        settings.server_address,
-        settings.server_port,
+        ", ".join(f"{host}:{port}" for host, port in settings.servers),
         VERSION,
     )

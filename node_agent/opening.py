@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import grpc.aio
 
@@ -192,6 +195,17 @@ def workload_attestors(settings: AgentSettings) -> list[WorkloadAttestor]:
     """Those that the configuration names; Unix if it names none."""
     tables = {name: options for name, options in settings.attestors.items() if name not in NODE_PROVERS.names()}
     return [WORKLOAD_ATTESTORS.build(name, options) for name, options in (tables or {"unix": {}}).items()]
+
+
+def own_seed(settings: AgentSettings) -> bytes:
+    """What this agent's order of servers is made from: its own, the same until the machine is started again.
+
+    Machines made from one image may share everything that is written down, but not the kernel's number of this boot.
+    """
+    boot = ""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return "|".join((boot, socket.gethostname(), str(settings.data_dir))).encode()
 
 
 def check_pidfd(settings: AgentSettings) -> None:

@@ -394,12 +394,16 @@ def translated(dialer: Dialer) -> Iterator[None]:
     """Errors of gRPC as ours. When no connection came about, the dialer knows why better than gRPC does."""
     try:
         yield
+        dialer.answered(available=True)
     except grpc.aio.AioRpcError as error:
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:  # what is at the other end may never answer again
-            dialer.drop()
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            dialer.fell_silent()
         translated = from_rpc_error(error)
-        if isinstance(translated, Unavailable) and dialer.last_error is not None:
+        unavailable = isinstance(translated, Unavailable)
+        if unavailable and dialer.last_error is not None:
             raise _unreached(dialer.last_error) from error
+        if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            dialer.answered(available=not unavailable)
         raise translated from error
     except (asyncio.InvalidStateError, grpc.aio.UsageError) as error:
         raise Unavailable("the connection to the server ended during the call") from error

@@ -37,16 +37,48 @@ from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 
 MAX_SOCKET_PATH_BYTES = 107
 """`sockaddr_un.sun_path` holds 108 bytes, the last one zero."""
+LARGEST_PORT = 65535
 LONGEST_REBOOTSTRAP_DELAY = timedelta(days=30)
 SHORTEST_SYNC = timedelta(milliseconds=100)
 LONGEST_SYNC = timedelta(hours=1)
+MAX_SERVERS = 32
 _HOST = re.compile(r"[A-Za-z0-9_.:-]{1,253}")
+_WITH_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+)):([0-9]{1,5})")
 
 
 def _host(text: str) -> str:
     if not _HOST.fullmatch(text):
         raise ValueError('must be a host name or an IP address, for example "identity.example.org"')
     return text
+
+
+def _server(text: str, port: int) -> tuple[str, int]:
+    """A host name or an IP address, with `port` unless it names its own: `HOST:PORT`, `[IPV6]:PORT`."""
+    found = _WITH_PORT.fullmatch(text)
+    host = text if found is None else found[1] or found[2]
+    port = port if found is None else int(found[3])
+    if not 1 <= port <= LARGEST_PORT:
+        raise ValueError(f"{text}: the port must lie between 1 and {LARGEST_PORT}")
+    return _host(host), port
+
+
+def _listed(value: object) -> object:
+    """One text, which may hold several addresses with commas between them, or a list."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(","))
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _servers(texts: tuple[str, ...]) -> tuple[str, ...]:
+    if not 0 < len(texts) <= MAX_SERVERS:
+        raise ValueError(f"must name between 1 and {MAX_SERVERS} servers")
+    for text in texts:
+        _server(text, LARGEST_PORT)
+    return texts
+
+
+def _one_or_all(texts: tuple[str, ...]) -> str | tuple[str, ...]:
+    return texts[0] if len(texts) == 1 else texts
 
 
 def _absolute(path: Path) -> Path:
@@ -90,6 +122,11 @@ Trust = Annotated[TrustDomain, parsed_by(TrustDomain.parse), PlainSerializer(str
 
 
 Delegate = Annotated[SpiffeId, parsed_by(SpiffeId.parse), PlainSerializer(str)]
+
+
+ServerAddresses = Annotated[
+    tuple[str, ...], BeforeValidator(_listed), AfterValidator(_servers), PlainSerializer(_one_or_all)
+]
 
 
 class LimitSection(Section):
@@ -201,8 +238,8 @@ class AgentSettings(Section):
     data_dir: Annotated[FilePath, AfterValidator(_absolute)] = Field(
         default_factory=lambda: state_directory() / "agent"
     )
-    server_address: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
-    server_port: int = Field(default=8081, ge=1, le=65535)
+    server_address: ServerAddresses = ("127.0.0.1",)
+    server_port: int = Field(default=8081, ge=1, le=LARGEST_PORT)
     socket_path: Annotated[FilePath, AfterValidator(_socket)] = Field(default_factory=agent_socket)
     admin_socket_path: Annotated[FilePath, AfterValidator(_socket)] | None = None
     authorized_delegates: Annotated[tuple[Delegate, ...], BeforeValidator(as_tuple), Field(max_length=256)] = ()
@@ -281,6 +318,11 @@ class AgentSettings(Section):
     def node_attestors(self) -> list[str]:
         """The tables of [attestors] by which this node proves itself; none with a join token."""
         return [name for name in self.attestors if name in NODE_PROVERS.names() and name != "join_token"]
+
+    @property
+    def servers(self) -> list[tuple[str, int]]:
+        """Names and ports of the servers; which of them is talked to, and in which order, is for the dialer."""
+        return [_server(text, self.server_port) for text in self.server_address]
 
     @property
     def patience(self) -> timedelta | None:

@@ -118,6 +118,8 @@ class LocalStack:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="muniment-"))
         self.folder.chmod(0o700)
         self.port = free_port()
+        self.server_ports = [self.port]
+        """Of the servers that the agent knows."""
         self.admin_socket = self.folder / "server" / "admin.sock"
         self.api_socket = self.folder / "agent" / "api.sock"
         self.agent_admin_socket = self.folder / "agent-admin" / "admin.sock"
@@ -138,9 +140,10 @@ class LocalStack:
             f'bind_address = "127.0.0.1"\nbind_port = {self.port}\nsocket_path = "{self.admin_socket}"\n'
             f"{self._server_text}\n[ca]\n{self._ca_text}\n"
         )
+        servers = ", ".join(f'"127.0.0.1:{port}"' for port in self.server_ports)
         self.agent_config.write_text(
             f'trust_domain = "{self.trust_domain}"\ndata_dir = "{self.folder}/agent-data"\n'
-            f'server_address = "127.0.0.1"\nserver_port = {self.port}\nsocket_path = "{self.api_socket}"\n'
+            f'server_address = [{servers}]\nsocket_path = "{self.api_socket}"\n'
             f'trust_bundle_path = "{self.folder}/bundle.pem"\njoin_token_file = "{self.folder}/token"\n'
             f'admin_socket_path = "{self.agent_admin_socket}"\n'
             f'sync_interval = "{self._sync}"\n{self._agent_text}\n'

@@ -57,7 +57,7 @@ def settings_flags(function: F) -> F:
         flag("--trust-bundle-format", "trustBundleFormat", help="Overrides trust_bundle_format: pem or spiffe."),
         flag("--trust-bundle", "trustBundle", metavar="FILE", help="Overrides trust_bundle_path."),
         flag("--server-port", "serverPort", type=int, help="Overrides server_port."),
-        flag("--server-address", "serverAddress", help="Overrides server_address."),
+        flag("--server-address", "serverAddress", help="Overrides server_address; several with commas between them."),
         flag(
             "--join-token",
             "joinToken",

@@ -30,6 +30,7 @@ from spiffe_core.runtime.supervise import spawn
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.wire.acceptor import Acceptor
 from spiffe_core.wire.channels import channel_options
+from spiffe_core.wire.servers import Place, Servers
 from spiffe_core.wire.sockets import BACKLOG, PrivateDirectory
 from spiffe_core.wire.splice import Splice
 from spiffe_core.wire.tls import TlsIdentity, client_context, verified_svid
@@ -39,6 +40,10 @@ log = logging.getLogger(__name__)
 
 _UCRED = struct.Struct("3i")
 _CONNECT_SECONDS = 10.0
+_REACH_SECONDS = 3.0
+"""So long the next of several servers waits for one that does not even accept connections."""
+_DIAL_SECONDS = 18.0
+"""For all servers together: gRPC gives a connection up after 20 s."""
 _STALL_SECONDS = 60.0
 _UNACKNOWLEDGED_MILLISECONDS = 15_000
 """How long what was sent may stay unacknowledged: a path that swallows packets is given up after that, not after 15 min."""
@@ -60,7 +65,7 @@ class DialTrust:
 
 
 class Dialer:
-    """Channels to one server address. Belongs to the event loop's thread.
+    """Channels to a server, or to one of several (`among`). Belongs to the event loop's thread.
 
     Each connection asks `trust` and `identity` for what is newest. `last_error` says in words why the last attempt
     failed, which gRPC's own status does not; it is None after a success.
@@ -75,7 +80,7 @@ class Dialer:
         identity: Callable[[], TlsIdentity | None],
         now: Callable[[], datetime],
     ) -> None:
-        self._address = (host, port)
+        self.servers = Servers([(host, port)])
         self._trust = trust
         self._identity = identity
         self._now = now
@@ -83,11 +88,25 @@ class Dialer:
         self._listener: socket.socket | None = None
         self._acceptor: Acceptor | None = None
         self._channel: grpc.aio.Channel | None = None
-        self._splices: set[Splice] = set()
+        self._splices: dict[Splice, Place | None] = {}
         self._empty: asyncio.Event | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.last_error: IdentityError | None = None
         self.refused: Counter[str] = Counter()
+
+    @classmethod
+    def among(
+        cls,
+        servers: Servers,
+        *,
+        trust: Callable[[], DialTrust],
+        identity: Callable[[], TlsIdentity | None],
+        now: Callable[[], datetime],
+    ) -> Dialer:
+        """One that dials whichever of the servers is to be talked to now; other dialers may share them."""
+        made = cls("", 0, trust=trust, identity=identity, now=now)
+        made.servers = servers
+        return made
 
     async def start(self) -> None:
         """Open the local listener. Nothing is dialled before the first call on a channel."""
@@ -122,6 +141,16 @@ class Dialer:
         if old is not None:
             spawn(old.close(_LINGER_SECONDS), "close old channel", self._tasks)
 
+    def answered(self, *, available: bool) -> None:
+        """How a call ended that reached the server: one that goes on being unavailable is left for another one."""
+        if self.servers.answered(available=available):
+            self.drop()
+
+    def fell_silent(self) -> None:
+        """What is at the other end may never answer again: let later calls use a new connection, elsewhere if they can."""
+        self.servers.failed()
+        self.drop()
+
     async def close(self) -> None:
         """Close channels, connections and the listener, and return when the last socket is closed."""
         if self._acceptor is not None:
@@ -145,8 +174,11 @@ class Dialer:
         if self._private is not None:
             self._private.close()
 
-    def _gone(self, splice: Splice) -> None:
-        self._splices.discard(splice)
+    def _look_for_gone(self) -> None:
+        for splice in [one for one in self._splices if one.gone]:
+            place = self._splices.pop(splice)
+            if place is not None:
+                self.servers.closed(place)
         if self._empty is not None and not self._splices:
             self._empty.set()
 
@@ -160,30 +192,30 @@ class Dialer:
             log.warning("a foreign process tried to use this agent's connection to the server; it was cut off")
             local.close()
             return
-        splice = Splice(
-            buffer=_BUFFER_BYTES, stall=_STALL_SECONDS, on_close=lambda: None, on_gone=lambda: self._gone(splice)
-        )
-        self._splices.add(splice)
+        splice: Splice | None = None
         try:
-            await self._dial(splice)
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: splice.near, local)
+            splice = await self._dial()
+            near = splice.near
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: near, local)
             self.last_error = None
-        except IdentityError as error:
-            self._failed(error, splice, local)
-        except (OSError, TimeoutError) as error:
-            self._failed(_in_words(self._address, error, self._now()), splice, local)
-        except BaseException:
-            splice.abort()
+        except (IdentityError, OSError, TimeoutError) as error:
+            self.last_error = self._in_words(None, error)
+            log.debug("dialling failed: %s", self.last_error.public)
             local.close()
+            if splice is not None:
+                splice.abort()
+        except BaseException:
+            local.close()
+            if splice is not None:
+                splice.abort()
             raise
 
-    def _failed(self, error: IdentityError, splice: Splice, local: socket.socket) -> None:
-        self.last_error = error
-        log.debug("dialling failed: %s", error.public)
-        splice.abort()
-        local.close()
+    async def _dial(self) -> Splice:
+        """A connection to the first of the servers that answers and proves itself.
 
-    async def _dial(self, splice: Splice) -> None:
+        Raises:
+            IdentityError, OSError, TimeoutError: none does; what is most telling about it.
+        """
         trust = self._trust()
         roots: tuple[bytes, ...] | None = None
         if trust.bundles is not None:
@@ -195,21 +227,55 @@ class Dialer:
                 )
             roots = bundle.x509_roots
         context = client_context(self._identity(), roots)
-        host, port = self._address
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            transport, _ = await asyncio.get_running_loop().create_connection(
-                lambda: splice.far, host, port, ssl=context, server_hostname=host
-            )
-        connection = transport.get_extra_info("socket")
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MILLISECONDS)
+        failures: list[IdentityError] = []
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DIAL_SECONDS):
+                places = await self.servers.order()
+                for place in places:
+                    splice = Splice(
+                        buffer=_BUFFER_BYTES, stall=_STALL_SECONDS, on_close=lambda: None, on_gone=self._look_for_gone
+                    )
+                    self._splices[splice] = None
+                    try:
+                        await self._connect(splice, place, context, trust, alone=len(places) == 1)
+                    except BaseException as error:
+                        splice.abort()
+                        self.servers.failed(place)
+                        if not isinstance(error, IdentityError | OSError):  # TimeoutError is an OSError
+                            raise
+                        failures.append(self._in_words(place, error))
+                        continue
+                    self._splices[splice] = place
+                    self.servers.opened(place)
+                    return splice
+        if not failures:
+            raise TimeoutError
+        raise next((one for one in failures if isinstance(one, VerificationFailed)), failures[0])
+
+    async def _connect(
+        self, splice: Splice, place: Place, context: ssl.SSLContext, trust: DialTrust, *, alone: bool
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        connection = socket.socket(place.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                async with asyncio.timeout(_CONNECT_SECONDS if alone else _REACH_SECONDS):
+                    await loop.sock_connect(connection, place.target)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MILLISECONDS)
+                transport, _ = await loop.create_connection(
+                    lambda: splice.far, sock=connection, ssl=context, server_hostname=place.name
+                )
+        except BaseException:
+            connection.close()
+            raise
         tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
         claimed = self._claimed_id(tls, trust)
         if claimed != trust.expected:
             raise VerificationFailed(
-                f"the server at {host}:{port} is {claimed}, expected {trust.expected}", Reason.UNEXPECTED_ID
+                f"the server at {place} is {claimed}, expected {trust.expected}", Reason.UNEXPECTED_ID
             )
         if tls.selected_alpn_protocol() != "h2":
-            raise Unavailable(f"the server at {host}:{port} does not speak HTTP/2")
+            raise Unavailable(f"the server at {place} does not speak HTTP/2")
 
     def _claimed_id(self, tls: ssl.SSLObject, trust: DialTrust) -> SpiffeId:
         if trust.bundles is None:
@@ -229,23 +295,22 @@ class Dialer:
             raise VerificationFailed("the server presented no certificate", Reason.EMPTY_CHAIN)
         return svid.spiffe_id
 
-
-def _in_words(address: tuple[str, int], error: Exception, now: datetime) -> IdentityError:
-    host, port = address
-    if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _REASONS:
-        return VerificationFailed(
-            f"the certificate of the server at {host}:{port} is out of its time by this machine's clock "
-            f"({now:%Y-%m-%dT%H:%M:%SZ}; {error.verify_message}): compare the clocks of both machines",
-            _REASONS[error.verify_code],
-        )
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return VerificationFailed(
-            f"the server at {host}:{port} is not proven by the trust bundle ({error.verify_message}); "
-            "if its authorities were replaced, give the agent the new bundle",
-            Reason.UNKNOWN_AUTHORITY,
-        )
-    if isinstance(error, TimeoutError):
-        return Unavailable(f"the server at {host}:{port} did not answer within {_CONNECT_SECONDS:.0f} s")
-    return Unavailable(
-        f"cannot reach the server at {host}:{port}: {error.strerror if isinstance(error, OSError) else error}"
-    )
+    def _in_words(self, place: Place | None, error: Exception) -> IdentityError:
+        where = f"the server at {self.servers if place is None else place}"
+        if isinstance(error, IdentityError):
+            return error
+        if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _REASONS:
+            return VerificationFailed(
+                f"the certificate of {where} is out of its time by this machine's clock "
+                f"({self._now():%Y-%m-%dT%H:%M:%SZ}; {error.verify_message}): compare the clocks of both machines",
+                _REASONS[error.verify_code],
+            )
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return VerificationFailed(
+                f"{where} is not proven by the trust bundle ({error.verify_message}); "
+                "if its authorities were replaced, give the agent the new bundle",
+                Reason.UNKNOWN_AUTHORITY,
+            )
+        if isinstance(error, TimeoutError):
+            return Unavailable(f"{where} did not answer within {_CONNECT_SECONDS:.0f} s")
+        return Unavailable(f"cannot reach {where}: {error.strerror if isinstance(error, OSError) else error}")

@@ -80,6 +80,11 @@ class Splice:
         """True once the end has begun: what the peer still says is for nobody."""
         return self._closed
 
+    @property
+    def gone(self) -> bool:
+        """True once both sockets are closed, or none was ever opened and none will be."""
+        return self._gone
+
     def finished(self) -> None:
         """Tell the owner, once."""
         if not self._closed:

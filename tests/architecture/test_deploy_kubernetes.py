@@ -206,8 +206,7 @@ def test_agents_find_the_server_and_it_knows_their_tokens(settings):
     (port,) = service["spec"]["ports"]
     (container,) = SERVER[1]["containers"]
     assert {"name": port["targetPort"], "containerPort": server.bind_port} in container["ports"]
-    assert agent.server_address == f"identity-server.{service['metadata']['namespace']}.svc"
-    assert agent.server_port == port["port"]
+    assert agent.servers == [(f"identity-server.{service['metadata']['namespace']}.svc", port["port"])]
     assert service["spec"]["selector"] == SERVER[0]["spec"]["selector"]["matchLabels"]
     cluster = VerifierSettings(**server.attestors["k8s_psat"]).clusters[agent.attestors["k8s_psat"]["cluster"]]
     assert cluster.service_account_allow_list == (f"muniment:{AGENT[1]['serviceAccountName']}",)

@@ -36,6 +36,12 @@ class PlainDialer:
     def channel(self):
         return self._channel
 
+    def answered(self, *, available):
+        pass
+
+    def fell_silent(self):
+        pass
+
     async def renew(self):
         await self.close()
         await self.start()

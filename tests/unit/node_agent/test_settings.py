@@ -16,7 +16,7 @@ SMALL = {"trust_domain": "example.org", "insecure_bootstrap": True}
 def test_a_trust_domain_and_a_way_to_trust_are_enough():
     settings = from_mapping(SMALL)
     assert str(settings.trust_domain) == "example.org"
-    assert (settings.server_address, settings.server_port) == ("127.0.0.1", 8081)
+    assert settings.servers == [("127.0.0.1", 8081)]
     assert settings.sync_interval == timedelta(seconds=5)
     assert settings.attestors == {"unix": {}}
 
@@ -67,6 +67,9 @@ WRONG = {
     "port 0": ({"server_port": 0}, "server_port"),
     "port as text": ({"server_port": "8081"}, "server_port"),
     "address with a path": ({"server_address": "host/path"}, "server_address"),
+    "no address": ({"server_address": []}, "server_address: must name between 1 and 32 servers"),
+    "an address too few": ({"server_address": "a,,b"}, "server_address: must be a host name"),
+    "port of an address": ({"server_address": ["a:0"]}, "server_address: a:0: the port must lie between 1 and 65535"),
     "interval without unit": ({"sync_interval": 5}, "sync_interval"),
     "interval too short": ({"sync_interval": "1ms"}, "between 100ms and 1h"),
     "no attestors": ({"attestors": {}}, "attestors"),
@@ -75,6 +78,25 @@ WRONG = {
     "limit of zero": ({"limits": {"connections": 0}}, "limits.connections"),
     "unknown limit": ({"limits": {"conections": 5}}, "did you mean 'connections'"),
 }
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("id.example.org", [("id.example.org", 9)]),
+        ("10.0.0.1:8082", [("10.0.0.1", 8082)]),
+        ("fd00::1", [("fd00::1", 9)]),
+        ("[fd00::1]:8082", [("fd00::1", 8082)]),
+        ("a, b:1", [("a", 9), ("b", 1)]),
+        (["a", "b:1", "c"], [("a", 9), ("b", 1), ("c", 9)]),
+    ],
+)
+def test_servers_are_one_address_or_several_and_server_port_is_for_those_that_name_none(given, meant):
+    """A9; `server_address` with `server_port` as in SPIRE. What `validate` prints can be read again."""
+    settings = from_mapping(SMALL | {"server_address": given, "server_port": 9})
+    assert settings.servers == meant
+    again = resolved(settings)["server_address"]
+    assert from_mapping(SMALL | {"server_address": again, "server_port": 9}).servers == meant
 
 
 @pytest.mark.parametrize("name", WRONG)
