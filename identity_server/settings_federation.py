@@ -6,10 +6,13 @@ import ipaddress
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from spiffe_core.bundle import MAX_REFRESH_HINT
+from spiffe_core.dns_name import check_dns_name
+from spiffe_core.errors import InvalidRequest
 from spiffe_core.runtime.settings import FilePath, Lifespan, Section, format_duration
 
 AHEAD = 3
@@ -29,6 +32,27 @@ def _absolute(path: Path) -> Path:
     if not path.is_absolute():
         raise ValueError("must be an absolute path")
     return path
+
+
+def _domain(name: str) -> str:
+    try:
+        check_dns_name(name, field="domain_name")
+    except InvalidRequest as error:
+        raise ValueError(error.public) from None
+    if name.startswith("*."):
+        raise ValueError("must not be a wildcard; neither challenge proves one")
+    return name
+
+
+def _directory(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme == "https" and bool(parts.hostname) and parts.port != 0 and parts.username is None
+    except ValueError:
+        valid = False
+    if not valid or not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError("must be an https URL without user and password")
+    return url
 
 
 def one_or_many(value: object) -> object:
@@ -52,10 +76,35 @@ class ServingCertFileSection(Section):
     file_sync_interval: Lifespan = timedelta(minutes=1)
 
 
+class Http01Section(Section):
+    """[…acme.http01]: a plain HTTP listener that proves the domain name; the authority asks at port 80."""
+
+    address: Address = "0.0.0.0"  # noqa: S104  # the authority is elsewhere
+    port: int = Field(default=80, ge=0, le=65535)
+
+
+class AcmeSection(Section):
+    """[…profile.https_web.acme]: a certificate from an ACME authority (RFC 8555), renewed by itself."""
+
+    domain_name: Annotated[str, AfterValidator(_domain)]
+    email: str = Field(default="", max_length=254)
+    directory_url: Annotated[str, AfterValidator(_directory)] = "https://acme-v02.api.letsencrypt.org/directory"
+    tos_accepted: bool = False
+    ca_file: AbsolutePath | None = None
+    http01: Http01Section | None = None
+
+
 class HttpsWebSection(Section):
     """[…profile.https_web]: a certificate that browsers would believe."""
 
-    serving_cert_file: ServingCertFileSection
+    acme: AcmeSection | None = None
+    serving_cert_file: ServingCertFileSection | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.acme is None) == (self.serving_cert_file is None):
+            raise ValueError("give one table: acme or serving_cert_file")
+        return self
 
 
 class ProfileSection(Section):

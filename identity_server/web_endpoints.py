@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import random  # noqa: TID251  # the rim: jitter is drawn here and passed down
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from identity_server.ports import Store
 from identity_server.services.own_identity import OwnIdentity
 from identity_server.services.published_bundle import PublishedBundle
 from identity_server.settings import ServerSettings
-from identity_server.settings_federation import BundleEndpointSection
+from identity_server.settings_federation import AcmeSection, BundleEndpointSection, Http01Section
 from identity_server.web.endpoints import Chore, Endpoint, WebEndpoints
 from spiffe_core.bundle import DEFAULT_POLL, TrustBundle
 from spiffe_core.clock import Clock
@@ -20,11 +22,13 @@ from spiffe_core.runtime.watch import Watch
 from spiffe_core.wire.tls import TlsIdentity
 
 if TYPE_CHECKING:
+    from identity_server.web.acme_answers import AcmeAnswers
     from identity_server.web.listener import WebLimits
 
 log = logging.getLogger(__name__)
 
 SEQUENCE_FILE = "bundle-sequence.json"
+ACME_FOLDER = "acme"
 _TABLE = "federation.bundle_endpoint"
 
 
@@ -43,6 +47,15 @@ class Published:
     async def keep(self) -> None:
         """Publish changes and do the endpoints' chores, until cancelled."""
         await self.web.keep()
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What endpoints need of the server."""
+
+    own: OwnIdentity
+    clock: Clock
+    data_dir: Path
 
 
 def published(settings: ServerSettings, store: Store, own: OwnIdentity, clock: Clock) -> Published:
@@ -64,9 +77,11 @@ def published(settings: ServerSettings, store: Store, own: OwnIdentity, clock: C
         refresh_hint=int((hint or DEFAULT_POLL).total_seconds()),
     )
     sections = settings.federation.bundle_endpoint
+    look = _Look(own, clock, settings.data_dir)
     endpoints = [
-        _bundle_endpoint(section, _table(number, len(sections)), bundle, store, own, clock)
+        endpoint
         for number, section in enumerate(sections)
+        for endpoint in _bundle_endpoints(section, _table(number, len(sections)), bundle, store, look)
     ]
     return Published(WebEndpoints(endpoints, chores=(bundle,)), bundle)
 
@@ -75,37 +90,83 @@ def _table(number: int, of: int) -> str:
     return _TABLE if of == 1 else f"{_TABLE}[{number}]"
 
 
-def _bundle_endpoint(
-    section: BundleEndpointSection, table: str, bundle: PublishedBundle, store: Store, own: OwnIdentity, clock: Clock
-) -> Endpoint:
+@dataclass(frozen=True, slots=True)
+class _Presented:
+    """What an endpoint presents, and what that takes."""
+
+    profile: str
+    identity: Callable[[], TlsIdentity]
+    chores: tuple[Chore, ...] = ()
+    answers: AcmeAnswers | None = None
+    http01: Http01Section | None = None
+
+
+def _bundle_endpoints(
+    section: BundleEndpointSection, table: str, bundle: PublishedBundle, store: Store, look: _Look
+) -> Iterator[Endpoint]:
+    """The endpoint, and the one that proves its name where that goes over HTTP."""
     from identity_server.web.bundle_endpoint import BundleDocuments, bundle_site
+    from identity_server.web.documents import Site
     from identity_server.web.listener import WebListener
     from identity_server.web.tls import WebTls
 
-    identity, chores, profile = _identity(section, table, own, clock)
+    presented = _presented(section, table, look)
     documents = BundleDocuments(bundle.current, lambda: store.state.value.bundles, section.bundle_map)
     listener = WebListener(
-        bundle_site(documents), tls=WebTls(identity).current, now=clock.now, limits=limits_that_fit()
+        bundle_site(documents),
+        tls=WebTls(presented.identity).current,
+        now=look.clock.now,
+        limits=limits_that_fit(),
+        validators=presented.answers,
     )
-    return Endpoint(f"bundle endpoint ({profile})", listener, section.address, section.port, table, chores)
+    name = f"bundle endpoint ({presented.profile})"
+    yield Endpoint(name, listener, section.address, section.port, table, presented.chores)
+    if presented.answers is not None and presented.http01 is not None:
+        plain = WebListener(Site(presented.answers.find), tls=None, now=look.clock.now, limits=limits_that_fit())
+        field = f"{table}.profile.https_web.acme.http01"
+        yield Endpoint("ACME validation (http-01)", plain, presented.http01.address, presented.http01.port, field)
 
 
-def _identity(
-    section: BundleEndpointSection, table: str, own: OwnIdentity, clock: Clock
-) -> tuple[Callable[[], TlsIdentity], tuple[Chore, ...], str]:
+def _presented(section: BundleEndpointSection, table: str, look: _Look) -> _Presented:
     web = section.profile.https_web
     if web is None:
-        return (lambda: own.unexpired), (), "https_spiffe"
+        return _Presented("https_spiffe", lambda: look.own.unexpired)
+    if web.acme is not None:
+        return _from_acme(web.acme, look)
+    assert web.serving_cert_file is not None, "the settings demand one of the two tables"
     from identity_server.web.certificate_files import CertificateFiles
 
     files = CertificateFiles(
         web.serving_cert_file.cert_file_path,
         web.serving_cert_file.key_file_path,
         seconds=web.serving_cert_file.file_sync_interval.total_seconds(),
-        clock=clock,
+        clock=look.clock,
         field=f"{table}.profile.https_web.serving_cert_file",
     )
-    return files.identity, (files,), "https_web"
+    return _Presented("https_web", files.identity, (files,))
+
+
+def _from_acme(section: AcmeSection, look: _Look) -> _Presented:
+    from identity_server.web.acme import AcmeCertificate, AcmeSettings
+    from identity_server.web.acme_answers import AcmeAnswers
+    from identity_server.web.acme_store import AcmeStore
+
+    answers = AcmeAnswers()
+    certificate = AcmeCertificate(
+        AcmeSettings(
+            directory_url=section.directory_url,
+            domain=section.domain_name,
+            email=section.email,
+            tos_accepted=section.tos_accepted,
+            kinds=("tls-alpn-01",) if section.http01 is None else ("http-01", "tls-alpn-01"),
+            ca_file=section.ca_file,
+        ),
+        AcmeStore(look.data_dir / ACME_FOLDER, section.directory_url, section.domain_name),
+        answers,
+        look.clock,
+        lambda: random.uniform(-1, 1),  # noqa: S311  # spreads load, guards nothing
+    )
+    return _Presented("https_web, ACME", certificate.identity, (certificate,), answers, section.http01)
 
 
 def limits_that_fit() -> WebLimits:

@@ -17,16 +17,18 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import format_datetime
-from typing import Any
+from typing import Any, Protocol
 
 import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from identity_server.web.client_hello import MAX_HELLO_BYTES, ClientHello, missing, read_hello
 from identity_server.web.documents import App, problem
 from spiffe_core.errors import Exhausted
 from spiffe_core.wire.acceptor import Acceptor
+from spiffe_core.wire.pace import readable
 from spiffe_core.wire.shares import Shares
 from spiffe_core.wire.sockets import listen_tcp
 
@@ -43,6 +45,7 @@ AGE_SECONDS = 600.0
 MAX_HEADER_BYTES = 16 * 1024
 _SHUTDOWN_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
+_PEEK_SECONDS = 0.01
 _CLOSE_SECONDS = 1.0
 _FULL = 0.75
 """From this part of all connections on, idle ones are closed."""
@@ -59,10 +62,24 @@ class WebLimits:
     age_seconds: float = AGE_SECONDS
 
 
+class Validators(Protocol):
+    """Who gets another certificate than everybody else, told by what they say first (RFC 8737)."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether anybody is to be told apart now."""
+        ...
+
+    def context_for(self, hello: ClientHello) -> ssl.SSLContext | None:
+        """The context for one of them; None for everybody else."""
+        ...
+
+
 class WebListener:
     """Serves `app` on one address. Belongs to the event loop's thread.
 
-    `tls` gives the context for each handshake; None serves plain HTTP.
+    `tls` gives the context for each handshake; None serves plain HTTP. `validators` is asked first while it waits for
+    somebody.
     """
 
     def __init__(
@@ -72,6 +89,7 @@ class WebListener:
         tls: Callable[[], ssl.SSLContext] | None,
         now: Callable[[], datetime],
         limits: WebLimits | None = None,
+        validators: Validators | None = None,
     ) -> None:
         self.limits = limits or WebLimits()
         self.config = Config(
@@ -92,6 +110,7 @@ class WebListener:
         self.refused: Counter[str] = Counter()
         """Connections that were not served, by reason."""
         self._tls = tls
+        self._validators = validators
         self._now = now
         self._open: dict[_Connection, dict[Hashable, int]] = {}
         self._shares = Shares()
@@ -177,13 +196,21 @@ class WebListener:
                 await loop.connect_accepted_socket(
                     lambda: connection,
                     accepted,
-                    ssl=self._tls(),
+                    ssl=await self._context(accepted, self._tls),
                     ssl_handshake_timeout=self.limits.handshake_seconds,
                     ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
                 )
         except BaseException:
             self.gone(connection)
             raise
+
+    async def _context(self, accepted: socket.socket, usual: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+        """For validators of an ACME authority that of their challenge, for everybody else the usual one."""
+        if self._validators is None or not self._validators.waiting:
+            return usual()
+        async with asyncio.timeout(self.limits.handshake_seconds):
+            hello = read_hello(await _peeked(accepted))
+        return (self._validators.context_for(hello) if hello is not None else None) or usual()
 
     def _every_second(self) -> None:
         loop = asyncio.get_running_loop()
@@ -193,6 +220,20 @@ class WebListener:
         for connection in list(self._open):
             connection.look(now, crowded=crowded)
         self._look = loop.call_later(_LOOK_SECONDS, self._every_second)
+
+
+async def _peeked(connection: socket.socket) -> bytes:
+    """The client's first record, left in the socket; less than that if it hangs up."""
+    seen = b""
+    while missing(seen):
+        await readable(connection)
+        now = connection.recv(MAX_HELLO_BYTES, socket.MSG_PEEK)
+        if now in {b"", seen}:
+            if not now:
+                return seen
+            await asyncio.sleep(_PEEK_SECONDS)  # what was seen stays readable
+        seen = now
+    return seen
 
 
 class _Connection(H11Protocol):

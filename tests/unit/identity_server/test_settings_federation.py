@@ -15,6 +15,20 @@ def make(*endpoints, **over):
     return from_mapping({"trust_domain": "example.org", "federation": {"bundle_endpoint": tables}, **over}, source="f")
 
 
+def acme(**over):
+    return {"profile": {"https_web": {"acme": {"domain_name": "bundle.example.org", **over}}}}
+
+
+def test_acme_has_the_defaults_of_spire():
+    (one,) = make(acme()).federation.bundle_endpoint
+    found = one.profile.https_web.acme
+    assert (found.directory_url, found.tos_accepted, found.http01) == (
+        "https://acme-v02.api.letsencrypt.org/directory",
+        False,
+        None,
+    )
+
+
 def test_without_a_table_there_is_no_endpoint():
     federation = from_mapping({"trust_domain": "example.org"}).federation
     assert (federation.bundle_endpoint, federation.refresh_hint) == ((), None)
@@ -48,6 +62,12 @@ def test_a_hint_that_is_long_for_the_authority_is_warned_of():
         ([{"profile": {}}], "profile: give one table"),
         ([{"profile": {"https_spiffe": {}, "https_web": {"serving_cert_file": FILES}}}], "profile: give one table"),
         ([{"profile": {"https_web": {"serving_cert_file": {**FILES, "key_file_path": "k"}}}}], "an absolute path"),
+        ([{"profile": {"https_web": {}}}], "profile.https_web: give one table: acme or serving_cert_file"),
+        ([acme(domain_name="*.example.org")], "acme.domain_name: must not be a wildcard"),
+        ([acme(domain_name="a b")], "acme.domain_name: "),
+        ([acme(directory_url="http://ca/dir")], "acme.directory_url: must be an https URL"),
+        ([acme(directory_url="https://u:p@ca/dir")], "acme.directory_url: must be an https URL"),
+        ([acme(directory_url="https://ca:99999/dir")], "acme.directory_url: must be an https URL"),
         ([{}, {"refresh_hint": "1m"}], "give all the same refresh_hint"),
         ([{"adress": "::"}], "did you mean 'address'?"),
     ],
