@@ -17,6 +17,7 @@ from pathlib import Path
 
 from identity_server.audit_log import AuditFile
 from identity_server.domain.server_settings import IssuingSettings
+from identity_server.federating import federating
 from identity_server.monitoring import (
     Parts,
     counted,
@@ -47,6 +48,7 @@ from identity_server.rpc.debug_api import DebugApi
 from identity_server.rpc.drain import Drain, DrainInterceptor
 from identity_server.rpc.entry_api import EntryApi
 from identity_server.rpc.explain_api import ExplainApi
+from identity_server.rpc.federation_api import FederationApi
 from identity_server.rpc.health_api import SERVICE as HEALTH
 from identity_server.rpc.health_api import HealthApi
 from identity_server.rpc.local_authority_api import LocalAuthorityApi
@@ -59,6 +61,7 @@ from identity_server.rpc.services import (
     DEBUG,
     ENTRY,
     EXPLAIN,
+    FEDERATION,
     LOCAL_AUTHORITY,
     LOGGER,
     PROPAGATION,
@@ -73,6 +76,7 @@ from identity_server.services.admission import Admissions
 from identity_server.services.attest_agent import AttestAgents
 from identity_server.services.authorities import Authorities
 from identity_server.services.authority_orders import AuthorityOrders
+from identity_server.services.bundle_refresh import BundleRefresh
 from identity_server.services.downstream import Downstream
 from identity_server.services.entitlements import Entitlements
 from identity_server.services.errands import Errands
@@ -148,6 +152,7 @@ class Server:
     registration: Registration
     fleet: Fleet
     followers: Followers
+    refresh: BundleRefresh
     door: FrontDoor
     grpc: DoorServer
     drain: Drain
@@ -358,6 +363,7 @@ async def _compose(  # the one place where everything has a name
         trust_domain=trust_domain,
         signers=workers if settings.ca.signing_workers else None,
     )
+    federation = federating(settings.federation, store=store, audit=audit, clock=clock, own=own, metrics=metrics)
     drain = Drain()
     door = FrontDoor(
         limits=Limits(
@@ -402,7 +408,11 @@ async def _compose(  # the one place where everything has a name
                 trust_domain=trust_domain,
             ),
         ),
-        handlers(TRUST_DOMAIN, TrustDomainApi(Federation(store=store, audit=audit), trust_domain=trust_domain)),
+        handlers(
+            TRUST_DOMAIN,
+            TrustDomainApi(Federation(store=store, audit=audit, refresh=federation.refresh), trust_domain=trust_domain),
+        ),
+        handlers(FEDERATION, FederationApi(federation.refresh, federation.invitations)),
         handlers(LOGGER, LoggerApi(ServerLog(LogLevel(settings.log_level), audit))),
         handlers(DEBUG, DebugApi(ServerInfo(store=store, chain=lambda: own.identity.chain, clock=clock))),
         handlers(LOCAL_AUTHORITY, LocalAuthorityApi(local, above)),
@@ -448,6 +458,7 @@ async def _compose(  # the one place where everything has a name
         registration=registration,
         fleet=fleet,
         followers=followers,
+        refresh=federation.refresh,
         door=door,
         grpc=rpc,
         drain=drain,

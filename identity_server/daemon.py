@@ -157,6 +157,7 @@ async def _until_stopped(server: Server, stop: asyncio.Event) -> None:
         tasks.start(keep_agreement(server), "settings")
         tasks.start(server.above.keep_up(), "upstream")
         tasks.start(server.publishing.keep_up(), "publishing")
+        tasks.start(server.refresh.run(), "federated bundles")
         tasks.start(_every(PRUNE_SECONDS, lambda: prune(server), "pruning"), "pruning")
         tasks.start(guard_connections(server), "connections")
         tasks.start(server.published.keep(), "endpoints")

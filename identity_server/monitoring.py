@@ -188,6 +188,25 @@ def publishings(metrics: Metrics | None) -> Observe:
     return observe
 
 
+def bundle_fetches(metrics: Metrics | None) -> Callable[[bool, float], None]:
+    """Who is told how the fetch of another trust domain's bundle ended and how long it took."""
+    if metrics is None:
+        return lambda _worked, _seconds: None
+
+    def count(worked: bool, seconds: float) -> None:
+        status = "OK" if worked else "Unavailable"
+        metrics.observe("bundle_manager_fetch_federated_bundle", seconds, status=status)
+
+    return count
+
+
+def bundle_updates(metrics: Metrics | None) -> Callable[[], None]:
+    """Who is told that a new bundle of another trust domain was stored."""
+    if metrics is None:
+        return lambda: None
+    return lambda: metrics.add("bundle_manager_update_federated_bundle")
+
+
 def metered(store: SqlStore, metrics: Metrics | None, clock: Clock) -> Store:
     """The store as the services use it."""
     if metrics is None:

@@ -12,17 +12,21 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from identity_server.domain.audit import AuditEvent
+from identity_server.domain.federation import FederationRelationship
 from identity_server.domain.leaf_order import LeafOrder, SignedLeaf, SigningKey
 from identity_server.domain.publication import BundleFormat, Outcome, Publication
 from identity_server.domain.state import State
 from identity_server.domain.upstream import UpstreamCa, UpstreamView
 from identity_server.repositories import UnitOfWork
-from spiffe_core.bundle import JwtAuthority
+from spiffe_core.bundle import JwtAuthority, TrustBundle
+from spiffe_core.bundle_document import LoadedBundle
 from spiffe_core.crypto.keys import AuthorityKey, AuthorityPublicKey, KeyKind
 from spiffe_core.runtime.watch import Watch
+from spiffe_core.spiffe_id import TrustDomain
 
 __all__ = [
     "AuditLog",
+    "BundleFetcher",
     "BundleTarget",
     "KeyManager",
     "LeafSigners",
@@ -143,6 +147,28 @@ class BundleTarget(Protocol):
         Raises:
             Unavailable, ConfigError: the place cannot be reached or used now.
             PreconditionFailed: what is there must stay (`domain.publication.may_write`).
+        """
+        ...
+
+
+class BundleFetcher(Protocol):
+    """Fetches the bundles of other trust domains from their endpoints (SPIFFE Federation section 5.2)."""
+
+    async def fetch(
+        self, relationship: FederationRelationship, trusted: Callable[[TrustDomain], TrustBundle | None]
+    ) -> LoadedBundle:
+        """The bundle that the endpoint serves now; `trusted` holds the bundles by which an SVID it shows is judged.
+
+        Raises:
+            Unavailable: there is no answer, or none that may be believed; says which rule it breaks and quotes nothing.
+        """
+        ...
+
+    async def fetch_pinned(self, relationship: FederationRelationship, pins: frozenset[str]) -> LoadedBundle:
+        """The bundle that the endpoint serves now, believed because all its keys are among `pins` (`key_pins`).
+
+        Raises:
+            Unavailable: as `fetch`; also if a key is not among the pins, or an SVID is not of a key among them.
         """
         ...
 

@@ -273,6 +273,8 @@ class ServerSettings(Section):
             raise ValueError("data_dir: must be an absolute path")
         if self.ca.post_quantum:
             self._post_quantum()
+        if str(self.trust_domain) in self.federation.federates_with:
+            raise ValueError("federation.federates_with: names this server's own trust domain")
         if max(self.svid.default_x509_ttl, self.agent_ttl) > self.ca.ttl:
             raise ValueError(
                 f"svid.default_x509_ttl and svid.agent_ttl must not be longer than ca.ttl ({format_duration(self.ca.ttl)}); "

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from identity_server.settings_federates_with import BundleClientSection, FederatesWith, endpoint_url
 from spiffe_core.bundle import MAX_REFRESH_HINT
 from spiffe_core.dns_name import check_dns_name
 from spiffe_core.errors import InvalidRequest
@@ -62,6 +63,10 @@ def one_or_many(value: object) -> object:
 
 Address = Annotated[str, AfterValidator(_address)]
 AbsolutePath = Annotated[FilePath, AfterValidator(_absolute)]
+
+
+def _public_url(text: str) -> str:
+    return endpoint_url(text) if text else text
 
 
 class HttpsSpiffeSection(Section):
@@ -142,6 +147,9 @@ class FederationSection(Section):
     bundle_endpoint: Annotated[
         tuple[BundleEndpointSection, ...], BeforeValidator(one_or_many), Field(max_length=8)
     ] = ()
+    public_url: Annotated[str, AfterValidator(_public_url)] = ""
+    federates_with: FederatesWith = Field(default_factory=dict)
+    bundle_client: BundleClientSection = BundleClientSection()
 
     @model_validator(mode="after")
     def _one_hint(self) -> Self:

@@ -278,6 +278,6 @@ def succeed(stored: TrustBundle, fetched: TrustBundle) -> Succession:
     return Succession(fetched)
 
 
-def poll_interval(refresh_hint: int) -> timedelta:
+def poll_interval(refresh_hint: int, floor: timedelta = MIN_POLL) -> timedelta:
     """How often to poll: the hint between one minute and one day, five minutes without one (Federation 4.1)."""
-    return min(max(timedelta(seconds=refresh_hint), MIN_POLL), MAX_POLL) if refresh_hint > 0 else DEFAULT_POLL
+    return min(max(timedelta(seconds=refresh_hint), floor), MAX_POLL) if refresh_hint > 0 else max(DEFAULT_POLL, floor)

@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import click
+import grpc
 
 from identity_server.cli.bundle_files import format_flag, parse_bundle, read_file
 from identity_server.cli.entry_edit import code_name
 from identity_server.cli.federation_data import Relationship, described, read_relationships
+from identity_server.cli.federation_invite import accept, invite
+from identity_server.cli.federation_states import STATES, print_relationship, print_state
 from identity_server.cli.server import Service, server_channel, server_flags
 from spiffe_core.spiffe_id import TrustDomain
 from spiffe_core.terminal.failures import Failure
 from spiffe_core.terminal.flags import F, command, flag
 from spiffe_core.terminal.groups import Group
 from spiffe_core.terminal.printing import clean, count_line, output_flag, print_json
+from spiffe_core.wire._gen.muniment.server.federation.v1 import federation_pb2
 from spiffe_core.wire._gen.spire.api.server.trustdomain.v1 import trustdomain_pb2
 from spiffe_core.wire._gen.spire.api.types import status_pb2
 
@@ -106,7 +110,7 @@ def _report(answer: Any, wanted: Sequence[Relationship], output: str, verb: str)
     for result in answer.results:
         if not result.status.code:
             click.echo()
-            _print(result.federation_relationship)
+            print_relationship(result.federation_relationship)
     for index in failed:
         status = answer.results[index].status
         click.echo(
@@ -114,49 +118,41 @@ def _report(answer: Any, wanted: Sequence[Relationship], output: str, verb: str)
             f"msg: {clean(status.message)!r}):",
             err=True,
         )
-        _print(wanted[index], err=True)
+        print_relationship(wanted[index], err=True)
     if failed:
         raise Failure(f"failed to {verb} one or more federation relationships")
     return 0
-
-
-def _print(relationship: Relationship, *, err: bool = False) -> None:
-    profile = relationship.WhichOneof("bundle_endpoint_profile") or ""
-    rows = [
-        ("Trust domain", relationship.trust_domain),
-        ("Bundle endpoint URL", relationship.bundle_endpoint_url),
-        ("Bundle endpoint profile", profile),
-    ]
-    if profile == "https_spiffe":
-        rows.append(("Endpoint SPIFFE ID", relationship.https_spiffe.endpoint_spiffe_id))
-    for name, value in rows:
-        click.echo(f"{name:<26}: {clean(value)}", err=err)
 
 
 @command("list", example="identity-server federation list")
 @server_flags
 @output_flag
 def list_relationships(*, socket_path: str | None, instance: str | None, output: str) -> None:
-    """List federation relationships."""
-    found: list[Relationship] = []
+    """List federation relationships, those of the configuration file included, and how their fetches go."""
     with server_channel(socket_path, instance) as channel:
-        call, token = Service(channel, SERVICE), ""
-        for _ in range(MAX_PAGES):
-            request = trustdomain_pb2.ListFederationRelationshipsRequest(page_size=PAGE, page_token=token)
-            page = call("ListFederationRelationships", request)
-            found += page.federation_relationships
-            token = page.next_page_token
-            if not token:
-                break
-        else:
-            raise Failure(f"the server has more than {MAX_PAGES} pages of relationships")
-    if output == "json":
-        print_json(trustdomain_pb2.ListFederationRelationshipsResponse(federation_relationships=found))
-        return
-    click.echo(f"Found {count_line(len(found), 'federation relationship', 'federation relationships')}")
-    for relationship in found:
+        if output == "json":
+            print_json(trustdomain_pb2.ListFederationRelationshipsResponse(federation_relationships=_stored(channel)))
+            return
+        states = Service(channel, STATES)("ListStates", federation_pb2.ListStatesRequest()).states
+    click.echo(f"Found {count_line(len(states), 'federation relationship', 'federation relationships')}")
+    for state in states:
         click.echo()
-        _print(relationship)
+        print_relationship(state.relationship)
+        print_state(state)
+
+
+def _stored(channel: grpc.Channel) -> list[Relationship]:
+    """The relationships in the database, as SPIRE's API has them."""
+    found: list[Relationship] = []
+    call, token = Service(channel, SERVICE), ""
+    for _ in range(MAX_PAGES):
+        request = trustdomain_pb2.ListFederationRelationshipsRequest(page_size=PAGE, page_token=token)
+        page = call("ListFederationRelationships", request)
+        found += page.federation_relationships
+        token = page.next_page_token
+        if not token:
+            return found
+    raise Failure(f"the server has more than {MAX_PAGES} pages of relationships")
 
 
 @command("show", example="identity-server federation show -trustDomain fed.test")
@@ -164,16 +160,17 @@ def list_relationships(*, socket_path: str | None, instance: str | None, output:
 @server_flags
 @output_flag
 def show(*, socket_path: str | None, instance: str | None, output: str, trust_domain: str) -> None:
-    """Show one federation relationship."""
+    """Show one federation relationship, and how the fetches of its bundle go."""
     name = TrustDomain.parse(trust_domain, field="--trust-domain").name
     with server_channel(socket_path, instance) as channel:
-        request = trustdomain_pb2.GetFederationRelationshipRequest(trust_domain=name)
-        found = Service(channel, SERVICE)("GetFederationRelationship", request)
-    if output == "json":
-        print_json(found)
-        return
+        if output == "json":
+            request = trustdomain_pb2.GetFederationRelationshipRequest(trust_domain=name)
+            print_json(Service(channel, SERVICE)("GetFederationRelationship", request))
+            return
+        (state,) = Service(channel, STATES)("ListStates", federation_pb2.ListStatesRequest(trust_domain=name)).states
     click.echo(f"Found a federation relationship with trust domain {name}:\n")
-    _print(found)
+    print_relationship(state.relationship)
+    print_state(state)
 
 
 @command("delete", example="identity-server federation delete -id fed.test")
@@ -211,5 +208,5 @@ def refresh(*, socket_path: str | None, instance: str | None, output: str, **giv
         click.echo("Bundle refreshed")
 
 
-for _command in (create, update, list_relationships, show, delete, refresh):
+for _command in (create, update, list_relationships, show, delete, refresh, invite, accept):
     group.add_command(_command)

@@ -130,6 +130,12 @@ _SERVICES: dict[str, dict[str, frozenset[CallerKind]]] = {
         "ListAuthorities": _OPERATOR,
         "GiveUpServer": _OPERATOR,
     },
+    "muniment.server.federation.v1.Federation": {
+        "ListStates": _OPERATOR,
+        "Invite": _OPERATOR,
+        "Preview": _OPERATOR,
+        "Accept": _OPERATOR,
+    },
     "muniment.server.propagation.v1.Propagation": {
         "Follow": _AGENT,
         "AwaitAgents": _OPERATOR,

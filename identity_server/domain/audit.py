@@ -137,7 +137,7 @@ class BundleChanged(AuditEvent):
 
 @dataclass(frozen=True, slots=True)
 class RelationshipChanged(AuditEvent):
-    """A federation relationship was created, updated or deleted."""
+    """A federation relationship was created, updated or deleted, or an invitation was made (of us) or accepted."""
 
     event: ClassVar[str] = "federation"
     change: str

@@ -23,6 +23,7 @@ from immutables import Map
 
 from identity_server.domain.agents import SERVER_PATH, AttestedAgent
 from identity_server.domain.authority import Authority
+from identity_server.domain.federation import FederationRelationship
 from identity_server.domain.orders import Order
 from spiffe_core.bundle import BundleSet, TrustBundle
 from spiffe_core.entitlement import applicable, reachable_parents
@@ -175,6 +176,7 @@ class Change:
     entries: Mapping[str, EntryRecord | None] = field(default_factory=dict)
     agents: Mapping[str, AttestedAgent | None] = field(default_factory=dict)
     bundles: Mapping[TrustDomain, TrustBundle | None] = field(default_factory=dict)
+    relationships: Mapping[TrustDomain, FederationRelationship | None] = field(default_factory=dict)
     authorities: tuple[Authority, ...] | None = None
     orders: tuple[Order, ...] | None = None
     servers: bool = False
@@ -210,6 +212,8 @@ class State:
     trust_bundles: Map[TrustDomain, TrustBundle] = field(default_factory=Map, repr=False)
     bundles: BundleSet | None = field(default=None, repr=False)
     """Own and federated bundles; None until the first bundle of our own trust domain is stored."""
+    relationships: Map[TrustDomain, FederationRelationship] = field(default_factory=Map, repr=False)
+    """Where the bundles of other trust domains are fetched."""
     authorities: tuple[Authority, ...] = ()
     """The signing authorities of this server."""
     orders: tuple[Order, ...] = ()
@@ -244,6 +248,7 @@ class State:
             agents=_edited(self.agents, change.agents),
             trust_bundles=trust_bundles,
             bundles=_bundle_set(self.trust_domain, trust_bundles) if change.bundles else self.bundles,
+            relationships=_edited(self.relationships, change.relationships),
             authorities=self.authorities if change.authorities is None else change.authorities,
             orders=self.orders if change.orders is None else change.orders,
             entries_at=change.position if change.entries else self.entries_at,

@@ -2,6 +2,7 @@
 
 from spiffe_core.wire._gen.muniment.server.authorityorders.v1 import authorityorders_pb2
 from spiffe_core.wire._gen.muniment.server.explain.v1 import explain_pb2
+from spiffe_core.wire._gen.muniment.server.federation.v1 import federation_pb2
 from spiffe_core.wire._gen.muniment.server.propagation.v1 import propagation_pb2
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
 from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
@@ -18,6 +19,7 @@ BUNDLE = bundle_pb2.DESCRIPTOR.services_by_name["Bundle"]
 DEBUG = debug_pb2.DESCRIPTOR.services_by_name["Debug"]
 ENTRY = entry_pb2.DESCRIPTOR.services_by_name["Entry"]
 EXPLAIN = explain_pb2.DESCRIPTOR.services_by_name["Explain"]
+FEDERATION = federation_pb2.DESCRIPTOR.services_by_name["Federation"]
 LOGGER = logger_pb2.DESCRIPTOR.services_by_name["Logger"]
 LOCAL_AUTHORITY = localauthority_pb2.DESCRIPTOR.services_by_name["LocalAuthority"]
 PROPAGATION = propagation_pb2.DESCRIPTOR.services_by_name["Propagation"]

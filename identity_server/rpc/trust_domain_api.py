@@ -185,16 +185,21 @@ def _result(outcome: Outcome, mask: Mask) -> dict[str, Any]:
 
 
 def _shown(found: Federated, mask: Mask) -> Message:
-    """A relationship with the fields that `mask` asks for. `https_web` is there though it has nothing in it."""
+    """A relationship with the fields that `mask` asks for."""
     relationship = found.relationship
     message = Message(trust_domain=relationship.trust_domain.name)
     if mask.bundle_endpoint_url:
         message.bundle_endpoint_url = relationship.endpoint_url
     if mask.bundle_endpoint_profile:
-        if relationship.profile is EndpointProfile.HTTPS_WEB:
-            message.https_web.SetInParent()
-        else:
-            message.https_spiffe.endpoint_spiffe_id = str(relationship.endpoint_spiffe_id)
+        set_profile(message, relationship)
     if mask.trust_domain_bundle and found.bundle is not None:
         message.trust_domain_bundle.CopyFrom(convert.bundle_to_proto(found.bundle))
     return message
+
+
+def set_profile(message: Message, relationship: FederationRelationship) -> None:
+    """Say how the endpoint is authenticated. `https_web` is there though it has nothing in it."""
+    if relationship.profile is EndpointProfile.HTTPS_WEB:
+        message.https_web.SetInParent()
+    else:
+        message.https_spiffe.endpoint_spiffe_id = str(relationship.endpoint_spiffe_id)

@@ -17,9 +17,10 @@ from identity_server.domain.federation import EndpointProfile, FederationRelatio
 from identity_server.domain.listing import Page
 from identity_server.ports import AuditLog, Store, UnitOfWork
 from identity_server.services.audited import audited_batch
+from identity_server.services.bundle_refresh import BundleRefresh
 from identity_server.services.registration import page_limit
 from spiffe_core.bundle import TrustBundle
-from spiffe_core.errors import IdentityError, Internal, NotFound, Unavailable
+from spiffe_core.errors import IdentityError, Internal, NotFound
 from spiffe_core.spiffe_id import TrustDomain
 
 log = logging.getLogger(__name__)
@@ -52,9 +53,10 @@ Outcome = Federated | IdentityError
 class Federation:
     """Keeps the federation relationships."""
 
-    def __init__(self, *, store: Store, audit: AuditLog) -> None:
+    def __init__(self, *, store: Store, audit: AuditLog, refresh: BundleRefresh) -> None:
         self._store = store
         self._audit = audit
+        self._refresh = refresh
 
     async def get(self, trust_domain: TrustDomain) -> Federated:
         """One relationship."""
@@ -113,13 +115,9 @@ class Federation:
 
         Raises:
             NotFound: there is no relationship with it.
-            Unavailable: this release does not fetch bundles itself.
+            Unavailable: the bundle could not be fetched or stored; says why.
         """
-        if await self._store.read(lambda uow: uow.relationships.get(trust_domain)) is None:
-            raise NotFound(f'no relationship with trust domain "{trust_domain}"')
-        raise Unavailable(
-            "this release does not fetch bundles from their endpoints yet: set the bundle with `bundle set`"
-        )
+        await self._refresh.refresh(trust_domain)
 
     def _warn(self, outcomes: Sequence[Outcome]) -> None:
         """An endpoint that shows an SVID can only be believed with the bundle of that SVID's trust domain."""

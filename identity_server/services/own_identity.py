@@ -58,6 +58,11 @@ class OwnIdentity:
         self.renew_at: datetime | None = None
 
     @property
+    def spiffe_id(self) -> SpiffeId:
+        """Whom the server is."""
+        return self._id
+
+    @property
     def identity(self) -> TlsIdentity:
         """What the TLS listener presents; the same object until the next renewal."""
         if self._identity is None:

@@ -41,7 +41,7 @@ FAR = 10_000
 
 _log = logging.getLogger(__name__)
 _FOLLOWED = frozenset(EventKind) - {EventKind.HISTORY}
-_NOT_IN_STATE = frozenset({EventKind.JOIN_TOKEN, EventKind.RELATIONSHIP})
+_NOT_IN_STATE = frozenset({EventKind.JOIN_TOKEN})
 
 
 class _HistoryLostError(Exception):
@@ -247,11 +247,13 @@ class Follower:
         entries.update(self._records((*known_entries, *stored.values())))
         agents.update(uow.agents.many(unread.get(EventKind.AGENT, ())))
         names = unread.get(EventKind.BUNDLE, ())
+        related = unread.get(EventKind.RELATIONSHIP, ())
         return Change(
             position=head.position,
             entries=entries,
             agents=agents,
             bundles={**dict.fromkeys(map(TrustDomain, names)), **uow.bundles.many(names)},
+            relationships={**dict.fromkeys(map(TrustDomain, related)), **uow.relationships.many(related)},
             authorities=uow.authorities.of_server(self._server_id) if EventKind.AUTHORITY in unread else None,
             orders=uow.orders.waiting_for(self._server_id) if EventKind.ORDER in unread else None,
             servers=EventKind.SERVER in unread,
@@ -269,6 +271,7 @@ class Follower:
                     entries=dict(self._records(uow.entries.all())),
                     agents={agent.spiffe_id.path: agent for agent in uow.agents.all()},
                     bundles={bundle.trust_domain: bundle for bundle in uow.bundles.all()},
+                    relationships={one.trust_domain: one for one in uow.relationships.all()},
                     authorities=uow.authorities.of_server(self._server_id),
                     orders=uow.orders.waiting_for(self._server_id),
                     servers=True,

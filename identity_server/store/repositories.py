@@ -57,7 +57,9 @@ _STALE_TOKENS = (
 _BUNDLES = select(bundle).where(bundle.c.trust_domain.in_(bindparam("names", expanding=True)))
 _BUNDLE_PAGES = "bundle:"
 """How page tokens for lists of bundles begin; the name of the last trust domain follows."""
-_RELATIONSHIP = select(federation_relationship).where(federation_relationship.c.trust_domain == bindparam("of"))
+_RELATIONSHIPS = select(federation_relationship).where(
+    federation_relationship.c.trust_domain.in_(bindparam("names", expanding=True))
+)
 _AUTHORITIES = select(authority).where(authority.c.server_id == bindparam("of")).order_by(authority.c.row_key)
 _AUTHORITY = select(authority).where(authority.c.authority_id == bindparam("of"))
 _OF_KIND = select(authority).where(authority.c.kind == bindparam("of")).order_by(authority.c.row_key)
@@ -186,8 +188,20 @@ class SqlRelationships:
 
     def get(self, trust_domain: TrustDomain) -> FederationRelationship | None:
         """The relationship, or None."""
-        row = self._connection.execute(_RELATIONSHIP, {"of": trust_domain.name.encode()}).one_or_none()
-        return relationship_of(row) if row is not None else None
+        return self.many((trust_domain.name,)).get(trust_domain)
+
+    def many(self, names: Sequence[str]) -> dict[TrustDomain, FederationRelationship]:
+        """The relationships that exist with these trust domain names."""
+        found = (
+            relationship_of(row)
+            for part in chunks(names)
+            for row in self._connection.execute(_RELATIONSHIPS, {"names": [name.encode() for name in part]})
+        )
+        return {one.trust_domain: one for one in found}
+
+    def all(self) -> Iterator[FederationRelationship]:
+        """Every relationship."""
+        return map(relationship_of, self._connection.execute(select(federation_relationship)))
 
     def put(self, new: FederationRelationship) -> None:
         """Store or overwrite; an identical one is left alone."""

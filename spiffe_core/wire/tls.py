@@ -23,7 +23,7 @@ from spiffe_core.x509_verify import Purpose, VerifiedX509Svid, verify_x509_svid
 
 _DER = 2  # _ssl.ENCODING_DER
 # TLS 1.2 suites of SPIFFE conformance decision D16; TLS 1.3 suites are OpenSSL's own, all AEAD.
-_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def client_context(identity: TlsIdentity | None, roots: Iterable[bytes] | None) 
 def _context(protocol: int, roots: Iterable[bytes]) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers(_CIPHERS)
+    context.set_ciphers(CIPHERS)
     context.set_alpn_protocols(["h2"])
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_TRUSTED_FIRST
@@ -97,7 +97,7 @@ def _context(protocol: int, roots: Iterable[bytes]) -> ssl.SSLContext:
 
 
 def verified_svid(
-    tls: ssl.SSLObject,
+    tls: ssl.SSLObject | ssl.SSLSocket,
     bundles: Callable[[TrustDomain], TrustBundle | None],
     *,
     now: datetime,
@@ -124,13 +124,22 @@ def verified_svid(
     return svid
 
 
-def verified_chain(tls: ssl.SSLObject) -> list[bytes]:
+def verified_chain(tls: ssl.SSLObject | ssl.SSLSocket) -> list[bytes]:
     """The chain OpenSSL built and checked, DER, leaf first, anchor last; empty if it checked none."""
     public: Callable[[], list[bytes]] | None = getattr(tls, "get_verified_chain", None)
     if public is not None:  # Python 3.13
         return list(public())
-    inner: Any = tls._sslobj  # type: ignore[attr-defined]  # noqa: SLF001  # the only way before Python 3.13 (A5)
+    inner: Any = tls._sslobj  # type: ignore[union-attr]  # noqa: SLF001  # the only way before Python 3.13 (A5)
     return [bytes(certificate.public_bytes(_DER)) for certificate in inner.get_verified_chain() or ()]
+
+
+def presented_chain(tls: ssl.SSLObject | ssl.SSLSocket) -> list[bytes]:
+    """The chain the peer sent, DER, leaf first, as it came: nothing about it is believed."""
+    public: Callable[[], list[bytes]] | None = getattr(tls, "get_unverified_chain", None)
+    if public is not None:  # Python 3.13
+        return list(public())
+    inner: Any = tls._sslobj  # type: ignore[union-attr]  # noqa: SLF001  # the only way before Python 3.13 (A5)
+    return [bytes(certificate.public_bytes(_DER)) for certificate in inner.get_unverified_chain() or ()]
 
 
 def _pem(label: str, der: bytes) -> bytes:

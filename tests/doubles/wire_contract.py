@@ -328,6 +328,21 @@ EXPLAIN = {
     "ExplainResponse": "code=1:string cause=2:string fix=3:string steps=4:[Step]",
     "Step": "name=1:string outcome=2:Outcome text=3:string details=4:[string]",
 }
+FEDERATION = {
+    "ListStatesRequest": "trust_domain=1:string",
+    "ListStatesResponse": "states=1:[State]",
+    "State": "relationship=1:FederationRelationship configured=2:bool attempted_at=3:int64 fetched_at=4:int64 "
+    "next_at=5:int64 failures=6:int32 error=7:string warnings=8:[string] has_bundle=9:bool sequence=10:uint64 "
+    "x509_authorities=11:int32 jwt_authorities=12:int32 refresh_hint=13:int64",
+    "InviteRequest": "url=1:string profile=2:string ttl=3:int64",
+    "InviteResponse": "invitation=1:string expires_at=2:int64",
+    "PreviewRequest": "invitation=1:string",
+    "Key": "use=1:string key_id=2:string fingerprint=3:string",
+    "PreviewResponse": "relationship=1:FederationRelationship keys=2:[Key] warnings=3:[string] expires_at=4:int64 "
+    "sequence=5:uint64",
+    "AcceptRequest": "invitation=1:string fingerprints=2:[string] url=3:string profile=4:string",
+    "AcceptResponse": "invitation=1:string no_invitation=2:string",
+}
 PACKAGES = {
     "muniment.agent.explain.v1": EXPLAIN,
     "muniment.server.explain.v1": {
@@ -339,6 +354,7 @@ PACKAGES = {
     "grpc.reflection.v1alpha": REFLECTION,
     "spiffe.broker": BROKER,
     "muniment.server.authorityorders.v1": ORDERS,
+    "muniment.server.federation.v1": FEDERATION,
     "muniment.server.propagation.v1": PROPAGATION,
     "": WORKLOAD,
     "envoy.service.secret.v3": DISCOVERY,
@@ -386,6 +402,7 @@ METHODS = {
     "muniment.server.explain.v1.Explain": "Explain:>ExplainResponse Elsewhere:>",
     "grpc.reflection.v1.ServerReflection": "ServerReflectionInfo:*ServerReflectionRequest>*ServerReflectionResponse",
     "grpc.reflection.v1alpha.ServerReflection": "ServerReflectionInfo:*ServerReflectionRequest>*ServerReflectionResponse",
+    "muniment.server.federation.v1.Federation": "ListStates:> Invite:> Preview:> Accept:>",
     "muniment.server.propagation.v1.Propagation": "Follow:*>* AwaitAgents:>* ListProgress:>",
     "muniment.server.authorityorders.v1.AuthorityOrders": "PlaceOrder:> GetOrder:> ListOrders:> ListAuthorities:> "
     "GiveUpServer:>",

@@ -88,19 +88,23 @@ async def test_what_is_no_bundle_is_refused_before_it_is_sent(run, tmp_path):
         assert (code, text in err) == (1, True), err
 
 
-WEB = ("-trustDomain", "fed.test", "-bundleEndpointURL", "https://fed.test/b", "-bundleEndpointProfile", "https_web")
+WEB = ("-trustDomain", "fed.test", "-bundleEndpointURL", "https://fed.invalid/b", "-bundleEndpointProfile", "https_web")
 
 
 async def test_relationships_live_their_life(run, tmp_path):
     bundle = tmp_path / "fed.pem"
     bundle.write_text(PEM)
     text = (
-        "\nTrust domain              : fed.test\nBundle endpoint URL       : https://fed.test/b\n"
+        "\nTrust domain              : fed.test\nBundle endpoint URL       : https://fed.invalid/b\n"
         "Bundle endpoint profile   : https_web\n"
     )
     assert await printed(run, "federation", "list") == "Found 0 federation relationships\n"
     assert await printed(run, "federation", "create", *WEB, "-trustDomainBundlePath", str(bundle)) == text
-    assert await printed(run, "federation", "list") == "Found 1 federation relationship\n" + text
+    state = (
+        "Where it stands           : in the database\nBundle                    : sequence 0, 1 X.509 authority, 0 JWT "
+        "authorities\nLast fetch                : never\nNext fetch                : due\n"
+    )
+    assert await printed(run, "federation", "list") == "Found 1 federation relationship\n" + text + state
     assert await printed(run, "bundle", "list", "-id", "fed.test") == PEM
     code, _, err = await run("federation", "create", *WEB)
     assert (code, "(code: Internal, msg: " in err) == (1, True)
@@ -113,7 +117,9 @@ async def test_relationships_live_their_life(run, tmp_path):
         "Found a federation relationship with trust domain fed.test:\n\n"
     )
     code, _, err = await run("federation", "refresh", "-id", "fed.test")
-    assert (code, "bundle set" in err) == (1, True)
+    assert (code, "no bundle of fed.test" in err or "cannot be resolved" in err) == (1, True), err
+    shown = await printed(run, "federation", "show", "-trustDomain", "fed.test")
+    assert "Last error                : fed.invalid: the name cannot be resolved" in shown, shown
     assert await printed(run, "federation", "delete", "-id", "fed.test") == "federation relationship deleted.\n"
     for words in (("delete", "-id"), ("refresh", "-id"), ("show", "-trustDomain")):
         assert (await run("federation", *words, "fed.test"))[0] == 1

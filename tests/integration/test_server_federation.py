@@ -268,15 +268,17 @@ async def test_page_sizes_and_tokens_of_strangers_are_refused(live):
     assert (await refused(listed(live, page_size=-1)))[0] == "INVALID_ARGUMENT"
 
 
-async def test_refreshing_says_what_to_do_instead(live):
+async def test_refreshing_says_why_it_failed(live):
+    """N-F-18, FED-45: a host that cannot be resolved (RFC 6761); nobody has to wait for a bundle that is away."""
+
     async def refresh(name):
         return await refused(live.trust_domain.RefreshBundle(trustdomain_pb2.RefreshBundleRequest(trust_domain=name)))
 
     assert await refresh("fed.test") == ("NOT_FOUND", 'no relationship with trust domain "fed.test"')
     assert (await refresh("No Name"))[0] == "INVALID_ARGUMENT"
-    await create(live, web())
+    await create(live, web(url="https://fed.invalid/bundle"))
     code, text = await refresh("fed.test")
-    assert (code, "bundle set" in text) == ("UNAVAILABLE", True)
+    assert (code, "fed.invalid: the name cannot be resolved" in text) == ("UNAVAILABLE", True)
 
 
 async def test_an_endpoint_that_cannot_be_believed_yet_is_told_in_the_log(live, caplog):
