@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
 from identity_server.settings_federation import FederationSection
+from identity_server.settings_oidc import OidcSection
 from identity_server.settings_publish import PublishSection
 from identity_server.settings_upstream import UpstreamSection
 from spiffe_core.runtime.places import server_socket, state_directory
@@ -258,6 +259,7 @@ class ServerSettings(Section):
     upstream: UpstreamSection | None = None
     federation: FederationSection = FederationSection()
     publish: PublishSection = PublishSection()
+    oidc: OidcSection | None = None
     database: DatabaseSection = DatabaseSection()
     audit: AuditSection = AuditSection()
     attestors: dict[str, dict[str, Any]] = Field(default_factory=dict, max_length=32)
@@ -275,6 +277,8 @@ class ServerSettings(Section):
             self._post_quantum()
         if str(self.trust_domain) in self.federation.federates_with:
             raise ValueError("federation.federates_with: names this server's own trust domain")
+        if self.oidc is not None:
+            self.oidc.check(self.jwt.issuer)
         if max(self.svid.default_x509_ttl, self.agent_ttl) > self.ca.ttl:
             raise ValueError(
                 f"svid.default_x509_ttl and svid.agent_ttl must not be longer than ca.ttl ({format_duration(self.ca.ttl)}); "
@@ -344,6 +348,7 @@ class ServerSettings(Section):
             *(vault.warnings() if vault is not None else ()),
             *self.federation.warnings(self.ca.ttl),
             *self.publish.warnings(),
+            *(self.oidc.warnings() if self.oidc is not None else ()),
         )
 
 

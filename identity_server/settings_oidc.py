@@ -20,6 +20,7 @@ from spiffe_core.runtime.settings import (
     Duration,
     FilePath,
     HealthCheckSection,
+    Lifespan,
     Section,
     Texts,
     build_settings,
@@ -29,11 +30,12 @@ from spiffe_core.runtime.settings import (
 from spiffe_core.runtime.settings_kinds import OIDC
 from spiffe_core.spiffe_id import TrustDomain
 
+EVERYWHERE = "0.0.0.0"  # noqa: S104  # what ":443" means; verifiers are elsewhere
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _SHORTEST_POLL, _LONGEST_POLL = timedelta(seconds=1), timedelta(minutes=10)
 _SHORTEST_KEEP, _LONGEST_KEEP = timedelta(minutes=1), timedelta(days=7)
 _POLL = timedelta(seconds=5)
-NO_LISTENER = "name where to listen: listen_socket_path or insecure_addr"
+NO_LISTENER = "name where to listen: serving_cert_file, listen_socket_path or insecure_addr"
 
 
 def _listen_address(text: str) -> str:
@@ -64,9 +66,25 @@ PollInterval = Annotated[Duration, AfterValidator(_poll)]
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """A listen address in two parts; no host means every address of the machine."""
+    """A listen address in two parts; no host means every IPv4 address of the machine."""
     host, _, port = address.rpartition(":")
-    return host.removeprefix("[").removesuffix("]") or "::", int(port)
+    return host.removeprefix("[").removesuffix("]") or EVERYWHERE, int(port)
+
+
+class ServingCertFileSection(Section):
+    """[oidc.serving_cert_file]: HTTPS with a certificate in PEM files, leaf first, read again when they change."""
+
+    cert_file_path: AbsolutePath
+    key_file_path: AbsolutePath
+    file_sync_interval: Lifespan = timedelta(minutes=1)
+    addr: ListenAddress = ":443"
+
+    @field_validator("addr")
+    @classmethod
+    def _named(cls, addr: str) -> str:
+        if not addr:
+            raise ValueError('must be "host:port"')
+        return addr
 
 
 class OidcNames(Section):
@@ -79,6 +97,7 @@ class OidcNames(Section):
     allow_insecure_scheme: bool = False
     trust_forwarded_host: bool = False
     log_requests: bool = False
+    serving_cert_file: ServingCertFileSection | None = None
     insecure_addr: ListenAddress = ""
     listen_socket_path: AbsolutePath | None = None
 
@@ -96,7 +115,7 @@ class OidcNames(Section):
     @property
     def listens(self) -> bool:
         """Whether any listener is named."""
-        return bool(self.insecure_addr) or self.listen_socket_path is not None
+        return bool(self.insecure_addr) or bool(self.listen_socket_path or self.serving_cert_file)
 
     def provider(self, issuer: str) -> Provider:
         """The provider of these names; `issuer` is what stands in tokens, "" if every domain is one of its own.
@@ -137,6 +156,19 @@ class OidcSection(OidcNames):
         if not self.listens:
             raise ValueError(NO_LISTENER)
         return self
+
+    def check(self, issuer: str) -> None:
+        """Whether the names go together with the issuer that stands in tokens.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if not issuer:
+            raise ValueError("jwt.issuer must be set for [oidc]: verifiers know our tokens by it")
+        try:
+            self.provider(issuer)
+        except ConfigError as error:
+            raise ValueError(error.public.replace("jwt_issuer", "jwt.issuer")) from None
 
 
 class ServerApiSection(Section):

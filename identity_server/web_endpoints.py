@@ -65,8 +65,9 @@ def published(settings: ServerSettings, store: Store, own: OwnIdentity, clock: C
         ConfigError: a certificate cannot be read.
     """
     hint = settings.federation.refresh_hint
+    discovery = _discovery(settings, store, clock)
     if hint is None and settings.publish.is_empty:
-        return Published(WebEndpoints())
+        return Published(WebEndpoints(discovery))
     from identity_server.web.sequence_file import SequenceFile
 
     bundle = PublishedBundle(
@@ -83,7 +84,19 @@ def published(settings: ServerSettings, store: Store, own: OwnIdentity, clock: C
         for number, section in enumerate(sections)
         for endpoint in _bundle_endpoints(section, _table(number, len(sections)), bundle, store, look)
     ]
-    return Published(WebEndpoints(endpoints, chores=(bundle,)), bundle)
+    return Published(WebEndpoints([*endpoints, *discovery], chores=(bundle,)), bundle)
+
+
+def _discovery(settings: ServerSettings, store: Store, clock: Clock) -> list[Endpoint]:
+    """The server's own OIDC discovery provider; no endpoint without [oidc]."""
+    if settings.oidc is None:
+        return []
+    from identity_server.oidc.endpoints import discovery_endpoints
+    from identity_server.oidc.own_keys import OwnKeys
+
+    provider = settings.oidc.provider(settings.jwt.issuer)
+    keys = OwnKeys(provider, lambda: store.state.value.bundles)
+    return discovery_endpoints(settings.oidc, provider, keys.current, clock, limits_that_fit(), table="oidc.")
 
 
 def _table(number: int, of: int) -> str:

@@ -8,7 +8,7 @@
     federation.py        federation create, update, list, show, delete, refresh
     logger.py debug.py   logger get, set, reset; debug getinfo
     x509.py jwt.py wit.py        x509 mint, jwt mint, wit mint
-    oidc.py              oidc, oidc write
+    oidc.py              oidc run, validate, write
     localauthority.py    localauthority x509|jwt|wit show, prepare, activate, taint, revoke
     upstreamauthority.py         upstreamauthority taint, revoke
 

@@ -8,22 +8,56 @@ import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from identity_server.cli.server import admin_socket, server_flags
+from spiffe_core.terminal.configuration import config_file, print_settings
 from spiffe_core.terminal.failures import Failure
 from spiffe_core.terminal.flags import command, flag
 from spiffe_core.terminal.groups import Group
+from spiffe_core.terminal.printing import output_flag
 
 if TYPE_CHECKING:
     from identity_server.settings_oidc import OidcSettings
 
+DEFAULT_CONFIG: Final = "/etc/muniment/oidc.toml"
 
-@click.group("oidc", cls=Group)
+
+@click.group("oidc", cls=Group, default="run")
 def group() -> None:
-    """OpenID Connect discovery for JWT-SVIDs."""
+    """OpenID Connect discovery for JWT-SVIDs: `oidc --config FILE` serves it."""
+
+
+@command("run", example="identity-server oidc --config /etc/muniment/oidc.toml")
+@flag("--config", default=DEFAULT_CONFIG, show_default=True, metavar="FILE", help="The TOML configuration.")
+def run_command(*, config: str) -> None:
+    """Serve the discovery document and the keys until SIGTERM or Ctrl-C.
+
+    The keys come from a server's admin socket, an agent, or a file. A server can also do this itself: see `[oidc]`.
+    """
+    settings = _load(config)
+    from identity_server.oidc.standalone import run_and_exit
+
+    run_and_exit(settings)
+
+
+@command("validate", example="identity-server oidc validate --config /etc/muniment/oidc.toml")
+@flag("--config", default=DEFAULT_CONFIG, show_default=True, metavar="FILE", help="The TOML configuration.")
+@output_flag
+def validate_command(*, config: str, output: str) -> None:
+    """Check a configuration and print what it means, defaults included. Nothing is started or opened."""
+    from spiffe_core.runtime.settings import resolved
+
+    settings = _load(config)
+    print_settings(resolved(settings), Path(config), settings.warnings(), output)
+
+
+def _load(config: str) -> OidcSettings:
+    from identity_server.settings_oidc import load
+
+    return load(config_file(config, DEFAULT_CONFIG, "identity-server oidc"))
 
 
 @command(
@@ -101,4 +135,5 @@ def _tell(written: Sequence[Path]) -> None:
         click.echo("the files are up to date")
 
 
-group.add_command(write)
+for _command in (run_command, validate_command, write):
+    group.add_command(_command)

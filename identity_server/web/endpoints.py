@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from spiffe_core.runtime.supervise import Supervisor
@@ -18,6 +19,10 @@ class Listener(Protocol):
 
     def listen(self, host: str, port: int, *, field: str) -> tuple[str, int]:
         """Begin to answer; the address that was bound. Raises ConfigError."""
+        ...
+
+    def listen_unix(self, path: Path) -> None:
+        """Begin to answer on a Unix socket that everybody on this machine may connect to. Raises ConfigError."""
         ...
 
     def stop(self) -> None:
@@ -39,7 +44,7 @@ class Chore(Protocol):
 
 @dataclass(slots=True)
 class Endpoint:
-    """One address. `field` is its table in the configuration, `name` what the log calls it."""
+    """One address, or with `path` a Unix socket. `field` is its place in the configuration, `name` is for the log."""
 
     name: str
     listener: Listener
@@ -48,6 +53,7 @@ class Endpoint:
     field: str
     chores: Sequence[Chore] = ()
     address: tuple[str, int] = ("", 0)
+    path: Path | None = None
 
 
 class WebEndpoints:
@@ -64,8 +70,12 @@ class WebEndpoints:
             ConfigError: an address cannot be bound.
         """
         for one in self.endpoints:
-            one.address = one.listener.listen(one.host, one.port, field=one.field)
-            log.info("%s on %s:%d", one.name, *one.address)
+            if one.path is not None:
+                one.listener.listen_unix(one.path)
+                log.info("%s on unix://%s", one.name, one.path)
+            else:
+                one.address = one.listener.listen(one.host, one.port, field=one.field)
+                log.info("%s on %s:%d", one.name, *one.address)
 
     async def keep(self) -> None:
         """Do the chores of all, until cancelled."""

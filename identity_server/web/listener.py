@@ -17,6 +17,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 import h11
@@ -30,7 +31,7 @@ from spiffe_core.errors import Exhausted
 from spiffe_core.wire.acceptor import Acceptor
 from spiffe_core.wire.pace import readable
 from spiffe_core.wire.shares import Shares
-from spiffe_core.wire.sockets import listen_tcp
+from spiffe_core.wire.sockets import UnixListener, listen_tcp, listen_unix
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,9 @@ REQUEST_SECONDS = 10.0
 IDLE_SECONDS = 15
 AGE_SECONDS = 600.0
 MAX_HEADER_BYTES = 16 * 1024
+UNIX_MODE = 0o666
+UNIX_DIRECTORY_MODE = 0o755
+"""What is served is public; who may connect is of no interest."""
 _SHUTDOWN_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
 _PEEK_SECONDS = 0.01
@@ -116,6 +120,7 @@ class WebListener:
         self._shares = Shares()
         self._admitting: set[asyncio.Task[Any]] = set()
         self._listener: socket.socket | None = None
+        self._unix: UnixListener | None = None
         self._acceptor: Acceptor | None = None
         self._look: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
@@ -137,6 +142,16 @@ class WebListener:
         bound: tuple[str, int] = self._listener.getsockname()[:2]
         return bound
 
+    def listen_unix(self, path: Path) -> None:
+        """Begin to answer on a Unix socket, for a web server in front of us: everybody on this machine may connect.
+
+        Raises:
+            ConfigError: the path cannot be used.
+        """
+        self._unix = listen_unix(path, mode=UNIX_MODE, dir_mode=UNIX_DIRECTORY_MODE)
+        self._acceptor = Acceptor(self._unix.socket, self._admit, tasks=self._admitting, refused=self.refused)
+        self._every_second()
+
     def stop(self) -> None:
         """Let nobody new in, and end what is idle. May be called twice."""
         if self._look is not None:
@@ -147,6 +162,9 @@ class WebListener:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+        if self._unix is not None:
+            self._unix.close()
+            self._unix = None
         for connection in list(self._open):
             connection.shutdown()
 
@@ -179,17 +197,17 @@ class WebListener:
                     await self._empty.wait()
 
     async def _admit(self, accepted: socket.socket) -> None:
-        shares: dict[Hashable, int] = {
-            "all": self.limits.connections,
-            accepted.getpeername()[0]: max(1, self.limits.connections // 4),
-        }
+        shares: dict[Hashable, int] = {"all": self.limits.connections}
+        if accepted.family != socket.AF_UNIX:  # behind a socket is one web server, which has everybody's requests
+            shares[accepted.getpeername()[0]] = max(1, self.limits.connections // 4)
         if not self._shares.take(shares):
             raise Exhausted("too many connections")
         loop = asyncio.get_running_loop()
         connection = _Connection(self, loop)
         self._open[connection] = shares
         try:
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if accepted.family != socket.AF_UNIX:
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is None:
                 await loop.connect_accepted_socket(lambda: connection, accepted)
             else:

@@ -79,12 +79,16 @@ def listen_unix(path: Path, *, mode: int, dir_mode: int) -> UnixListener:
 
 
 def listen_tcp(host: str, port: int, *, table: str = "") -> socket.socket:
-    """Bind a TCP address and listen. `table` is where the configuration has `address` and `port`; "" for our own port.
+    """Bind a TCP address and listen.
+
+    `table` is where the configuration has `address` and `port`, or a key "...addr" that holds both; "" for our own port.
 
     Raises:
         ConfigError: the address is in use or not ours, with what to do.
     """
     address_key, port_key = (f"{table}.address", f"{table}.port") if table else ("bind_address", "bind_port")
+    if table.endswith("addr"):
+        address_key = port_key = table
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)

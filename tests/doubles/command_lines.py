@@ -15,6 +15,8 @@ def parsed(words, where=""):
     """
     command, rest = COMMANDS[Path(words[0]).name], list(words[1:])
     while isinstance(command, click.Group) and rest:
+        default = getattr(command, "default", "")
+        rest = [default, *rest] if default and rest[0].startswith("-") else rest
         found = command.get_command(click.Context(command), rest[0])
         assert found is not None, f"{where}: no command {rest[0]}"
         command, rest = found, rest[1:]

@@ -83,7 +83,7 @@ def test_plain_http_where_others_can_reach_it_is_warned_of() -> None:
 
 
 def test_an_address_has_a_host_and_a_port() -> None:
-    assert host_and_port(":8080") == ("::", 8080)
+    assert host_and_port(":8080") == ("0.0.0.0", 8080)
     assert host_and_port("127.0.0.1:0") == ("127.0.0.1", 0)
     assert host_and_port("[::1]:443") == ("::1", 443)
 
@@ -91,5 +91,9 @@ def test_an_address_has_a_host_and_a_port() -> None:
 def test_the_example_file_loads_and_holds_the_defaults() -> None:
     shown = load(Path(__file__).parents[3] / "deploy/config/oidc.toml")
     assert shown.server_api is not None
-    wanted = {"jwt_issuer": "https://oidc.example.org", "server_api": {"address": str(shown.server_api.address)}}
+    wanted = {
+        "jwt_issuer": "https://oidc.example.org",
+        "listen_socket_path": "/run/muniment-oidc/oidc.sock",
+        "server_api": {"address": str(shown.server_api.address)},
+    }
     assert shown == from_mapping(wanted)

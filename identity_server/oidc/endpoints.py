@@ -1,0 +1,63 @@
+"""The listeners of a discovery provider, as its settings name them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from identity_server.domain.oidc_documents import Documents, Provider
+from identity_server.settings_oidc import OidcNames, ServingCertFileSection, host_and_port
+from identity_server.web.certificate_files import CertificateFiles
+from identity_server.web.endpoints import Endpoint
+from identity_server.web.listener import WebLimits, WebListener
+from identity_server.web.oidc_discovery import OidcDiscovery
+from identity_server.web.tls import WebTls
+from spiffe_core.clock import Clock
+
+
+def discovery_endpoints(
+    settings: OidcNames,
+    provider: Provider,
+    current: Callable[[], Documents],
+    clock: Clock,
+    limits: WebLimits,
+    *,
+    table: str = "",
+) -> list[Endpoint]:
+    """One endpoint for each listener, not yet open. `table` is where the keys stand in the file, as "oidc.".
+
+    Raises:
+        ConfigError: a certificate cannot be read.
+    """
+    application = OidcDiscovery(
+        provider,
+        current,
+        forwarded_host=settings.trust_forwarded_host,
+        log_requests=settings.log_requests,
+    )
+    made = []
+    if settings.serving_cert_file is not None:
+        made.append(_https(settings.serving_cert_file, application, clock, limits, f"{table}serving_cert_file"))
+    if settings.insecure_addr:
+        plain = WebListener(application, tls=None, now=clock.now, limits=limits)
+        host, port = host_and_port(settings.insecure_addr)
+        made.append(Endpoint("OIDC discovery (plain HTTP)", plain, host, port, f"{table}insecure_addr"))
+    if settings.listen_socket_path is not None:
+        plain = WebListener(application, tls=None, now=clock.now, limits=limits)
+        field = f"{table}listen_socket_path"
+        made.append(Endpoint("OIDC discovery (plain HTTP)", plain, "", 0, field, path=settings.listen_socket_path))
+    return made
+
+
+def _https(
+    section: ServingCertFileSection, application: OidcDiscovery, clock: Clock, limits: WebLimits, field: str
+) -> Endpoint:
+    files = CertificateFiles(
+        section.cert_file_path,
+        section.key_file_path,
+        seconds=section.file_sync_interval.total_seconds(),
+        clock=clock,
+        field=field,
+    )
+    listener = WebListener(application, tls=WebTls(files.identity).current, now=clock.now, limits=limits)
+    host, port = host_and_port(section.addr)
+    return Endpoint("OIDC discovery (HTTPS)", listener, host, port, f"{field}.addr", (files,))

@@ -1,0 +1,148 @@
+"""`identity-server oidc`: a discovery provider beside the server, which holds no key and needs no database."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from typing import NoReturn
+
+import uvloop
+
+from identity_server.oidc.endpoints import discovery_endpoints
+from identity_server.oidc.held_keys import HeldKeys
+from identity_server.oidc.sources import follow_for_good, keep_asking, source_of
+from identity_server.settings_oidc import NO_LISTENER, OidcSettings
+from identity_server.web.endpoints import WebEndpoints
+from identity_server.web.listener import CONNECTIONS, WebLimits
+from spiffe_core.clock import Clock, SystemClock
+from spiffe_core.errors import ConfigError, IdentityError
+from spiffe_core.health import Report, loop_part
+from spiffe_core.runtime.logs import LogOutput, setup_logging
+from spiffe_core.runtime.monitor import Monitor
+from spiffe_core.runtime.process import connections_that_fit, refuse_dumps
+from spiffe_core.runtime.refusal import complain
+from spiffe_core.runtime.settings import TelemetrySection
+from spiffe_core.runtime.supervise import Supervisor
+from spiffe_core.runtime.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+
+class Standalone:
+    """Source, listeners and health of one provider. `open`, then `start` its loops, then `close`."""
+
+    def __init__(self, settings: OidcSettings, clock: Clock, limits: WebLimits) -> None:
+        """Put it together.
+
+        Raises:
+            ConfigError: no listener is named, or a certificate cannot be read.
+        """
+        if not settings.listens:
+            raise ConfigError(NO_LISTENER, field="listen_socket_path")
+        self._settings, self._clock = settings, clock
+        provider = settings.names()
+        self.held = HeldKeys(provider, clock, keep=settings.keep_keys.total_seconds())
+        self.web = WebEndpoints(discovery_endpoints(settings, provider, self.held.current, clock, limits))
+        self.source = source_of(settings)
+        self.monitor = Monitor(
+            self._report,
+            clock,
+            health_checks=settings.health_checks,
+            telemetry=TelemetrySection(),
+            metrics=None,
+        )
+
+    def _report(self, watchdog: Watchdog) -> Report:
+        return Report((self.held.part(), loop_part(watchdog.lag, blocked=watchdog.blocked)))
+
+    def open(self) -> None:
+        """Let verifiers and probes in.
+
+        Raises:
+            ConfigError: an address cannot be bound.
+        """
+        self.monitor.open()
+        self.web.open()
+
+    def start(self, tasks: Supervisor) -> None:
+        """The loops: ask, follow, keep certificates current, look after health."""
+        pause = self._settings.poll_interval.total_seconds()
+        tasks.start(keep_asking(self.source, self.held, self._clock, pause), "ask")
+        tasks.start(follow_for_good(self.source, self.held), "follow")
+        tasks.start(self.web.keep(), "endpoints")
+        tasks.start(self.monitor.watch(), "health")
+
+    async def close(self) -> None:
+        """Nobody new, what is under way is answered, then the source."""
+        self.web.stop()
+        await self.web.close()
+        await self.source.close()
+        self.monitor.close()
+
+
+def run(settings: OidcSettings) -> int:
+    """Serve until SIGTERM or SIGINT; the process's exit code: 0 after an orderly end, 1 if it could not start or run."""
+    output = None
+    try:
+        output = setup_logging(settings.log_level, settings.log_file or None, style=settings.log_format)
+        refuse_dumps()
+        limits = WebLimits(connections=connections_that_fit(CONNECTIONS, chosen=False))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(settings, output, limits))
+    except IdentityError as error:
+        return _complain(error.public, settings, output)
+    except BaseExceptionGroup as group:
+        log.critical("a loop of the discovery provider died; stopping", exc_info=group)
+        return _complain("a loop of the discovery provider died, see the log", settings, output)
+    finally:
+        if output is not None:
+            output.close()
+
+
+def run_and_exit(settings: OidcSettings) -> NoReturn:
+    """`run`, then leave without waiting for threads that hang in the kernel."""
+    code = run(settings)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _complain(text: str, settings: OidcSettings, output: LogOutput | None) -> int:
+    return complain(
+        text,
+        output,
+        program="identity-server",
+        stderr=sys.stderr,
+        log_file=settings.log_file,
+        log_format=settings.log_format,
+        format_chosen="log_format" in settings.model_fields_set,
+    )
+
+
+async def _serve(settings: OidcSettings, output: LogOutput, limits: WebLimits) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGUSR2, output.reopen)
+    provider = Standalone(settings, SystemClock(), limits)
+    try:
+        provider.open()
+        issuers = sorted({one.text for one in settings.names().issuers().values()})
+        log.info("OIDC discovery for %s", ", ".join(issuers))
+        for warning in settings.warnings():
+            log.warning("%s", warning)
+        provider.monitor.systemd.ready(f"OIDC discovery for {issuers[0]}")
+        async with Supervisor() as tasks:
+            provider.start(tasks)
+            await stop.wait()
+            log.info("stopping")
+            provider.monitor.systemd.stopping()
+            tasks.stop()
+    finally:
+        await provider.close()
+    log.info("stopped")
+    return 0
