@@ -103,10 +103,10 @@ plugins {{
         )
         self.daemon: Daemon | None = None
 
-    def start(self) -> StockServer:
+    def start(self, env: dict[str, str] | None = None) -> StockServer:
         (self._folder / "spire-server").mkdir(exist_ok=True)
         argv = [str(self.command.program), "run", "-config", str(self._config)]
-        self.daemon = Daemon(argv, self._folder / "spire-server.log")
+        self.daemon = Daemon(argv, self._folder / "spire-server.log", env)
         self.daemon.wait_serving(self.socket)
         return self
 
