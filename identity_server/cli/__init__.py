@@ -18,12 +18,14 @@ Flags and output follow SPIRE's `spire-server`, so that scripts written for it g
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
 import click
 
+from spiffe_core.runtime.openssl import choose_groups
 from spiffe_core.terminal.failures import run
 from spiffe_core.terminal.groups import Group
 
@@ -74,4 +76,6 @@ def root() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with exit code 0 or 1."""
+    if (sys.argv[1:] if arguments is None else arguments)[:1] == ["run"]:
+        choose_groups()  # of the TLS endpoints; before anything imports ssl
     run(root, arguments, "identity-server")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from identity_server.cli.server import SERVER, admin_socket, server_flags
+from spiffe_core.runtime.openssl import groups_chosen
 from spiffe_core.terminal.configuration import config_file, config_flags, overrides, print_settings
 from spiffe_core.terminal.flags import F, command, flag
 from spiffe_core.terminal.health import check_health
@@ -53,6 +54,7 @@ def _load(config: str, given: Mapping[str, Any]) -> tuple[Path, Any]:
 @settings_flags
 def run_command(*, config: str, reset_keys: bool | None, **given: Any) -> None:
     """Run the server until SIGTERM or Ctrl-C."""
+    groups_chosen()
     _, settings = _load(config, given)
     from identity_server.daemon import run_and_exit
 
