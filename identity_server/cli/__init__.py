@@ -9,6 +9,7 @@
     logger.py debug.py   logger get, set, reset; debug getinfo
     x509.py jwt.py wit.py        x509 mint, jwt mint, wit mint
     oidc.py              oidc run, validate, write
+    cloud.py             cloud check
     localauthority.py    localauthority x509|jwt|wit show, prepare, activate, taint, revoke
     upstreamauthority.py         upstreamauthority taint, revoke
 
@@ -56,6 +57,7 @@ def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
         "x509": (f"{_HERE}.x509:group", "X.509-SVIDs without a workload"),
         "jwt": (f"{_HERE}.jwt:group", "JWT-SVIDs without a workload"),
         "wit": (f"{_HERE}.wit:group", "WIT-SVIDs without a workload"),
+        "cloud": (f"{_HERE}.cloud:group", "Whether clouds and Vault will take our tokens, and what to tell them"),
         "oidc": (f"{_HERE}.oidc:group", "OpenID Connect discovery: the keys of JWT-SVIDs for clouds and others"),
         "localauthority": (f"{_HERE}.localauthority:group", "Signing authorities: show, rotate, taint, revoke"),
         "upstreamauthority": (f"{_HERE}.upstreamauthority:group", "Roots of the upstream authority: taint, revoke"),

@@ -91,7 +91,7 @@ def show(*, socket_path: str | None, instance: str | None, output: str, entry_id
         if entry_id is not None:
             entries = [call("GetEntry", entry_pb2.GetEntryRequest(id=entry_id))]
         else:
-            entries = _all_entries(call, _filter(entry_pb2.ListEntriesRequest.Filter, given))
+            entries = all_entries(call, _filter(entry_pb2.ListEntriesRequest.Filter, given))
     entries.sort(key=lambda entry: (entry.spiffe_id.path, entry.parent_id.path, entry.id))
     if output == "json":
         print_json(entry_pb2.ListEntriesResponse(entries=entries))
@@ -100,7 +100,8 @@ def show(*, socket_path: str | None, instance: str | None, output: str, entry_id
     print_records(entries, entry_text.block, entry_text.COLUMNS, entry_text.cells)
 
 
-def _all_entries(call: Service, wanted: entry_pb2.ListEntriesRequest.Filter) -> list[types_pb2.Entry]:
+def all_entries(call: Service, wanted: entry_pb2.ListEntriesRequest.Filter) -> list[types_pb2.Entry]:
+    """Every entry that fits, page by page."""
     entries: list[types_pb2.Entry] = []
     token = ""
     for _ in range(MAX_PAGES):

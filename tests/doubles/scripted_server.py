@@ -35,6 +35,7 @@ class Server:
     """All services in one; remembers the requests, and raises `fail` when it is set."""
 
     def __init__(self):
+        self.jwt_keys = []
         self.entries = []
         self.agents = [AGENT]
         self.requests = []
@@ -128,7 +129,9 @@ class Server:
 
     async def GetBundle(self, request, context):
         roots = [{"asn1": authority.der} for authority in self.ca.bundle().x509_authorities]
-        return bundle_types.Bundle(trust_domain="example.org", x509_authorities=roots, sequence_number=3)
+        return bundle_types.Bundle(
+            trust_domain="example.org", x509_authorities=roots, jwt_authorities=self.jwt_keys, sequence_number=3
+        )
 
     async def CountBundles(self, request, context):
         return bundle_pb2.CountBundlesResponse(count=1)
