@@ -166,6 +166,30 @@ class ObjectAttestor(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class PodContainer:
+    """One container of a pod: what is said of it, and the numbers of its processes that can be seen from here."""
+
+    name: str
+    init: bool
+    findings: Findings
+    processes: tuple[int, ...] = ()
+
+
+@runtime_checkable
+class PodAttestor(WorkloadAttestor, Protocol):
+    """A workload attestor that knows the pods of this node by name. Runs on an Offload thread, for people who ask why."""
+
+    def attest_pod(self, namespace: str, name: str, deadline: float) -> tuple[PodContainer, ...]:
+        """The containers of a pod, now. `deadline` is `time.monotonic()` seconds.
+
+        Raises:
+            NotFound: this node has no such pod; the text names one of a similar name.
+            IdentityError: it could not be looked up.
+        """
+        ...
+
+
 def advance(dialogue: Dialogue, answer: bytes | None = None) -> Challenge | Attested:
     """One step. `StopIteration` may not cross a thread boundary, so it is turned into a value here."""
     try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -177,6 +178,10 @@ class ProcFs:
     def process(self, pid: int) -> ProcessDirectory:
         """Open the directory of `pid`. Check the process's pidfd afterwards: then the directory is that process's."""
         return ProcessDirectory(f"{self._root}/{pid}")
+
+    def numbers(self) -> list[int]:
+        """The numbers of all processes that can be seen, ascending."""
+        return sorted(int(path.name) for path in Path(self._root).iterdir() if path.name.isdecimal())
 
     def overflow_ids(self) -> tuple[int | None, int | None]:
         """The user and the group number that stand for any without a number in this reader's user namespace.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from attestors.registry import NODE_VERIFIERS, WORKLOAD_ATTESTORS
 from identity_server.audit_log import AuditFile
 from identity_server.domain.server_settings import IssuingSettings
 from identity_server.federating import federating
@@ -87,6 +88,7 @@ from identity_server.services.fleet import Fleet
 from identity_server.services.followers import Followers
 from identity_server.services.issue_svids import IssueSvids
 from identity_server.services.issue_tokens import IssueTokens
+from identity_server.services.lint_entries import LintEntries
 from identity_server.services.local_authority import LocalAuthorities
 from identity_server.services.lost_history import LostHistory
 from identity_server.services.own_identity import OwnIdentity
@@ -420,7 +422,11 @@ async def _compose(  # the one place where everything has a name
         handlers(PROPAGATION, PropagationApi(followers, progress, door.caller_of, trust_domain=trust_domain)),
         handlers(
             EXPLAIN,
-            ExplainApi(ExplainEntitlement(store=store, clock=clock, progress=progress), trust_domain=trust_domain),
+            ExplainApi(
+                ExplainEntitlement(store=store, clock=clock, progress=progress),
+                LintEntries(store=store, clock=clock, types=(*WORKLOAD_ATTESTORS.names(), *NODE_VERIFIERS.names())),
+                trust_domain=trust_domain,
+            ),
         ),
         handlers(HEALTH, HealthApi(lambda: watch.report().ready)),
     )

@@ -33,6 +33,7 @@ from node_agent.services.attest_workload import AttestWorkload
 from node_agent.services.explain import Explain
 from node_agent.services.jwt_svids import JwtSvids
 from node_agent.services.node_record import NodeRecord
+from node_agent.services.pods import Pods
 from node_agent.services.referenced import ReferencedWorkloads
 from node_agent.services.steady_time import SteadyTime
 from node_agent.services.workload_svids import WorkloadSvids
@@ -40,7 +41,7 @@ from node_agent.settings import AgentSettings
 from node_agent.state_dir import DamagedState, StateDirectory
 from spiffe_core.clock import Clock
 from spiffe_core.errors import ConfigError, Unavailable
-from spiffe_core.explanation import AgentFacts
+from spiffe_core.explanation_facts import AgentFacts
 from spiffe_core.wire.front_door import FrontDoor, Limits
 from spiffe_core.wire.peer import TlsPeer, peer_pidfd_supported
 from spiffe_core.wire.tls import ServerTls, TlsIdentity
@@ -166,6 +167,7 @@ def explanations(
         attestation=attestation,
         facts=facts,
         elsewhere=server.elsewhere,
+        pods=Pods(parts.attestors, clock=clock, budget=parts.settings.limits.attestation_seconds),
         clock=clock,
         new_id=lambda: secrets.token_hex(4),
     )

@@ -21,15 +21,16 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, ClassVar
 
-from attestors.api import Findings, KubernetesObject, Subject
-from attestors.cgroups import Place
+from attestors.api import Findings, KubernetesObject, PodContainer, Subject
+from attestors.cgroups import Place, container_of
 from attestors.containers import locate, require_container_locator
 from attestors.kube_config import KubeAccess, PodSurroundings, from_pod
 from attestors.procfs import ProcFs
 from attestors.sources import Source, trouble_of
 from attestors.workload.namespaces import Labels, NamespaceLabels
-from attestors.workload.pods import TYPE, Found, find, find_pod, read_pods, selectors_of
-from spiffe_core.errors import ConfigError, InvalidRequest, NotFound, Unavailable
+from attestors.workload.pods import TYPE, Found, containers_of, find, find_pod, pod_names, read_pods, selectors_of
+from spiffe_core.edit_distance import closest
+from spiffe_core.errors import ConfigError, InvalidRequest, NotFound, PreconditionFailed, Unavailable
 from spiffe_core.runtime.https_client import get_https
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -155,6 +156,48 @@ class K8sAttestor:
             raise NotFound("this node has no such pod", field="reference")
         labels = self._labels(found, deadline - _MARGIN_SECONDS)
         return Findings(selectors_of(found, container_level=False, namespace_labels=labels))
+
+    def attest_pod(self, namespace: str, name: str, deadline: float) -> tuple[PodContainer, ...]:
+        """Look up a pod of this node by its name, container by container, with the processes that are seen of each.
+
+        Raises:
+            NotFound: this node has no such pod now.
+            Unavailable: the kubelet does not answer, or refuses.
+        """
+        pods = self._pods(self._ports.monotonic() - LIST_SECONDS, deadline - _MARGIN_SECONDS)
+        found = find_pod(pods, KubernetesObject("pods", "core", namespace, name))
+        if found is None:
+            near = closest(f"{namespace}/{name}", pod_names(pods))
+            perhaps = f"; the closest of its {len(pods)} is {near}" if near else f", only {len(pods)} others"
+            raise NotFound(f"the kubelet of this node lists no pod {namespace}/{name}{perhaps}", field="pod")
+        containers = containers_of(found.pod)
+        seen = self._processes({one_id for _, one_id, _, _ in containers if one_id}, deadline)
+        labels = self._labels(found, deadline - _MARGIN_SECONDS)
+        level = not self._settings.disable_container_selectors
+        return tuple(
+            PodContainer(
+                name=each,
+                init=init,
+                findings=Findings(selectors_of(one, container_level=level, namespace_labels=labels)),
+                processes=tuple(seen.get(container_id, ())),
+            )
+            for each, container_id, init, one in containers
+        )
+
+    def _processes(self, wanted: set[str], deadline: float) -> dict[str, list[int]]:
+        """The processes of each container, those that can be seen; all that is read of one is its control groups."""
+        seen: dict[str, list[int]] = {}
+        for pid in self._ports.proc.numbers() if wanted else ():
+            if self._ports.monotonic() >= deadline:
+                break
+            try:
+                with self._ports.proc.process(pid) as process:
+                    place = container_of(process.cgroup())
+            except (OSError, PreconditionFailed):
+                continue
+            if place is not None and place.container_id in wanted:
+                seen.setdefault(place.container_id, []).append(pid)
+        return seen
 
     def _labels(self, found: Found, deadline: float) -> Labels:
         """Those of the pod's namespace, where they are wanted."""

@@ -85,6 +85,22 @@ def find_pod(pods: Iterable[Mapping[str, Any]], wanted: KubernetesObject) -> Fou
     return None
 
 
+def containers_of(pod: Mapping[str, Any]) -> list[tuple[str, str, bool, Found]]:
+    """Each container of a pod: its name, its id ("" before it starts), whether it only prepares the pod, and itself."""
+    status = _map(pod, "status")
+    return [
+        (_text(one, "name"), _id_of(one), init, Found(pod, one))
+        for kind, init in (("containerStatuses", False), ("initContainerStatuses", True))
+        for one in _list(status, kind)
+    ]
+
+
+def pod_names(pods: Iterable[Mapping[str, Any]]) -> list[str]:
+    """`namespace/name` of each."""
+    metadata = [_map(pod, "metadata") for pod in pods]
+    return [f"{_text(one, 'namespace')}/{_text(one, 'name')}" for one in metadata]
+
+
 def selectors_of(
     found: Found, *, container_level: bool, namespace_labels: Mapping[str, str] | None = None
 ) -> frozenset[Selector]:

@@ -29,6 +29,7 @@ MAX_PAGES = 20_000
     cls=Group,
     lazy={
         "create": ("identity_server.cli.entry_edit:create", "Create registration entries"),
+        "lint": ("identity_server.cli.entry_lint:lint", "Look for what is wrong with registration entries"),
         "update": ("identity_server.cli.entry_edit:update", "Replace registration entries"),
     },
 )

@@ -10,6 +10,7 @@ import grpc
 
 from identity_server.cli import entry_text, filters
 from identity_server.cli.entry import SERVICE
+from identity_server.cli.entry_lint import print_warnings, warnings_on
 from identity_server.cli.server import Service, server_channel, server_flags
 from identity_server.cli.waiting import waitable
 from spiffe_core.terminal.failures import Failure
@@ -125,7 +126,8 @@ def create(*, socket_path: str | None, instance: str | None, output: str, node: 
         answer = entry_pb2.BatchCreateEntryResponse()
         for some in _batches(entries):
             answer.MergeFrom(call("BatchCreateEntry", entry_pb2.BatchCreateEntryRequest(entries=some)))
-    return _report(answer, entries, output, "create")
+        warnings = warnings_on(channel, _written(answer))
+    return _report(answer, entries, output, "create", warnings)
 
 
 @command(
@@ -150,7 +152,13 @@ def update(*, socket_path: str | None, instance: str | None, output: str, **give
         answer = entry_pb2.BatchUpdateEntryResponse()
         for some in _batches(entries):
             answer.MergeFrom(call("BatchUpdateEntry", entry_pb2.BatchUpdateEntryRequest(entries=some)))
-    return _report(answer, entries, output, "update")
+        warnings = warnings_on(channel, _written(answer))
+    return _report(answer, entries, output, "update", warnings)
+
+
+def _written(answer: Any) -> list[str]:
+    """The ids of the entries that were written."""
+    return [result.entry.id for result in answer.results if not result.status.code]
 
 
 def _batches(entries: Sequence[types_pb2.Entry]) -> Iterator[Sequence[types_pb2.Entry]]:
@@ -163,10 +171,12 @@ def _report(
     entries: Sequence[types_pb2.Entry],
     output: str,
     verb: str,
+    warnings: Sequence[Any],
 ) -> int:
     """Print what was written and what was not; the exit code."""
     results: Sequence[Any] = answer.results
     failed = [index for index, result in enumerate(results) if result.status.code]
+    print_warnings(warnings, output)
     if output == "json":
         print_json(answer)
         return 1 if failed else 0

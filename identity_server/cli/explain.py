@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from identity_server.cli.server import Service, server_channel, server_flags
-from spiffe_core.explanation import Code
+from spiffe_core.explanation_codes import Code
 from spiffe_core.terminal.explanation import print_explanation
 from spiffe_core.terminal.failures import Failure
 from spiffe_core.terminal.flags import command, flag

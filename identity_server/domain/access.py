@@ -141,7 +141,11 @@ _SERVICES: dict[str, dict[str, frozenset[CallerKind]]] = {
         "AwaitAgents": _OPERATOR,
         "ListProgress": _OPERATOR,
     },
-    "muniment.server.explain.v1.Explain": {"Explain": _OPERATOR, "Elsewhere": _AGENT},
+    "muniment.server.explain.v1.Explain": {
+        "Explain": _OPERATOR,
+        "Elsewhere": _AGENT,
+        "LintEntries": _OPERATOR,
+    },
     "spire.api.server.logger.v1.Logger": {
         "GetLogger": _LOCAL,
         "SetLogLevel": _LOCAL,

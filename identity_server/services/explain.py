@@ -8,17 +8,20 @@ and below which parent.
 from __future__ import annotations
 
 import asyncio
-import difflib
 from collections.abc import Callable, Iterable
 
+from identity_server.domain.agents import SERVER_PATH
 from identity_server.domain.listing import EntryFilter, Match
 from identity_server.domain.state import EntryRecord, State
 from identity_server.ports import Store
 from identity_server.services.progress import Progress
 from spiffe_core.clock import Clock
+from spiffe_core.edit_distance import closest
 from spiffe_core.entry import RegistrationEntry
-from spiffe_core.explanation import AgentFacts, Elsewhere, Explanation, Findings, explain
-from spiffe_core.selectors import Selector
+from spiffe_core.explanation import explain
+from spiffe_core.explanation_facts import AgentFacts, Elsewhere, Explanation, Findings
+from spiffe_core.mending import selector_flags, update_command
+from spiffe_core.selectors import Selector, canonical
 from spiffe_core.spiffe_id import SpiffeId
 
 MAX_LOOKED_AT = 5_000
@@ -71,14 +74,14 @@ class ExplainEntitlement:
         if not foreign:
             return None
         first = foreign[0]
-        return Elsewhere(len(foreign), str(first.parent_id), first)
+        why, fix = _not_in_group(agent, first, state)
+        return Elsewhere(len(foreign), str(first.parent_id), first, why, fix)
 
     def _facts(self, agent: SpiffeId, state: State) -> AgentFacts:
         known = state.agents.get(agent.path)
         if known is None:
-            near = difflib.get_close_matches(agent.path, list(state.agents)[:MAX_LOOKED_AT], n=1)
-            closest = str(SpiffeId(state.trust_domain, near[0])) if near else ""
-            return AgentFacts(str(agent), unknown=True, why=closest)
+            near = closest(agent.path, list(state.agents)[:MAX_LOOKED_AT])
+            return AgentFacts(str(agent), unknown=True, why=str(SpiffeId(state.trust_domain, near)) if near else "")
         progress = self._progress.of(agent.path)
         return AgentFacts(
             str(agent),
@@ -109,3 +112,23 @@ async def _decoded(
 def _is_alias(entry: RegistrationEntry, state: State) -> bool:
     record = state.entries.get(entry.id)
     return record is not None and record.alias
+
+
+def _not_in_group(agent: SpiffeId, entry: RegistrationEntry, state: State) -> tuple[str, str]:
+    """If the entry is a group's: why the agent is not in the group, and what puts it there; else nothing."""
+    path = entry.parent_id.path
+    alias = next((one for group in state.aliases.values() for one in group.values() if one.path == path), None)
+    node = state.agents.get(agent.path)
+    if alias is None or node is None:
+        return "", ""
+    lacks = ", ".join(map(str, canonical(alias.node_selectors - node.selectors)))
+    why = (
+        f"its parent is the group {entry.parent_id}, which this agent is not in: node entry {alias.id} asks for {lacks}"
+    )
+    if not node.selectors:
+        return f"{why}; this agent has no node selectors", update_command(entry, parent=str(agent))
+    kept = alias.node_selectors & node.selectors
+    return why, (
+        f"identity-server entry update -entryID {alias.id} -parentID spiffe://{state.trust_domain}{SERVER_PATH} "
+        f"-spiffeID {entry.parent_id} {selector_flags(kept or node.selectors)}"
+    )

@@ -23,6 +23,8 @@ from spiffe_core.wire.services import CALL_KINDS, HANDLER_FACTORIES, handlers
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Explain"]
 MAX_SELECTORS: Final = 1_000
+MAX_NAME: Final = 512
+"""Characters of a namespace and a name; Kubernetes allows 63 and 253."""
 REFUSAL_TRAILER: Final = "muniment-refusal"
 
 
@@ -47,13 +49,18 @@ class ExplainApi:
                 if not 0 < len(texts) <= MAX_SELECTORS:
                     raise InvalidRequest(f"selectors: give 1 to {MAX_SELECTORS}", field="selectors")
                 return explanation_to_proto(await self._explain.selectors(frozenset(map(Selector.parse, texts))))
+            case "pod":
+                pod = request.pod
+                if not (pod.namespace and pod.name) or len(pod.namespace) + len(pod.name) > MAX_NAME:
+                    raise InvalidRequest("pod: name it by namespace and name", field="pod")
+                return explanation_to_proto(*await self._explain.pod(pod.namespace, pod.name))
             case "refusal":
                 return explanation_to_proto(await self._explain.refusal(request.refusal))
             case "caller":
                 peer = self._peer_of(context)
                 assert isinstance(peer, UnixPeer), "the admin socket is a Unix socket"
                 return explanation_to_proto(await self._explain.caller(peer))
-        raise InvalidRequest("give one of pid, selectors, refusal and caller", field="about")
+        raise InvalidRequest("give one of pid, pod, selectors, refusal and caller", field="about")
 
 
 class RefusalIds(grpc.aio.ServerInterceptor):

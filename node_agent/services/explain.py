@@ -7,16 +7,29 @@ for a bounded time, behind the id that its caller was told.
 from __future__ import annotations
 
 import logging
+import shlex
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from attestors.api import Findings as Attested
+from attestors.api import PodContainer
 from node_agent.services.attest_workload import AttestWorkload
+from node_agent.services.pods import Pods
 from node_agent.services.workload_svids import WorkloadSvids
 from spiffe_core.clock import Clock
-from spiffe_core.errors import IdentityError, NotFound, Unauthenticated
-from spiffe_core.explanation import AgentFacts, Asked, Elsewhere, Explanation, Findings, Issue, explain, with_elsewhere
+from spiffe_core.errors import IdentityError, NotFound, Unauthenticated, Unavailable
+from spiffe_core.explanation import explain, explain_no_pod, explain_pod, with_elsewhere
+from spiffe_core.explanation_codes import Code
+from spiffe_core.explanation_facts import (
+    AgentFacts,
+    Asked,
+    ContainerExplanation,
+    Elsewhere,
+    Explanation,
+    Findings,
+    Issue,
+)
 from spiffe_core.selectors import Selector
 from spiffe_core.wire.peer import UnixPeer, named_process
 
@@ -24,6 +37,8 @@ log = logging.getLogger(__name__)
 
 MAX_REFUSALS = 1_000
 REFUSAL_SECONDS = 900.0
+MAX_CONTAINERS = 64
+"""Containers of one pod that are looked at."""
 _FAILED = "failed unexpectedly; the agent's log has the cause"
 
 
@@ -50,6 +65,7 @@ class Explain:
         attestation: AttestWorkload,
         facts: Callable[[], AgentFacts],
         elsewhere: Callable[[frozenset[Selector]], Awaitable[tuple[int, str]]],
+        pods: Pods,
         clock: Clock,
         new_id: Callable[[], str],
     ) -> None:
@@ -57,6 +73,7 @@ class Explain:
         self._attestation = attestation
         self._facts = facts
         self._elsewhere = elsewhere
+        self._pods = pods
         self._clock = clock
         self._new_id = new_id
         self._refusals: OrderedDict[str, _Refusal] = OrderedDict()
@@ -83,6 +100,41 @@ class Explain:
     async def caller(self, peer: UnixPeer) -> Explanation:
         """Why the process that asks gets what it gets. Raises Unauthenticated if it has ended."""
         return await self._with_server(await self._look_at(peer))
+
+    async def pod(self, namespace: str, name: str) -> tuple[Explanation, tuple[ContainerExplanation, ...]]:
+        """Why the containers of a pod of this node get what they get: the pod as a whole, and one by one.
+
+        Of a container of which a process can be seen from here, that process is looked at like any other; of one of
+        which none can, what the kubelet says of it.
+
+        Raises:
+            PreconditionFailed: no attestor of this agent knows pods.
+        """
+        try:
+            found = await self._pods.containers(namespace, name)
+        except NotFound as error:
+            fix = f"kubectl get pod -n {shlex.quote(namespace)} {shlex.quote(name)} -o wide names its node: ask there"
+            return explain_no_pod(self._facts(), Code.POD_UNKNOWN, error.public, fix), ()
+        except Unavailable as error:
+            fix = "put right what the k8s attestor says; its settings are in [attestors.k8s]"
+            return explain_no_pod(self._facts(), Code.POD_NOT_ASKED, error.public, fix), ()
+        each = tuple([await self._container(one) for one in found[:MAX_CONTAINERS]])
+        return explain_pod(self._facts(), f"{namespace}/{name}", each), each
+
+    async def _container(self, one: PodContainer) -> ContainerExplanation:
+        for pid in one.processes[:1]:
+            answer = await self.process(pid)
+            if answer.code is not Code.NO_PROCESS:
+                return ContainerExplanation(one.name, one.init, pid, answer)
+        unseen = "no process of the container can be seen from the agent; run it with hostPID"
+        others = tuple(Asked(name, error=unseen) for name in self._attestation.types if name != self._pods.type)
+        found = Findings(
+            self._facts(),
+            container=f"{one.name}, by what the kubelet says of it",
+            asked=(Asked(self._pods.type, one.findings.selectors, one.findings.notes), *others),
+            selectors=one.findings.selectors,
+        )
+        return ContainerExplanation(one.name, one.init, 0, await self._with_server(found))
 
     async def selectors(self, selectors: frozenset[Selector]) -> Explanation:
         """What a workload with these selectors would get, and why."""

@@ -15,9 +15,20 @@ _MARKS: Final = {1: "ok", 2: "NO", 3: "--"}
 def print_explanation(answer: Any) -> None:
     """The root cause, the chain, and what would mend it."""
     click.echo(f"{clean(answer.code)}: {clean(answer.cause)}\n")
+    _print_steps(answer)
+    for one in answer.containers:
+        kind = "init container" if one.init else "container"
+        process = f", process {one.process}" if one.process else ""
+        click.echo(f"\n{kind} {clean(one.name)}{process}: {clean(one.explanation.code)}")
+        click.echo(f"   {clean(one.explanation.cause)}")
+        _print_steps(one.explanation)
+        click.echo(f"   To mend it: {clean(one.explanation.fix)}")
+    click.echo(f"\nTo mend it: {clean(answer.fix)}")
+
+
+def _print_steps(answer: Any) -> None:
     for number, step in enumerate(answer.steps, 1):
         click.echo(f"{number}. [{_MARKS.get(step.outcome, '??')}] {clean(step.name)}: {clean(step.text)}")
         for line in step.details:
             indent = len(line) - len(line.lstrip())
             click.echo(f"        {' ' * indent}{clean(line.lstrip())}")
-    click.echo(f"\nTo mend it: {clean(answer.fix)}")

@@ -80,7 +80,7 @@ def test_agents_follow_and_operators_look_how_far_they_are():
 def test_operators_are_explained_to_and_agents_get_a_count():
     """A10."""
     rows = {name.rpartition("/")[2]: kinds for name, kinds in ACCESS.items() if ".explain." in name}
-    assert rows == {"Explain": OPERATOR, "Elsewhere": frozenset({G})}
+    assert rows == {"Explain": OPERATOR, "Elsewhere": frozenset({G}), "LintEntries": OPERATOR}
 
 
 def test_health_is_for_local_callers():

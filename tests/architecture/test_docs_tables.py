@@ -12,7 +12,9 @@ import identity_server.bootstrap
 import identity_server.settings
 from identity_server.domain.access import ACCESS
 from identity_server.domain.audit import AuditEvent
+from identity_server.domain.lint_codes import MEANINGS as LINT
 from spiffe_core.errors import IdentityError, Unauthenticated, Unimplemented
+from spiffe_core.explanation_codes import MEANINGS as CAUSES
 from tests.doubles.pages import DOCS, ROOT, code, rows, section
 from workload_api.service import HEADER, WorkloadApi
 from workload_api.service import SERVICE as WORKLOAD_API
@@ -81,15 +83,34 @@ def access_table():
     return lines
 
 
+def filled(text, name, lines):
+    """The page with the table in its place."""
+    block = f"<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- /{name} -->"
+    text, count = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _: block, text, flags=re.DOTALL)
+    assert count == 1, f"no place for the table {name!r}"
+    return text
+
+
 async def test_the_tables_of_rpcs_are_those_of_the_code():
     """docs/compatibility.md: which RPCs are there, which answer Unimplemented, and who may call what."""
     page = DOCS / "compatibility.md"
     text = page.read_text()
     tables = {"server-rpcs": server_table(), "workload-api": await agent_table(), "access": access_table()}
     for name, lines in tables.items():
-        block = f"<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- /{name} -->"
-        text, count = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, new=block: new, text, flags=re.DOTALL)
-        assert count == 1, f"no place for the table {name!r}"
+        text = filled(text, name, lines)
+    if os.environ.get("MUNIMENT_WRITE_DOCS"):
+        page.write_text(text)
+    assert page.read_text() == text, "run with MUNIMENT_WRITE_DOCS=1 to write the tables anew"
+
+
+def test_the_tables_of_codes_are_those_of_the_code():
+    """docs/explain.md: the root causes of `explain`, and what `entry lint` finds."""
+    page = DOCS / "explain.md"
+    text = page.read_text()
+    for name, meanings in (("explain-codes", CAUSES), ("lint-codes", LINT)):
+        lines = ["| code | meaning |", "|---|---|"]
+        lines += [f"| `{code.value}` | {meaning} |" for code, meaning in meanings.items()]
+        text = filled(text, name, lines)
     if os.environ.get("MUNIMENT_WRITE_DOCS"):
         page.write_text(text)
     assert page.read_text() == text, "run with MUNIMENT_WRITE_DOCS=1 to write the tables anew"

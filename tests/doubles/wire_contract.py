@@ -323,9 +323,12 @@ PROPAGATION = {
     "AgentProgress": "agent_id=1:string revision=2:int64 connected=3:bool polled_at=4:int64 streams_behind=5:int32",
 }
 EXPLAIN = {
-    "ExplainRequest": "pid=1:int32<about> selectors=2:Selectors<about> refusal=3:string<about> caller=4:bool<about>",
+    "ExplainRequest": "pid=1:int32<about> selectors=2:Selectors<about> refusal=3:string<about> caller=4:bool<about> "
+    "pod=5:Pod<about>",
+    "Pod": "namespace=1:string name=2:string",
     "Selectors": "selectors=1:[string]",
-    "ExplainResponse": "code=1:string cause=2:string fix=3:string steps=4:[Step]",
+    "ExplainResponse": "code=1:string cause=2:string fix=3:string steps=4:[Step] containers=5:[Container]",
+    "Container": "name=1:string init=2:bool process=3:int32 explanation=4:ExplainResponse",
     "Step": "name=1:string outcome=2:Outcome text=3:string details=4:[string]",
 }
 FEDERATION = {
@@ -349,6 +352,9 @@ PACKAGES = {
         "ExplainRequest": "agent_id=1:string selectors=2:[string]",
         "ElsewhereRequest": "selectors=1:[string]",
         "ElsewhereResponse": "entries=1:int32 parent_id=2:string",
+        "LintEntriesRequest": "ids=1:[string] ignored_codes=2:[string]",
+        "LintEntriesResponse": "findings=1:[LintFinding] counts=2:map<string,int32> entries=3:int32 complete=4:bool",
+        "LintFinding": "code=1:string entry_id=2:string spiffe_id=3:string text=4:string fix=5:string",
     },
     "grpc.reflection.v1": REFLECTION,
     "grpc.reflection.v1alpha": REFLECTION,
@@ -399,7 +405,7 @@ ENUMS = {
 LOGGER_METHODS = "GetLogger:>Logger SetLogLevel:>Logger ResetLogLevel:>Logger"
 METHODS = {
     "muniment.agent.explain.v1.Explain": "Explain:>",
-    "muniment.server.explain.v1.Explain": "Explain:>ExplainResponse Elsewhere:>",
+    "muniment.server.explain.v1.Explain": "Explain:>ExplainResponse Elsewhere:> LintEntries:>",
     "grpc.reflection.v1.ServerReflection": "ServerReflectionInfo:*ServerReflectionRequest>*ServerReflectionResponse",
     "grpc.reflection.v1alpha.ServerReflection": "ServerReflectionInfo:*ServerReflectionRequest>*ServerReflectionResponse",
     "muniment.server.federation.v1.Federation": "ListStates:> Invite:> Preview:> Accept:>",

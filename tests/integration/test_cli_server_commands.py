@@ -149,7 +149,7 @@ def test_the_commands_are_those_of_the_issue():
         "validate",
         "healthcheck",
         "explain",
-        *(f"entry {verb}" for verb in ("create", "show", "update", "delete", "count")),
+        *(f"entry {verb}" for verb in ("create", "show", "update", "lint", "delete", "count")),
         *(f"agent {verb}" for verb in ("list", "show", "count", "ban", "evict", "purge")),
         "token generate",
         *(f"bundle {verb}" for verb in ("show", "count", "list", "set", "delete")),

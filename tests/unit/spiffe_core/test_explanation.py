@@ -1,21 +1,19 @@
 """Seeded misconfigurations: the right root cause on line 1, the right fix on the last (architecture A10)."""
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
-from spiffe_core.explanation import (
-    MEANINGS,
+from spiffe_core.explanation import explain, explain_no_pod, explain_pod, with_elsewhere
+from spiffe_core.explanation_codes import MEANINGS, Code
+from spiffe_core.explanation_facts import (
     AgentFacts,
     Asked,
-    Code,
+    ContainerExplanation,
     Elsewhere,
     Findings,
     Issue,
     Outcome,
-    explain,
-    with_elsewhere,
 )
 from spiffe_core.selectors import Selector
 from tests.builders import make_entry, selectors
@@ -108,9 +106,41 @@ CASES = {
     ),
     "misspelt selector": (
         found(entries=(entry("unix:uid:1000", "unix:usr:web"),)),
-        Code.SELECTOR_MISSING,
-        "unix:usr:web",
+        Code.SELECTOR_MISSPELT,
+        "'usr' is no kind of unix selectors; the closest is 'user'",
+        "-selector unix:uid:1000 -selector unix:user:web",
+    ),
+    "misspelt type and nothing else": (
+        found(entries=(entry("unx:uid:1000"),)),
+        Code.SELECTOR_MISSPELT,
+        "'unx' is no type; the closest is 'unix'",
         "-selector unix:uid:1000",
+    ),
+    "wrong selector type and nothing else": (
+        found(entries=(entry("k8s:ns:prod"),)),
+        Code.TYPE_NOT_ATTESTED,
+        "no attestor k8s",
+        "attestors.k8s",
+    ),
+    "another value of one of several labels": (
+        found(
+            types=frozenset({"k8s"}),
+            selectors=selectors("k8s:pod-label:app:web", "k8s:pod-label:tier:front"),
+            entries=(entry("k8s:pod-label:tier:back"),),
+        ),
+        Code.SELECTOR_DIFFERS,
+        "k8s:pod-label:tier:back; the workload has k8s:pod-label:tier:front",
+        "-selector k8s:pod-label:tier:front",
+    ),
+    "an image by another digest": (
+        found(
+            types=frozenset({"k8s"}),
+            selectors=selectors("k8s:pod-image:r.org/web:1", "k8s:pod-image:r.org/web@sha256:bb"),
+            entries=(entry("k8s:pod-image:r.org/web@sha256:aa"),),
+        ),
+        Code.SELECTOR_DIFFERS,
+        "web@sha256:aa; the workload has k8s:pod-image:r.org/web@sha256:bb",
+        "-selector k8s:pod-image:r.org/web@sha256:bb",
     ),
     "wrong selector type": (
         found(entries=(entry("unix:uid:1000", "k8s:ns:prod"),)),
@@ -237,14 +267,39 @@ def test_the_root_cause_and_what_mends_it(name):
 
 
 def test_every_code_has_a_case_and_a_meaning():
-    assert {code for _, code, _, _ in CASES.values()} == set(Code) == set(MEANINGS)
+    of_pods = {Code.POD_UNKNOWN, Code.POD_NOT_ASKED, Code.POD_EMPTY}
+    assert {code for _, code, _, _ in CASES.values()} | of_pods == set(Code) == set(MEANINGS)
     assert len({code.value for code in Code}) == len(Code)
 
 
-def test_the_table_of_codes_in_the_docs_is_that_of_the_code():
-    page = Path(__file__).parents[3].joinpath("docs", "explain.md").read_text()
-    rows = [line for line in page.splitlines() if line.startswith("| `MUN-")]
-    assert rows == [f"| `{code.value}` | {meaning} |" for code, meaning in MEANINGS.items()]
+def container(name, *, init=False, **over):
+    return ContainerExplanation(name, init, 7, explain(found(**over), NOW))
+
+
+SERVED, LACKING = {"issues": HELD}, {"entries": (entry("unix:uid:1001"),)}
+
+
+@pytest.mark.parametrize(
+    ("containers", "code", "named"),
+    [
+        ([container("app", **SERVED), container("proxy", **SERVED)], Code.SERVED, "app"),
+        ([container("app", **SERVED), container("proxy", **LACKING)], Code.SELECTOR_DIFFERS, "proxy"),
+        ([container("app", **SERVED), container("setup", init=True, **LACKING)], Code.SERVED, "app"),
+        ([container("setup", init=True, **LACKING), container("app", **LACKING)], Code.SELECTOR_DIFFERS, "app"),
+        ([container("setup", init=True, **LACKING)], Code.SELECTOR_DIFFERS, "setup"),
+    ],
+    ids=["all served", "one is not", "the one that only starts it is not", "both are not", "it is still starting"],
+)
+def test_a_pod_is_as_well_as_its_first_container_that_is_not(containers, code, named):
+    answer = explain_pod(AGENT, "shop/web-0", containers)
+    assert answer.code is code
+    assert answer.cause.startswith(f"container {named}: ")
+
+
+def test_a_pod_without_containers_or_unknown_is_a_cause_of_its_own_unless_the_agent_is_one():
+    assert explain_pod(AGENT, "shop/web-0", ()).code is Code.POD_EMPTY
+    assert explain_no_pod(AGENT, Code.POD_UNKNOWN, "no such pod", "look").code is Code.POD_UNKNOWN
+    assert explain_no_pod(AgentFacts(banned=True), Code.POD_UNKNOWN, "no such pod", "look").code is Code.BANNED
 
 
 def test_the_chain_goes_from_the_agent_to_the_signature():

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n=spiffe_core/wire/_gen/muniment/agent/explain/v1/explain.proto\x12\x19muniment.agent.explain.v1\"\x88\x01\n\x0e\x45xplainRequest\x12\r\n\x03pid\x18\x01 \x01(\x05H\x00\x12\x39\n\tselectors\x18\x02 \x01(\x0b\x32$.muniment.agent.explain.v1.SelectorsH\x00\x12\x11\n\x07refusal\x18\x03 \x01(\tH\x00\x12\x10\n\x06\x63\x61ller\x18\x04 \x01(\x08H\x00\x42\x07\n\x05\x61\x62out\"\x1e\n\tSelectors\x12\x11\n\tselectors\x18\x01 \x03(\t\"k\n\x0f\x45xplainResponse\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\x12\x0b\n\x03\x66ix\x18\x03 \x01(\t\x12.\n\x05steps\x18\x04 \x03(\x0b\x32\x1f.muniment.agent.explain.v1.Step\"\xca\x01\n\x04Step\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x38\n\x07outcome\x18\x02 \x01(\x0e\x32\'.muniment.agent.explain.v1.Step.Outcome\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x65tails\x18\x04 \x03(\t\"[\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0e\n\nOUTCOME_OK\x10\x01\x12\x12\n\x0eOUTCOME_FAILED\x10\x02\x12\x13\n\x0fOUTCOME_SKIPPED\x10\x03\x32k\n\x07\x45xplain\x12`\n\x07\x45xplain\x12).muniment.agent.explain.v1.ExplainRequest\x1a*.muniment.agent.explain.v1.ExplainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n=spiffe_core/wire/_gen/muniment/agent/explain/v1/explain.proto\x12\x19muniment.agent.explain.v1\"\xb7\x01\n\x0e\x45xplainRequest\x12\r\n\x03pid\x18\x01 \x01(\x05H\x00\x12\x39\n\tselectors\x18\x02 \x01(\x0b\x32$.muniment.agent.explain.v1.SelectorsH\x00\x12\x11\n\x07refusal\x18\x03 \x01(\tH\x00\x12\x10\n\x06\x63\x61ller\x18\x04 \x01(\x08H\x00\x12-\n\x03pod\x18\x05 \x01(\x0b\x32\x1e.muniment.agent.explain.v1.PodH\x00\x42\x07\n\x05\x61\x62out\"&\n\x03Pod\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x1e\n\tSelectors\x12\x11\n\tselectors\x18\x01 \x03(\t\"\xa5\x01\n\x0f\x45xplainResponse\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\x12\x0b\n\x03\x66ix\x18\x03 \x01(\t\x12.\n\x05steps\x18\x04 \x03(\x0b\x32\x1f.muniment.agent.explain.v1.Step\x12\x38\n\ncontainers\x18\x05 \x03(\x0b\x32$.muniment.agent.explain.v1.Container\"y\n\tContainer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04init\x18\x02 \x01(\x08\x12\x0f\n\x07process\x18\x03 \x01(\x05\x12?\n\x0b\x65xplanation\x18\x04 \x01(\x0b\x32*.muniment.agent.explain.v1.ExplainResponse\"\xca\x01\n\x04Step\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x38\n\x07outcome\x18\x02 \x01(\x0e\x32\'.muniment.agent.explain.v1.Step.Outcome\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x65tails\x18\x04 \x03(\t\"[\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0e\n\nOUTCOME_OK\x10\x01\x12\x12\n\x0eOUTCOME_FAILED\x10\x02\x12\x13\n\x0fOUTCOME_SKIPPED\x10\x03\x32k\n\x07\x45xplain\x12`\n\x07\x45xplain\x12).muniment.agent.explain.v1.ExplainRequest\x1a*.muniment.agent.explain.v1.ExplainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,15 +32,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'spiffe_core.wire._gen.munim
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EXPLAINREQUEST']._serialized_start=93
-  _globals['_EXPLAINREQUEST']._serialized_end=229
-  _globals['_SELECTORS']._serialized_start=231
-  _globals['_SELECTORS']._serialized_end=261
-  _globals['_EXPLAINRESPONSE']._serialized_start=263
-  _globals['_EXPLAINRESPONSE']._serialized_end=370
-  _globals['_STEP']._serialized_start=373
-  _globals['_STEP']._serialized_end=575
-  _globals['_STEP_OUTCOME']._serialized_start=484
-  _globals['_STEP_OUTCOME']._serialized_end=575
-  _globals['_EXPLAIN']._serialized_start=577
-  _globals['_EXPLAIN']._serialized_end=684
+  _globals['_EXPLAINREQUEST']._serialized_end=276
+  _globals['_POD']._serialized_start=278
+  _globals['_POD']._serialized_end=316
+  _globals['_SELECTORS']._serialized_start=318
+  _globals['_SELECTORS']._serialized_end=348
+  _globals['_EXPLAINRESPONSE']._serialized_start=351
+  _globals['_EXPLAINRESPONSE']._serialized_end=516
+  _globals['_CONTAINER']._serialized_start=518
+  _globals['_CONTAINER']._serialized_end=639
+  _globals['_STEP']._serialized_start=642
+  _globals['_STEP']._serialized_end=844
+  _globals['_STEP_OUTCOME']._serialized_start=753
+  _globals['_STEP_OUTCOME']._serialized_end=844
+  _globals['_EXPLAIN']._serialized_start=846
+  _globals['_EXPLAIN']._serialized_end=953
 # @@protoc_insertion_point(module_scope)

@@ -8,16 +8,26 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("pid", "selectors", "refusal", "caller")
+    __slots__ = ("pid", "selectors", "refusal", "caller", "pod")
     PID_FIELD_NUMBER: _ClassVar[int]
     SELECTORS_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     CALLER_FIELD_NUMBER: _ClassVar[int]
+    POD_FIELD_NUMBER: _ClassVar[int]
     pid: int
     selectors: Selectors
     refusal: str
     caller: bool
-    def __init__(self, pid: _Optional[int] = ..., selectors: _Optional[_Union[Selectors, _Mapping]] = ..., refusal: _Optional[str] = ..., caller: _Optional[bool] = ...) -> None: ...
+    pod: Pod
+    def __init__(self, pid: _Optional[int] = ..., selectors: _Optional[_Union[Selectors, _Mapping]] = ..., refusal: _Optional[str] = ..., caller: _Optional[bool] = ..., pod: _Optional[_Union[Pod, _Mapping]] = ...) -> None: ...
+
+class Pod(_message.Message):
+    __slots__ = ("namespace", "name")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    name: str
+    def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class Selectors(_message.Message):
     __slots__ = ("selectors",)
@@ -26,16 +36,30 @@ class Selectors(_message.Message):
     def __init__(self, selectors: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("code", "cause", "fix", "steps")
+    __slots__ = ("code", "cause", "fix", "steps", "containers")
     CODE_FIELD_NUMBER: _ClassVar[int]
     CAUSE_FIELD_NUMBER: _ClassVar[int]
     FIX_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    CONTAINERS_FIELD_NUMBER: _ClassVar[int]
     code: str
     cause: str
     fix: str
     steps: _containers.RepeatedCompositeFieldContainer[Step]
-    def __init__(self, code: _Optional[str] = ..., cause: _Optional[str] = ..., fix: _Optional[str] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ...) -> None: ...
+    containers: _containers.RepeatedCompositeFieldContainer[Container]
+    def __init__(self, code: _Optional[str] = ..., cause: _Optional[str] = ..., fix: _Optional[str] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., containers: _Optional[_Iterable[_Union[Container, _Mapping]]] = ...) -> None: ...
+
+class Container(_message.Message):
+    __slots__ = ("name", "init", "process", "explanation")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    INIT_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    init: bool
+    process: int
+    explanation: ExplainResponse
+    def __init__(self, name: _Optional[str] = ..., init: _Optional[bool] = ..., process: _Optional[int] = ..., explanation: _Optional[_Union[ExplainResponse, _Mapping]] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("name", "outcome", "text", "details")

@@ -25,19 +25,29 @@ _sym_db = _symbol_database.Default()
 from spiffe_core.wire._gen.muniment.agent.explain.v1 import explain_pb2 as spiffe__core_dot_wire_dot___gen_dot_muniment_dot_agent_dot_explain_dot_v1_dot_explain__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n>spiffe_core/wire/_gen/muniment/server/explain/v1/explain.proto\x12\x1amuniment.server.explain.v1\x1a=spiffe_core/wire/_gen/muniment/agent/explain/v1/explain.proto\"5\n\x0e\x45xplainRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x11\n\tselectors\x18\x02 \x03(\t\"%\n\x10\x45lsewhereRequest\x12\x11\n\tselectors\x18\x01 \x03(\t\"7\n\x11\x45lsewhereResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x05\x12\x11\n\tparent_id\x18\x02 \x01(\t2\xd6\x01\n\x07\x45xplain\x12\x61\n\x07\x45xplain\x12*.muniment.server.explain.v1.ExplainRequest\x1a*.muniment.agent.explain.v1.ExplainResponse\x12h\n\tElsewhere\x12,.muniment.server.explain.v1.ElsewhereRequest\x1a-.muniment.server.explain.v1.ElsewhereResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n>spiffe_core/wire/_gen/muniment/server/explain/v1/explain.proto\x12\x1amuniment.server.explain.v1\x1a=spiffe_core/wire/_gen/muniment/agent/explain/v1/explain.proto\"8\n\x12LintEntriesRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x15\n\rignored_codes\x18\x02 \x03(\t\"\xef\x01\n\x13LintEntriesResponse\x12\x39\n\x08\x66indings\x18\x01 \x03(\x0b\x32\'.muniment.server.explain.v1.LintFinding\x12K\n\x06\x63ounts\x18\x02 \x03(\x0b\x32;.muniment.server.explain.v1.LintEntriesResponse.CountsEntry\x12\x0f\n\x07\x65ntries\x18\x03 \x01(\x05\x12\x10\n\x08\x63omplete\x18\x04 \x01(\x08\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"[\n\x0bLintFinding\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x10\n\x08\x65ntry_id\x18\x02 \x01(\t\x12\x11\n\tspiffe_id\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x0b\n\x03\x66ix\x18\x05 \x01(\t\"5\n\x0e\x45xplainRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x11\n\tselectors\x18\x02 \x03(\t\"%\n\x10\x45lsewhereRequest\x12\x11\n\tselectors\x18\x01 \x03(\t\"7\n\x11\x45lsewhereResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x05\x12\x11\n\tparent_id\x18\x02 \x01(\t2\xc6\x02\n\x07\x45xplain\x12\x61\n\x07\x45xplain\x12*.muniment.server.explain.v1.ExplainRequest\x1a*.muniment.agent.explain.v1.ExplainResponse\x12h\n\tElsewhere\x12,.muniment.server.explain.v1.ElsewhereRequest\x1a-.muniment.server.explain.v1.ElsewhereResponse\x12n\n\x0bLintEntries\x12..muniment.server.explain.v1.LintEntriesRequest\x1a/.muniment.server.explain.v1.LintEntriesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'spiffe_core.wire._gen.muniment.server.explain.v1.explain_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXPLAINREQUEST']._serialized_start=157
-  _globals['_EXPLAINREQUEST']._serialized_end=210
-  _globals['_ELSEWHEREREQUEST']._serialized_start=212
-  _globals['_ELSEWHEREREQUEST']._serialized_end=249
-  _globals['_ELSEWHERERESPONSE']._serialized_start=251
-  _globals['_ELSEWHERERESPONSE']._serialized_end=306
-  _globals['_EXPLAIN']._serialized_start=309
-  _globals['_EXPLAIN']._serialized_end=523
+  _globals['_LINTENTRIESRESPONSE_COUNTSENTRY']._loaded_options = None
+  _globals['_LINTENTRIESRESPONSE_COUNTSENTRY']._serialized_options = b'8\001'
+  _globals['_LINTENTRIESREQUEST']._serialized_start=157
+  _globals['_LINTENTRIESREQUEST']._serialized_end=213
+  _globals['_LINTENTRIESRESPONSE']._serialized_start=216
+  _globals['_LINTENTRIESRESPONSE']._serialized_end=455
+  _globals['_LINTENTRIESRESPONSE_COUNTSENTRY']._serialized_start=410
+  _globals['_LINTENTRIESRESPONSE_COUNTSENTRY']._serialized_end=455
+  _globals['_LINTFINDING']._serialized_start=457
+  _globals['_LINTFINDING']._serialized_end=548
+  _globals['_EXPLAINREQUEST']._serialized_start=550
+  _globals['_EXPLAINREQUEST']._serialized_end=603
+  _globals['_ELSEWHEREREQUEST']._serialized_start=605
+  _globals['_ELSEWHEREREQUEST']._serialized_end=642
+  _globals['_ELSEWHERERESPONSE']._serialized_start=644
+  _globals['_ELSEWHERERESPONSE']._serialized_end=699
+  _globals['_EXPLAIN']._serialized_start=702
+  _globals['_EXPLAIN']._serialized_end=1028
 # @@protoc_insertion_point(module_scope)
