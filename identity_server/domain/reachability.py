@@ -24,7 +24,8 @@ METADATA = frozenset(
 
 _SITE_LOCAL = ipaddress.ip_network("fec0::/10")
 _COMPATIBLE = ipaddress.ip_network("::/96")
-_NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
 _LOW_BITS = 0xFFFF_FFFF
 _FIRST_OF_COMPATIBLE = 2
 """Below it lie `::` and `::1`, which are addresses of their own."""
@@ -82,13 +83,16 @@ def _meanings(address: Address) -> Iterator[Address]:
     if address.ipv4_mapped is not None:
         yield address.ipv4_mapped
         return
+    if address in _NAT64:  # how a network without IPv4 reaches IPv4
+        yield ipaddress.IPv4Address(int(address) & _LOW_BITS)
+        return
     yield address
     if address.sixtofour is not None:
         yield address.sixtofour
     if address.teredo is not None:
         yield from address.teredo
     compatible = address in _COMPATIBLE and int(address) >= _FIRST_OF_COMPATIBLE
-    if compatible or any(address in network for network in _NAT64):
+    if compatible or address in _LOCAL_NAT64:
         yield ipaddress.IPv4Address(int(address) & _LOW_BITS)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from identity_server.domain.authority import Authority
+from identity_server.domain.federation import FederationRelationship
 from identity_server.domain.orders import Errand, ErrandStatus, Order, Progress
 from identity_server.domain.server_settings import ServerRecord
 from identity_server.domain.state import Change, Position, State
@@ -25,9 +26,12 @@ class Database:
     bundles: dict[TrustDomain, TrustBundle] = field(default_factory=dict)
     orders: dict[str, Progress] = field(default_factory=dict)
     revision: int = 0
+    relationships: dict[TrustDomain, FederationRelationship] = field(default_factory=dict)
 
     def copy(self) -> Database:
-        return Database(dict(self.authorities), dict(self.bundles), dict(self.orders), self.revision)
+        return Database(
+            dict(self.authorities), dict(self.bundles), dict(self.orders), self.revision, dict(self.relationships)
+        )
 
 
 class _Authorities:
@@ -65,6 +69,20 @@ class _Bundles:
 
     def count(self) -> int:
         return len(self._rows)
+
+
+class _Relationships:
+    def __init__(self, rows: dict[TrustDomain, FederationRelationship]) -> None:
+        self._rows = rows
+
+    def get(self, trust_domain: TrustDomain) -> FederationRelationship | None:
+        return self._rows.get(trust_domain)
+
+    def put(self, relationship: FederationRelationship) -> None:
+        self._rows[relationship.trust_domain] = relationship
+
+    def remove(self, trust_domain: TrustDomain) -> None:
+        self._rows.pop(trust_domain, None)
 
 
 class _Orders:
@@ -111,6 +129,7 @@ class _UnitOfWork:
         self.authorities = _Authorities(database.authorities)
         self.bundles = _Bundles(database.bundles)
         self.orders = _Orders(database.orders)
+        self.relationships = _Relationships(database.relationships)
 
 
 class MemoryStore:
@@ -134,6 +153,10 @@ class MemoryStore:
         change = Change(
             Position(1, self.database.revision, 7),
             bundles=dict(self.database.bundles),
+            relationships={
+                **dict.fromkeys(self.state.value.relationships),
+                **self.database.relationships,
+            },
             authorities=rows,
             orders=_Orders(self.database.orders).waiting_for(self._server_id),
         )
@@ -147,7 +170,7 @@ class MemoryStore:
         self.commands += 1
         _raise_next(self.before)
         self.database.authorities, self.database.bundles = draft.authorities, draft.bundles
-        self.database.orders = draft.orders
+        self.database.orders, self.database.relationships = draft.orders, draft.relationships
         self.database.revision += 1
         _raise_next(self.after)
         self.reload()
