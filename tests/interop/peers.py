@@ -5,6 +5,7 @@ A program says what it learns in JSON, one line per event, the name of the event
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -36,12 +37,18 @@ def lacking(part: str, reason: str) -> NoReturn:
 class Program:
     """A running program and the events it has told so far; `close` kills it."""
 
-    def __init__(self, argv: Sequence[str], *, env: Mapping[str, str], log: Path) -> None:
+    def __init__(self, argv: Sequence[str], *, env: Mapping[str, str], log: Path, told: bool = False) -> None:
+        """With `told` it reads what `tell` says."""
         self.log = log
         self._events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
-                list(argv), env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
+                list(argv),
+                env=dict(env),
+                stdin=subprocess.PIPE if told else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
             )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -54,6 +61,12 @@ class Program:
             except ValueError:
                 self._events.put({"event": "not JSON", "line": line})
         self._events.put(None)
+
+    def tell(self, line: str) -> None:
+        """One line for the program to read."""
+        assert self.process.stdin is not None, "it was started to be told nothing"
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
 
     def hear(self, event: str, seconds: float = 20.0) -> dict[str, Any]:
         """The next event, which has to be `event`."""
@@ -76,6 +89,9 @@ class Program:
         self._reader.join()
         assert self.process.stdout is not None
         self.process.stdout.close()
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # it has gone, with a line unread
+                self.process.stdin.close()
 
     def __enter__(self) -> Self:
         return self

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from deploy.demo.stack import LocalStack
-from tests.interop.peers import HERE, Program, lacking, our_interpreter
+from tests.interop.go_program import build_go_program
+from tests.interop.peers import HERE, Program, our_interpreter
 from tests.interop.spire import StockAgent, spire_binaries
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60, func_only=True)]
 
-SOURCE = HERE / "go"
 OURS = HERE / "our_workload.py"
 DOMAIN = "spiffe://interop.test"
 TTL = 6
@@ -40,7 +40,6 @@ WORKLOADS = (
     "our-client",
     "our-other",
 )
-BUILD_SECONDS = 480.0
 PROCESS = "type.googleapis.com/spiffe.broker.WorkloadPIDReference"
 
 
@@ -69,25 +68,7 @@ def target(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Go program."""
-    go = shutil.which("go")
-    if go is None:
-        lacking("go", "there is no go command; install Go 1.24 or newer")
-    # The toolchain that is here has to do: another one is not fetched behind anybody's back.
-    env = {**os.environ, "GOTOOLCHAIN": "local", "GOWORK": "off"}
-
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [go, *words], cwd=SOURCE, env=env, capture_output=True, text=True, check=False, timeout=BUILD_SECONDS
-        )
-
-    fetched = run("mod", "download")
-    if fetched.returncode:
-        lacking("go", f"the Go modules cannot be had: {fetched.stderr.strip()[-500:]}")
-    program = tmp_path_factory.mktemp("go") / "peer"
-    done = run("build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-o", str(program), ".")
-    if done.returncode:
-        pytest.fail(f"the Go program does not build:\n{done.stderr}", pytrace=False)
-    return program
+    return build_go_program(tmp_path_factory.mktemp("go"))
 
 
 Start = Callable[..., Program]

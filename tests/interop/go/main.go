@@ -6,6 +6,7 @@
 //	reflect           what the socket serves, by server reflection
 //	broker TARGET AGENT PID  the identities of a process, from the broker endpoint of the agent with that ID
 //	files CONFIG COUNT  gRPC with the files of a file_watcher, until COUNT certificates have been served
+//	oidc ISSUER AUDIENCE CA  verify each token on standard input, from the issuer's discovery document alone
 //	serve PEER        greet everyone who proves to be PEER, until killed
 //	dial PORT PEER    greet the server at PORT, which has to be PEER
 //
@@ -227,6 +228,8 @@ func main() {
 		actAsBroker(ctx, words[1], spiffeid.RequireFromString(words[2]), number(words[3]))
 	case "files":
 		watchFiles(ctx, words[1], number(words[2]))
+	case "oidc":
+		verifyByIssuer(ctx, words[1], words[2], words[3])
 	case "watch":
 		watch(ctx, number(words[1]))
 	case "serve":

@@ -1,0 +1,158 @@
+"""Our JWT-SVIDs verified by others who know the issuer's URL and nothing else, over HTTPS with a private CA (issue 6, item 5).
+
+PyJWT with its own key client, and Go's coreos/go-oidc with go-jose: what Kubernetes, Vault and many products use.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.demo.stack import LocalStack, free_port
+from spiffe_core.clock import SystemClock
+from tests.doubles.web_certificate import write_web_certificate
+from tests.interop.go_program import build_go_program
+from tests.interop.peers import HERE, ROOT, Program, lacking, until
+from tests.tokens import parts
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60, func_only=True)]
+
+AUDIENCE = "https://api.interop.test"
+WEB = "spiffe://interop.test/web"
+VERIFIERS = ("pyjwt", "go-oidc")
+SHORT = 1
+"""Seconds of life of a token that is to be expired."""
+
+
+class Provider:
+    """A server that is its own discovery provider, on a port that stands in its issuer."""
+
+    def __init__(self, stack: LocalStack, folder: Path, port: int) -> None:
+        self.stack = stack
+        self.folder = folder
+        self.issuer = f"https://localhost:{port}"
+        self.elsewhere = f"https://127.0.0.1:{port}"
+
+    def token(self, audience: str = AUDIENCE, ttl: int = 300) -> str:
+        words = ("jwt", "mint", "-spiffeID", WEB, "-audience", audience, "-ttl", str(ttl))
+        return str(self.stack.admin(*words)).strip()
+
+    def rotate(self) -> str:
+        """The key ID that signs from now on."""
+        prepared = self.stack.admin_json("localauthority", "jwt", "prepare")["prepared_authority"]["authority_id"]
+        self.stack.admin("localauthority", "jwt", "activate", "-authorityID", prepared)
+        return str(prepared)
+
+
+def serving(folder: Path, port: int, key_type: str) -> str:
+    return (
+        f'[jwt]\nissuer = "https://localhost:{port}"\nkey_type = "{key_type}"\n'
+        f'[oidc]\ndomains = ["localhost", "127.0.0.1"]\n[oidc.serving_cert_file]\naddr = "127.0.0.1:{port}"\n'
+        f'cert_file_path = "{folder}/web.pem"\nkey_file_path = "{folder}/web.key"\n'
+    )
+
+
+@pytest.fixture(scope="module")
+def provider(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
+    folder, port = tmp_path_factory.mktemp("oidc"), free_port()
+    write_web_certificate(folder)
+    with LocalStack("interop.test", server=serving(folder, port, getattr(request, "param", "ec-p256"))) as stack:
+        stack.start_server()
+        yield Provider(stack, folder, port)
+
+
+@pytest.fixture(scope="module")
+def go(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_go_program(tmp_path_factory.mktemp("go"))
+
+
+def pyjwt() -> list[str]:
+    found = sorted(ROOT.glob(".venv-foreign/bin/python"))
+    if not found:
+        lacking("foreign", "the foreign client is not installed; make .venv-foreign/.installed")
+    return [str(found[0]), str(HERE / "pyjwt_verifier.py")]
+
+
+Start = Callable[..., Program]
+
+
+def argv_of(name: str, request: pytest.FixtureRequest) -> list[str]:
+    return pyjwt() if name == "pyjwt" else [str(request.getfixturevalue("go")), "oidc"]
+
+
+@pytest.fixture
+def start(request: pytest.FixtureRequest, provider: Provider, tmp_path: Path) -> Iterator[Start]:
+    """Start a verifier that knows the issuer, the audience and a CA."""
+    with ExitStack() as running:
+
+        def run(name: str, issuer: str = provider.issuer, audience: str = AUDIENCE) -> Program:
+            words = [*argv_of(name, request), issuer, audience, str(provider.folder / "web-ca.pem")]
+            log = tmp_path / f"{name}.log"
+            return running.enter_context(Program(words, env=dict(os.environ), log=log, told=True))
+
+        yield run
+
+
+def verdict(verifier: Program, token: str, event: str) -> dict[str, Any]:
+    verifier.tell(token)
+    return verifier.hear(event)
+
+
+@pytest.mark.parametrize("provider", ["ec-p256", "rsa-2048"], indirect=True)
+@pytest.mark.parametrize("name", VERIFIERS)
+def test_a_token_is_verified_from_the_issuers_url_alone(provider: Provider, start: Start, name: str) -> None:
+    """Discovery sections 3 and 4, JWT-SVID sections 3 to 5: issuer, keys with use and alg, subject, audience."""
+    verifier = start(name)
+    found = verifier.hear("discovered")
+    token = provider.token()
+    header, _ = parts(token)
+    assert header["alg"] in found["algorithms"]
+    assert header["kid"] in [key["kid"] for key in found["keys"]]
+    assert {(key["use"], key["alg"]) for key in found["keys"]} == {("sig", header["alg"])}
+    assert all(key.get("valid", True) and key.get("public", True) for key in found["keys"])
+    told = verdict(verifier, token, "verified")
+    assert (told["iss"], told["sub"]) == (provider.issuer, WEB)
+    assert told["aud"] in (AUDIENCE, [AUDIENCE])
+
+
+@pytest.mark.parametrize("name", VERIFIERS)
+def test_another_audience_an_expired_token_and_a_spoilt_one_are_refused(
+    provider: Provider, start: Start, name: str
+) -> None:
+    verifier = start(name)
+    verifier.hear("discovered")
+    expiring = provider.token(ttl=SHORT)
+    assert "udience" in verdict(verifier, provider.token("somebody else"), "refused")["text"]
+    good = provider.token()
+    first, _, last = good.rpartition(".")
+    assert "ignature" in verdict(verifier, f"{first}.{'A' * len(last)}", "refused")["text"]
+    end = parts(expiring)[1]["exp"]
+    until(lambda: SystemClock().now().timestamp() > end)
+    assert "expired" in verdict(verifier, expiring, "refused")["text"]
+    verdict(verifier, good, "verified")
+
+
+@pytest.mark.parametrize("name", VERIFIERS)
+def test_an_issuer_that_says_it_is_another_is_refused(provider: Provider, start: Start, name: str) -> None:
+    """Discovery section 4.3: the same documents under another name of the same host."""
+    assert provider.issuer in start(name, issuer=provider.elsewhere).hear("refused")["text"]
+
+
+def test_a_rotation_is_seen_by_verifiers_that_keep_keys(provider: Provider, start: Start) -> None:
+    """Who knows the old keys finds the new one by its key ID, and believes the old one until it is gone."""
+    verifiers = [start(name) for name in VERIFIERS]
+    before = provider.token()
+    for verifier in verifiers:
+        verifier.hear("discovered")
+        verdict(verifier, before, "verified")
+    coming = provider.rotate()
+    after = provider.token()
+    assert parts(after)[0]["kid"] == coming != parts(before)[0]["kid"]
+    for verifier in verifiers:
+        verdict(verifier, after, "verified")
+        verdict(verifier, before, "verified")
