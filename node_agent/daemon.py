@@ -18,6 +18,7 @@ from spiffe_core.runtime.logs import LogOutput, setup_logging
 from spiffe_core.runtime.process import connections_that_fit, refuse_dumps
 from spiffe_core.runtime.refusal import complain
 from spiffe_core.runtime.supervise import Supervisor
+from spiffe_core.wire.wake_ups import drain_wake_ups
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ def run(settings: AgentSettings) -> int:
         output = setup_logging(settings.log_level, settings.log_file or None, style=settings.log_format)
         refuse_dumps()
         settings = _with_room(settings)
+        drain_wake_ups()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(settings, output))
     except IdentityError as error:

@@ -15,7 +15,8 @@ from spiffe_core.runtime.supervise import spawn
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 32
+_AT_ONCE = 8
+"""In one round of the loop: a thousand that come together must not become one long round."""
 _PAUSE_SECONDS = 0.1
 _GONE_BEFORE_IT_WAS_TAKEN = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EINTR})
 

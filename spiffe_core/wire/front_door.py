@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 _NAME_PREFIX = "unix-abstract:"
 _SOCKET = "grpc.sock"
 _HANDSHAKES_EACH_ROUND = 2
+_INTRODUCTIONS = 4
+"""So many TLS connections at a time are being taken on by gRPC: it does a crowd's first steps before anybody's second."""
 _TRUSTED_RESERVE = 64
 _LEAST_SECONDS = 0.001
 _CLOSE_SECONDS = 1.0
@@ -96,6 +98,7 @@ class FrontDoor:
         self._meters = Meters(self.limits.rates)
         self._handshakes = Handshakes(self.limits.handshakes)
         self._pace = Pace(_HANDSHAKES_EACH_ROUND)
+        self._introductions = asyncio.Semaphore(_INTRODUCTIONS)
         self._unix: list[UnixListener] = []
         self._tcp: list[socket.socket] = []
         self._acceptors: list[Acceptor] = []
@@ -295,7 +298,8 @@ class FrontDoor:
             link.peer = tls_peer(stranger, transport.get_extra_info("ssl_object"), contexts.tls)
             link.shares = self._shares.of_tls(link.peer, self.limits.connections)
             self._links[link.name] = link
-            await self._connect_far(link, next(self._turn))
+            async with asyncio.timeout(self.limits.handshake_seconds), self._introductions:
+                await self._connect_far(link, next(self._turn), greeted=True)
         except BaseException:
             link.splice.abort()
             raise
@@ -327,12 +331,15 @@ class FrontDoor:
         if self._empty is not None and not self._splices:
             self._empty.set()
 
-    async def _connect_far(self, link: _Link, listener: str) -> None:
+    async def _connect_far(self, link: _Link, listener: str, *, greeted: bool = False) -> None:
+        """Join a link to gRPC, with `greeted` once gRPC has said its first word (RFC 9113 section 3.4)."""
         loop = asyncio.get_running_loop()
         far = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             far.bind("\0" + link.name)
             await _connect(far, str(self._private.path / listener))
+            if greeted:
+                await readable(far)
             await loop.create_unix_connection(lambda: link.splice.far, sock=far)
         except BaseException:
             far.close()

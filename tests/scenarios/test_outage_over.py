@@ -101,5 +101,5 @@ async def test_two_hundred_agents_come_back_at_once():
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 async def test_two_thousand_agents_come_back_at_once():
-    """R37: all within 60 s. The second that others' calls may take is not asserted: on two busy cores it was 2.3 s."""
-    assert await herd(2000, 60) < 5.0
+    """R37: all within 60 s. Others' calls may take a second; three times that is asserted, for busy machines."""
+    assert await herd(2000, 60) < 3.0
