@@ -45,6 +45,7 @@ from identity_server.rpc.agent_api import AgentApi
 from identity_server.rpc.authority_orders_api import AuthorityOrdersApi
 from identity_server.rpc.bundle_api import BundleApi
 from identity_server.rpc.caller import AccessInterceptor, presented_by
+from identity_server.rpc.carried_position import PositionInterceptor
 from identity_server.rpc.debug_api import DebugApi
 from identity_server.rpc.drain import Drain, DrainInterceptor
 from identity_server.rpc.entry_api import EntryApi
@@ -54,7 +55,7 @@ from identity_server.rpc.health_api import SERVICE as HEALTH
 from identity_server.rpc.health_api import HealthApi
 from identity_server.rpc.local_authority_api import LocalAuthorityApi
 from identity_server.rpc.logger_api import LoggerApi
-from identity_server.rpc.propagation_api import PropagationApi
+from identity_server.rpc.propagation_api import LASTING, PropagationApi
 from identity_server.rpc.services import (
     AGENT,
     AUTHORITY_ORDERS,
@@ -72,6 +73,7 @@ from identity_server.rpc.services import (
 from identity_server.rpc.svid_api import SvidApi, terms_of, token_terms_of
 from identity_server.rpc.throttle import Throttle, ThrottleInterceptor
 from identity_server.rpc.trust_domain_api import TrustDomainApi
+from identity_server.services.abreast import Abreast
 from identity_server.services.absent_servers import AbsentServers
 from identity_server.services.admission import Admissions
 from identity_server.services.attest_agent import AttestAgents
@@ -115,6 +117,7 @@ from spiffe_core.runtime.request_id import current_request_id
 from spiffe_core.runtime.tracing import Tracing
 from spiffe_core.runtime.tracing_setup import tracing_of
 from spiffe_core.wire.calls import CallInterceptor
+from spiffe_core.wire.channels import LAST_CALLS_SECONDS
 from spiffe_core.wire.door_server import AGENT_LANES, DoorServer, private_server
 from spiffe_core.wire.front_door import FrontDoor, Limits
 from spiffe_core.wire.services import handlers
@@ -155,6 +158,7 @@ class Server:
     fleet: Fleet
     followers: Followers
     refresh: BundleRefresh
+    abreast: Abreast
     door: FrontDoor
     grpc: DoorServer
     drain: Drain
@@ -366,6 +370,7 @@ async def _compose(  # the one place where everything has a name
         signers=workers if settings.ca.signing_workers else None,
     )
     federation = federating(settings.federation, store=store, audit=audit, clock=clock, own=own, metrics=metrics)
+    abreast = Abreast(store.state, database.head)
     drain = Drain()
     door = FrontDoor(
         limits=Limits(
@@ -437,10 +442,12 @@ async def _compose(  # the one place where everything has a name
             CallInterceptor(observers(metrics, sink), clock.monotonic, tracing),
             ErrorInterceptor(current_request_id),
             AccessInterceptor(door.caller_of, admissions),
+            PositionInterceptor(abreast, trust_domain),
             ThrottleInterceptor(door.caller_of, throttle),
-            DrainInterceptor(drain),
+            DrainInterceptor(drain, settings.limits.connection_age_seconds + LAST_CALLS_SECONDS, LASTING),
         ],
         max_connection_age=settings.limits.connection_age_seconds,
+        max_stream_age=settings.limits.push_stream_age_seconds,
         max_message=settings.limits.request_bytes,
     )
     return Server(
@@ -465,6 +472,7 @@ async def _compose(  # the one place where everything has a name
         fleet=fleet,
         followers=followers,
         refresh=federation.refresh,
+        abreast=abreast,
         door=door,
         grpc=rpc,
         drain=drain,

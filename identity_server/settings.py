@@ -215,6 +215,7 @@ class LimitSection(Section):
     connections_per_uid: int = Field(default=1024, ge=4, le=1_000_000)
     handshake_seconds: float = Field(default=10.0, ge=0.1, le=120.0, strict=False)
     connection_age_seconds: float = Field(default=180.0, ge=1.0, le=86_400.0, strict=False)
+    push_stream_age_seconds: float = Field(default=1800.0, ge=1.0, le=86_400.0, strict=False)
     request_bytes: int = Field(default=4 * 1024 * 1024, ge=65_536, le=64 * 1024 * 1024)
 
 

@@ -313,7 +313,7 @@ def _compose(
     follow = None
     if settings.push:
         follow = FollowServer(
-            changes=metered_changes(ChangeStream(settings.trust_domain, connection.member), metrics),
+            changes=metered_changes(ChangeStream(settings.trust_domain, connection.calls), metrics),
             membership=membership,
             synchronize=synchronize,
             workloads=workloads,

@@ -11,15 +11,14 @@ import grpc.aio
 
 from node_agent.domain.entry_cache import Stamp
 from node_agent.domain.news import News
-from node_agent.server_client import MAX_ENTRIES, received, translated
+from node_agent.server_calls import Calls, received, translated
+from node_agent.server_client import MAX_ENTRIES
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.errors import IdentityError, Unavailable
 from spiffe_core.spiffe_id import TrustDomain
 from spiffe_core.wire import convert
 from spiffe_core.wire._gen.muniment.server.propagation.v1 import propagation_pb2 as pb
-from spiffe_core.wire.dialer import Dialer
-from spiffe_core.wire.services import Stub
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +39,9 @@ class _Silent(Unavailable):
 class ChangeStream:
     """One push stream at a time. Belongs to the event loop's thread."""
 
-    def __init__(self, trust_domain: TrustDomain, member: Dialer) -> None:
+    def __init__(self, trust_domain: TrustDomain, calls: Calls) -> None:
         self._trust_domain = trust_domain
-        self._member = member
+        self._calls = calls
         self._call: Any = None
 
     async def follow(self, position: str, known: Callable[[], Mapping[str, Stamp]]) -> AsyncGenerator[News, None]:
@@ -55,8 +54,9 @@ class ChangeStream:
             AgentRefused: it does not accept this agent.
             Unavailable: it cannot be reached, ended the stream, or says what cannot be understood.
         """
-        with translated(self._member):
-            call = Stub(self._member.channel(), _SERVICE).Follow()
+        member = self._calls.dialer
+        with translated(member):
+            call = self._calls.open(_SERVICE, "Follow", endless=True)
             self._call = call
             try:
                 await call.write(pb.FollowRequest(hello=pb.Hello(position=position)))
@@ -67,9 +67,12 @@ class ChangeStream:
                         await _compare(call, known())
                         continue
                     patience = SILENCE_SECONDS
-                    yield self._news(parts)
+                    member.answered(available=True)
+                    news = self._news(parts)
+                    self._calls.bearings.reset(news.position)
+                    yield news
             except _Silent:
-                self._member.fell_silent()  # the next stream goes over a connection of its own
+                member.fell_silent()  # the next stream goes over a connection of its own
                 raise
             finally:
                 self._call = None

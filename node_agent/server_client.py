@@ -10,16 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from attestors.api import NodeProver
+from node_agent.domain.bearings import Bearings
 from node_agent.domain.entry_cache import Listing, Stamp, to_fetch
 from node_agent.domain.svid_plan import LARGEST_BATCH
-from node_agent.ports import Enrolled, ServerUnproven, SvidAnswer, SvidRequest, WitAnswer, WitRequest
+from node_agent.ports import Enrolled, SvidAnswer, SvidRequest, WitAnswer, WitRequest
+from node_agent.server_calls import Calls, received, translated
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.errors import (
@@ -28,10 +30,8 @@ from spiffe_core.errors import (
     Kind,
     NotFound,
     PreconditionFailed,
-    Reason,
     Unavailable,
     Unimplemented,
-    VerificationFailed,
 )
 from spiffe_core.jwt_svid import JwtSvid
 from spiffe_core.runtime.offload import Offload
@@ -49,12 +49,10 @@ from spiffe_core.wire._gen.spire.api.types import entry_pb2 as entry_types_pb2
 from spiffe_core.wire.convert_tokens import jwt_svid_from_proto, wit_svid_from_proto
 from spiffe_core.wire.dialer import Dialer
 from spiffe_core.wire.exchange import END, Exchange
-from spiffe_core.wire.services import Stub
-from spiffe_core.wire.status import from_rpc_error, kind_of
+from spiffe_core.wire.status import kind_of
 
 log = logging.getLogger(__name__)
 
-CALL_SECONDS = 30.0
 IDS_PER_REQUEST = 500
 MAX_ENTRIES = 500_000
 MAX_CHALLENGES = 32
@@ -92,14 +90,17 @@ class ServerClient:
         self._trust_domain = trust_domain
         self._anonymous = anonymous
         self._member = member
+        self.bearings = Bearings()
+        self._first_calls = Calls(anonymous, self.bearings)
+        self._calls = Calls(member, self.bearings)
         self._skipped: dict[str, Stamp] = {}
         self._bundle: tuple[Any, TrustBundle] | None = None
         self._proofs = Offload("prove", 1)
 
     @property
-    def member(self) -> Dialer:
-        """What dials with the agent's own SVID."""
-        return self._member
+    def calls(self) -> Calls:
+        """Calls with the agent's own SVID."""
+        return self._calls
 
     async def start(self) -> None:
         """Open the dialers; nothing is dialled before the first call."""
@@ -131,7 +132,7 @@ class ServerClient:
         bundle: TrustBundle | None = None
         for attempt in range(1, BOOTSTRAP_BUNDLE_TRIES + 1):
             try:
-                bundle = await self._get_bundle(self._anonymous)
+                bundle = await self._get_bundle(self._first_calls)
                 break
             except Unavailable as error:
                 log.warning("the bundle could not be read after attestation (try %d): %s", attempt, error.public)
@@ -143,7 +144,8 @@ class ServerClient:
         payload = await self._proofs(_answered, proof, None)
         if not payload:
             raise PreconditionFailed(f"the {prover.name} attestor of this node has nothing to present")
-        call = Exchange(Stub(self._anonymous.channel(), _AGENT).AttestAgent(timeout=CALL_SECONDS))
+        self.bearings.reset()
+        call = Exchange(self._first_calls.open(_AGENT, "AttestAgent"))
         try:
             data = attestation_pb2.AttestationData(type=prover.name, payload=payload)
             params = agent_pb2.AgentX509SVIDParams(csr=csr)
@@ -170,8 +172,7 @@ class ServerClient:
     async def renew(self, csr: bytes) -> tuple[bytes, ...]:
         """A new chain for the agent's own SVID."""
         request = agent_pb2.RenewAgentRequest(params=agent_pb2.AgentX509SVIDParams(csr=csr))
-        with translated(self._member):
-            response = received(await Stub(self._member.channel(), _AGENT).RenewAgent(request, timeout=CALL_SECONDS))
+        response = await self._calls.ask(_AGENT, "RenewAgent", request)
         return _chain(response.svid)
 
     async def identity_changed(self) -> None:
@@ -183,28 +184,23 @@ class ServerClient:
     async def post_status(self, version: str, bundle_sequence: int) -> None:
         """Tell the server which software this is."""
         request = agent_pb2.PostStatusRequest(current_bundle_serial=bundle_sequence, agent_version=version)
-        with translated(self._member):
-            await Stub(self._member.channel(), _AGENT).PostStatus(request, timeout=CALL_SECONDS)
+        await self._calls.ask(_AGENT, "PostStatus", request)
 
     async def elsewhere(self, selectors: frozenset[Selector]) -> tuple[int, str]:
         """How many entries match that are not this agent's, and below which parent one of them stands."""
         request = explain_pb2.ElsewhereRequest(selectors=[str(one) for one in canonical(selectors)])
-        with translated(self._member):
-            stub = Stub(self._member.channel(), _EXPLAIN)
-            answer = received(await stub.Elsewhere(request, timeout=EXPLAIN_SECONDS))
+        answer = await self._calls.ask(_EXPLAIN, "Elsewhere", request, seconds=EXPLAIN_SECONDS)
         return answer.entries, answer.parent_id
 
     async def fetch_bundle(self) -> TrustBundle:
         """The trust domain's own bundle."""
-        return await self._get_bundle(self._member)
+        return await self._get_bundle(self._calls)
 
     async def fetch_federated_bundle(self, trust_domain: TrustDomain) -> TrustBundle | None:
         """A federated trust domain's bundle; None when the server has none."""
         request = bundle_pb2.GetFederatedBundleRequest(trust_domain=trust_domain.name, output_mask=_BUNDLE_MASK)
         try:
-            with translated(self._member):
-                stub = Stub(self._member.channel(), _BUNDLE)
-                message = received(await stub.GetFederatedBundle(request, timeout=CALL_SECONDS))
+            message = await self._calls.ask(_BUNDLE, "GetFederatedBundle", request)
         except (NotFound, Unimplemented):
             return None
         return convert.bundle_from_proto(message)
@@ -215,10 +211,7 @@ class ServerClient:
             raise ValueError(f"at most {LARGEST_BATCH} SVIDs are asked for at once")
         params = [svid_pb2.NewX509SVIDParams(entry_id=one.entry_id, csr=one.csr) for one in requests]
         request = svid_pb2.BatchNewX509SVIDRequest(params=params)
-        with translated(self._member):
-            response = received(
-                await Stub(self._member.channel(), _SVID).BatchNewX509SVID(request, timeout=CALL_SECONDS)
-            )
+        response = await self._calls.ask(_SVID, "BatchNewX509SVID", request)
         if len(response.results) != len(requests):
             raise Unavailable(f"the server answered {len(response.results)} of {len(requests)} requests for SVIDs")
         return [_answer(result) for result in response.results]
@@ -226,8 +219,7 @@ class ServerClient:
     async def new_jwt_svid(self, entry_id: str, audience: Sequence[str]) -> JwtSvid:
         """A token for one entry, as the server sent it."""
         request = svid_pb2.NewJWTSVIDRequest(entry_id=entry_id, audience=audience)
-        with translated(self._member):
-            response = received(await Stub(self._member.channel(), _SVID).NewJWTSVID(request, timeout=CALL_SECONDS))
+        response = await self._calls.ask(_SVID, "NewJWTSVID", request)
         return jwt_svid_from_proto(response.svid, tuple(audience))
 
     async def issue_wits(self, requests: Sequence[WitRequest]) -> list[WitAnswer]:
@@ -237,10 +229,7 @@ class ServerClient:
             for one in requests
         ]
         request = svid_pb2.BatchNewWITSVIDRequest(params=params)
-        with translated(self._member):
-            response = received(
-                await Stub(self._member.channel(), _SVID).BatchNewWITSVID(request, timeout=CALL_SECONDS)
-            )
+        response = await self._calls.ask(_SVID, "BatchNewWITSVID", request)
         if len(response.results) != len(requests):
             raise Unavailable(f"the server answered {len(response.results)} of {len(requests)} requests for WIT-SVIDs")
         return [_wit_answer(result) for result in response.results]
@@ -252,7 +241,7 @@ class ServerClient:
         asked for those that are new or differ.
         """
         with translated(self._member):
-            call = Exchange(Stub(self._member.channel(), _ENTRY).SyncAuthorizedEntries(timeout=CALL_SECONDS))
+            call = Exchange(self._calls.open(_ENTRY, "SyncAuthorizedEntries"))
             try:
                 await call.say(entry_pb2.SyncAuthorizedEntriesRequest(output_mask=_ENTRY_MASK))
                 whole: list[Any] = []
@@ -292,10 +281,8 @@ class ServerClient:
         self._skipped = still | unreadable
         return Listing(frozenset(present - self._skipped.keys()), tuple(entries))
 
-    async def _get_bundle(self, dialer: Dialer) -> TrustBundle:
-        request = bundle_pb2.GetBundleRequest(output_mask=_BUNDLE_MASK)
-        with translated(dialer):
-            message = received(await Stub(dialer.channel(), _BUNDLE).GetBundle(request, timeout=CALL_SECONDS))
+    async def _get_bundle(self, calls: Calls) -> TrustBundle:
+        message = await calls.ask(_BUNDLE, "GetBundle", bundle_pb2.GetBundleRequest(output_mask=_BUNDLE_MASK))
         if self._bundle is not None and self._bundle[0] == message:
             return self._bundle[
                 1
@@ -344,13 +331,6 @@ def _answered(proof: Generator[bytes, bytes, None], challenge: bytes | None) -> 
         return b""
 
 
-def received(message: Any) -> Any:
-    """A message that arrived. Of bytes that are no message gRPC makes None, and a line in its own log."""
-    if message is None:
-        raise Unavailable("the server's answer cannot be read")
-    return message
-
-
 def _chain(svid: x509svid_pb2.X509SVID) -> tuple[bytes, ...]:
     """The chain of the agent's own SVID. A broken one is the server's fault, not that of what was sent."""
     try:
@@ -387,29 +367,3 @@ def _item_error(status: status_pb2.Status) -> IdentityError:
     }
     code = next((one for one in grpc.StatusCode if one.value[0] == status.code), grpc.StatusCode.UNKNOWN)
     return kinds.get(kind_of(code), IdentityError)(f"the server refused: {status.message or code.name}")
-
-
-@contextlib.contextmanager
-def translated(dialer: Dialer) -> Iterator[None]:
-    """Errors of gRPC as ours. When no connection came about, the dialer knows why better than gRPC does."""
-    try:
-        yield
-        dialer.answered(available=True)
-    except grpc.aio.AioRpcError as error:
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            dialer.fell_silent()
-        translated = from_rpc_error(error)
-        unavailable = isinstance(translated, Unavailable)
-        if unavailable and dialer.last_error is not None:
-            raise _unreached(dialer.last_error) from error
-        if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-            dialer.answered(available=not unavailable)
-        raise translated from error
-    except (asyncio.InvalidStateError, grpc.aio.UsageError) as error:
-        raise Unavailable("the connection to the server ended during the call") from error
-
-
-def _unreached(why: IdentityError) -> Unavailable:
-    """Why there is no connection, told apart from the one cause that another bundle may end."""
-    unknown = isinstance(why, VerificationFailed) and why.reason is Reason.UNKNOWN_AUTHORITY
-    return (ServerUnproven if unknown else Unavailable)(why.public, **why.facts)

@@ -1,7 +1,10 @@
-"""Ending idle streams when the server goes down: each is told "restarting" instead of being cut (architecture A7).
+"""Ending idle streams: when the server goes down, and when they have lasted too long (architecture A7, A9).
 
 A bidirectional handler waits for its client most of the time. Its requests are wrapped so that the wait also ends when
-the drain begins, with Unavailable; a message that is already being answered is answered.
+the drain begins, with Unavailable "restarting" instead of a cut; a message that is already being answered is answered.
+
+Connections are left open for push streams long after they take no new calls; every other stream ends with Unavailable at
+the age that a connection of SPIRE's services may have.
 """
 
 from __future__ import annotations
@@ -41,10 +44,12 @@ class Drain:
 
 
 class DrainInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the requests of streaming clients."""
+    """Wraps the requests of streaming clients. Streams of the methods in `lasting` may last longer than `seconds`."""
 
-    def __init__(self, drain: Drain) -> None:
+    def __init__(self, drain: Drain, seconds: float, lasting: frozenset[str]) -> None:
         self._drain = drain
+        self._seconds = seconds
+        self._lasting = lasting
 
     async def intercept_service(
         self,
@@ -56,9 +61,10 @@ class DrainInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or not (handler.request_streaming and handler.response_streaming):
             return handler
         behaviour = getattr(handler, CALL_KINDS[True, True])
+        seconds = None if handler_call_details.method in self._lasting else self._seconds
 
         async def drained(requests: Any, context: Context) -> AsyncIterator[Any]:
-            async with aclosing(behaviour(_until(self._drain, requests), context)) as responses:
+            async with aclosing(behaviour(_until(self._drain, requests, seconds), context)) as responses:
                 async for response in responses:
                     yield response
 
@@ -69,17 +75,22 @@ class DrainInterceptor(grpc.aio.ServerInterceptor):
         )
 
 
-async def _until(drain: Drain, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """The client's messages until it has no more, or until the drain begins while none is there."""
+async def _until(drain: Drain, requests: AsyncIterator[Any], seconds: float | None) -> AsyncIterator[Any]:
+    """The client's messages until it has no more, or until the drain begins or the time is over while none is there."""
     messages = aiter(requests)
+    loop = asyncio.get_running_loop()
+    end = None if seconds is None else loop.time() + seconds
     tasks: set[asyncio.Task[Any]] = set()
     over = spawn(drain.wait(), "drain", tasks)
     try:
         while True:
             coming = spawn(_one(messages), "next request", tasks)
-            await asyncio.wait({coming, over}, return_when=asyncio.FIRST_COMPLETED)
+            left = None if end is None else max(end - loop.time(), 0.0)
+            await asyncio.wait({coming, over}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if not coming.done():
-                raise Unavailable("the server is restarting, try again")
+                raise Unavailable(
+                    "the server is restarting, try again" if over.done() else "the stream is over, open a new one"
+                )
             found = coming.result()
             if found is None:
                 return

@@ -29,7 +29,10 @@ from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.wire import convert
 from spiffe_core.wire._gen.muniment.server.propagation.v1 import propagation_pb2 as pb
 from spiffe_core.wire.peer import Peer
+from spiffe_core.wire.services import full_method
 
+LASTING: Final = frozenset({full_method(pb.DESCRIPTOR.services_by_name["Propagation"].methods_by_name["Follow"])})
+"""The streams that may outlive the age of a connection."""
 PAGE_ENTRIES: Final = 500
 PAGE_BYTES: Final = 1024 * 1024
 MAX_STAMPS: Final = 500_000

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from identity_server.domain.state import HistoryChange, State
+from identity_server.domain.state import HistoryChange, Position, State
 from identity_server.ports import UnitOfWork
 from identity_server.store.connecting import NO_ACCESS, open_database
 from identity_server.store.database import Access, Database
@@ -31,6 +31,7 @@ from spiffe_core.clock import Clock
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.errors import Unavailable
 from spiffe_core.runtime.offload import Offload
+from spiffe_core.runtime.supervise import spawn
 from spiffe_core.runtime.watch import Watch
 from spiffe_core.spiffe_id import TrustDomain
 
@@ -98,6 +99,7 @@ class SqlStore:
         self._waiting: list[tuple[int, int, asyncio.Future[Any], Any]] = []
         self._numbers = itertools.count()
         self._reading = 0
+        self._heads: asyncio.Task[Position] | None = None
         self._overdue: asyncio.TimerHandle | None = None
         self._age = LogAge()
         self.weaknesses: tuple[str, ...] = ()
@@ -210,6 +212,24 @@ class SqlStore:
     async def read(self, query: Callable[[UnitOfWork], T]) -> T:
         """Run `query` on a reader's thread in one snapshot."""
         return await self._read(query)
+
+    async def head(self) -> Position:
+        """Where the database is; read after this was called, once for all who call while a read is under way.
+
+        The follower looks for what is new as well.
+
+        Raises:
+            Unavailable: the database cannot be read now.
+        """
+        self._follower.wake()
+        earlier = self._heads
+        if earlier is not None and not earlier.done():
+            await asyncio.wait({earlier})  # it may have looked too early
+        if self._heads is earlier:
+            self._heads = spawn(self._read(lambda uow: uow.log.head().position), "read the log's head", set())
+            self._heads.add_done_callback(lambda task: task.cancelled() or task.exception())  # if nobody waits any more
+        assert self._heads is not None
+        return await asyncio.shield(self._heads)
 
     async def _read(self, query: Callable[[SqlUnitOfWork], T]) -> T:
         if self._reading >= MAX_READING:

@@ -10,6 +10,9 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024
 MAX_STREAMS_PER_CONNECTION = 100
 
+LAST_CALLS_SECONDS = 10.0
+"""So long calls on a connection that is too old may take."""
+
 MOST_CALLS_WAITING = 20_000
 """Calls that nobody has looked at yet. With more gRPC cancels at random, and clients take that for their own doing."""
 
@@ -19,10 +22,15 @@ Option = tuple[str, int | str]
 def server_options(
     *,
     max_connection_age: float | None,
+    max_stream_age: float = 0.0,
     max_message: int = MAX_MESSAGE_BYTES,
     max_streams: int = MAX_STREAMS_PER_CONNECTION,
 ) -> list[Option]:
-    """Bounds of a private listener (architecture A5). `max_connection_age` in seconds, None for no limit."""
+    """Bounds of a private listener (architecture A5). `max_connection_age` in seconds, None for no limit.
+
+    A connection of that age is told to take no new calls, so that its client opens another one; streams that are open
+    on it go on until `max_stream_age`, or for LAST_CALLS_SECONDS if that is longer.
+    """
     options: list[Option] = [
         ("grpc.max_concurrent_streams", max_streams),
         ("grpc.server.max_pending_requests", MOST_CALLS_WAITING),
@@ -43,7 +51,10 @@ def server_options(
     if max_connection_age is not None:
         options += [
             ("grpc.max_connection_age_ms", int(max_connection_age * 1000)),
-            ("grpc.max_connection_age_grace_ms", 10_000),
+            (
+                "grpc.max_connection_age_grace_ms",
+                int(max(LAST_CALLS_SECONDS, max_stream_age - max_connection_age) * 1000),
+            ),
         ]
     return options
 

@@ -84,6 +84,7 @@ def private_server(
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     *,
     max_connection_age: float | None = None,
+    max_stream_age: float = 0.0,
     max_message: int = MAX_MESSAGE_BYTES,
     max_streams: int = MAX_STREAMS_PER_CONNECTION,
 ) -> DoorServer:
@@ -92,7 +93,12 @@ def private_server(
     They wrap each method once, see `wrap_once`.
     """
     wrapped = WrapOnce([*interceptors, DoorGuard(door)])
-    options = server_options(max_connection_age=max_connection_age, max_message=max_message, max_streams=max_streams)
+    options = server_options(
+        max_connection_age=max_connection_age,
+        max_stream_age=max_stream_age,
+        max_message=max_message,
+        max_streams=max_streams,
+    )
     servers: list[grpc.aio.Server] = []
     for target in (door.private_target, *door.lanes):
         server = grpc.aio.server(interceptors=[wrapped], options=options)

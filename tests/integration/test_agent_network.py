@@ -2,7 +2,7 @@
 
 from contextlib import asynccontextmanager
 
-from node_agent import change_stream, server_client
+from node_agent import change_stream, server_calls
 from tests.doubles.live_agent import OWN, agent_folder, live_agent, pem_bundle, token_file
 from tests.doubles.live_server import entry, live_server
 from tests.doubles.network import network
@@ -32,7 +32,7 @@ async def arrives(live, agent, path):
 
 async def test_a_path_that_swallows_everything_is_left_for_another(monkeypatch):
     """No answer, no reset: the next call after the one that waited in vain goes over a new connection."""
-    monkeypatch.setattr(server_client, "CALL_SECONDS", 1.0)
+    monkeypatch.setattr(server_calls, "CALL_SECONDS", 1.0)
     monkeypatch.setattr(change_stream, "SILENCE_SECONDS", 2.0)
     async with joined() as (live, net, agent):
         net.swallow()

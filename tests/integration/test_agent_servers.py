@@ -26,7 +26,7 @@ async def test_an_agent_joins_the_server_that_proves_itself_among_others():
         }
         async with live_agent(folder, live.server.address, **settings) as agent:
             await agent.until_joined()
-            assert agent.agent.client.member.servers.current.port == live.server.address[1]
+            assert agent.agent.client.calls.dialer.servers.current.port == live.server.address[1]
 
 
 async def test_when_none_will_do_the_error_is_the_one_that_tells_most():
