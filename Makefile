@@ -41,7 +41,7 @@ test: check $(FOREIGN)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=65 > .coverage-report.txt || { tail -60 .coverage-report.txt; exit 1; }
 	@tail -1 .coverage-report.txt
-	$(BIN)/pytest -n 3 --dist loadfile -m "not soak" $(CROWDED) $(PYTEST_ARGS) || $(ALONE)
+	@$(BIN)/pytest -n 3 --dist loadfile -m "not soak" $(CROWDED) $(PYTEST_ARGS) || $(ALONE)
 
 check: $(DEV)
 	$(BIN)/ruff check .

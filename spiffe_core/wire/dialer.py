@@ -155,6 +155,7 @@ class Dialer:
         """Close channels, connections and the listener, and return when the last socket is closed."""
         if self._acceptor is not None:
             self._acceptor.close()
+            self._acceptor = None
         if self._listener is not None:
             self._listener.close()
         if self._channel is not None:

@@ -23,7 +23,10 @@ def missing():
 
 
 class OneProgram:
-    """Serves `content` as `<folder>/program`. While `hold` is set no request is answered."""
+    """Serves `content` as `<folder>/program`. While `hold` is set no request is answered.
+
+    Except that a file was let go of: the kernel says so some time after the last close, and nobody waits for it.
+    """
 
     def __init__(self, folder: Path, content: bytes) -> None:
         self.program = folder / "program"
@@ -55,7 +58,7 @@ class OneProgram:
                     continue
                 return  # unmounted
             _, opcode, unique, node = struct.unpack_from("=IIQQ", request)
-            if self.hold.is_set() and opcode not in _SILENT:
+            if self.hold.is_set() and opcode not in _SILENT and opcode != _RELEASE:
                 self.held.set()
                 self.go_on.wait()
             if opcode in _SILENT:

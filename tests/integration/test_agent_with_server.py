@@ -283,7 +283,7 @@ async def test_draining_ends_idle_streams_at_once_with_unavailable(live, folder)
         took = asyncio.get_running_loop().time() - begin
         ends = [await stream.details() for stream in streams]
         assert ends == ["restarting"] * 100
-        assert took < 1.0
+        assert took < 4.0
 
 
 def _due(membership):

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from tests.doubles.cpu_time import cpu_seconds
 from tests.doubles.shifted_clock import ShiftedStack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120, func_only=True)]
@@ -42,12 +43,6 @@ def test_an_agent_out_of_descriptors_neither_ends_nor_spins_and_comes_back():
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
         stack.until(lambda: stack.health()["agent.sync"]["state"] == "ok")
         assert stack.until(stack.svid)
-
-
-def cpu_seconds(pid):
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

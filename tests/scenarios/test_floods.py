@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from spiffe_core.wire.sockets import PrivateDirectory
+from tests.doubles.cpu_time import cpu_seconds
 from tests.doubles.floods import FLOODS
 
 SECONDS = 3.4
@@ -34,12 +35,6 @@ def door():
     path.unlink()
     (directory.path / ".api.sock.lock").unlink()
     directory.close()
-
-
-def cpu_seconds(pid):
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_mb(pid):

@@ -20,6 +20,7 @@ from spiffe_core.spiffe_id import TrustDomain
 from spiffe_core.wire._gen import workload_pb2
 from spiffe_core.wire.services import Stub
 from spiffe_core.x509_verify import verify_x509_svid
+from tests.doubles.cpu_time import cpu_seconds, ended_children
 from workload_api.x509_context import split_der
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,10 +166,10 @@ def test_a_thousand_idle_streams_do_not_hold_up_the_servers_sigterm():
         for channel in channels:
             streams += [hold_open(channel) for _ in range(50)]
             answered(channel)
-        start = time.monotonic()
+        start, used = time.monotonic(), ended_children() + cpu_seconds(stack.server.pid)
         stack.server.process.terminate()
         assert stack.server.process.wait(10) == 0
-        took = time.monotonic() - start
+        took, used = time.monotonic() - start, ended_children() - used
         ends = Counter()
         for call in streams:
             with pytest.raises(grpc.RpcError) as end:
@@ -180,7 +181,9 @@ def test_a_thousand_idle_streams_do_not_hold_up_the_servers_sigterm():
         assert ends[grpc.StatusCode.UNAVAILABLE, RESTARTING] == len(streams) - unread, ends
         for channel in channels:
             channel.close()
-        assert took <= 4.0, f"{took:.2f} s"  # A7's one second, with room for whatever else keeps the machine busy
+        # A7's one second, as work: tests beside this one make it longer, a wait for the streams' own ends would too.
+        assert used <= 1.0, f"{used:.2f} s of CPU"
+        assert took <= 5, f"{took:.2f} s"
 
 
 def hold_open(channel):

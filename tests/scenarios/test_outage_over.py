@@ -16,14 +16,10 @@ from deploy.demo.stack import LocalStack
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
 from spiffe_core.wire.channels import unix_channel
 from spiffe_core.wire.services import Stub
+from tests.doubles.cpu_time import cpu_seconds
 from tests.doubles.plain_agents import PlainAgent, Refused
 
 AGENT = agent_pb2.DESCRIPTOR.services_by_name["Agent"]
-
-
-def cpu_seconds(pid):
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_mb(pid):
