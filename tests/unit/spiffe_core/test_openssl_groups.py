@@ -1,10 +1,14 @@
 """Which key exchange TLS offers is said to OpenSSL once, before anybody loads it, and to nobody else."""
 
 import os
+import ssl
 import subprocess
 import sys
+from importlib.resources import files
 
 import pytest
+
+from tests.authority import SpiffeTestCA
 
 GROUPS = """
 import os, sys
@@ -24,6 +28,18 @@ hello = sent.read()
 print(b"\\x00\\x19" in hello[hello.find(b"\\x00\\x0a\\x00"):][:40], os.environ.get("OPENSSL_CONF"))
 """
 P521 = "True"
+TRUST = """
+import sys
+from spiffe_core.runtime.openssl import choose_groups, groups_chosen
+choose_groups()
+groups_chosen()
+import ssl
+ca = ssl.PEM_cert_to_DER_cert(sys.stdin.read())
+for _ in range(2):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=ca)
+    print(len(context.get_ca_certs()))
+"""
 
 
 def said(before="", **variables):
@@ -53,8 +69,20 @@ def test_what_somebody_chose_stays(tmp_path):
     assert said(OPENSSL_CONF=str(own)) == [P521, str(own)]
 
 
-@pytest.mark.parametrize("name", ["openssl.cnf"])
-def test_the_file_comes_with_the_package(name):
-    from importlib.resources import files
+@pytest.mark.parametrize(("name", "hybrid"), [("openssl.cnf", True), ("openssl-classic.cnf", False)])
+def test_the_files_come_with_the_package(name, hybrid):
+    text = files("spiffe_core.runtime").joinpath(name).read_bytes()
+    assert (b"X25519MLKEM768" in text) is hybrid
 
-    assert b"X25519MLKEM768" in files("spiffe_core.runtime").joinpath(name).read_bytes()
+
+def test_what_is_chosen_leaves_no_error_behind_for_whatever_comes_next():
+    """A group unknown to OpenSSL made each `load_verify_locations` fail, and with it every handshake with an agent."""
+    done = subprocess.run(
+        [sys.executable, "-c", TRUST],
+        input=ssl.DER_cert_to_PEM_cert(SpiffeTestCA().der),
+        env={name: value for name, value in os.environ.items() if name != "OPENSSL_CONF"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["1", "1"]
