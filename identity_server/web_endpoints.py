@@ -19,6 +19,7 @@ from identity_server.web.endpoints import Chore, Endpoint, WebEndpoints
 from spiffe_core.bundle import DEFAULT_POLL, TrustBundle
 from spiffe_core.clock import Clock
 from spiffe_core.runtime.watch import Watch
+from spiffe_core.spiffe_id import TrustDomain
 from spiffe_core.wire.tls import TlsIdentity
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class _Look:
     own: OwnIdentity
     clock: Clock
     data_dir: Path
+    trust_domain: TrustDomain
 
 
 def published(settings: ServerSettings, store: Store, own: OwnIdentity, clock: Clock) -> Published:
@@ -78,7 +80,7 @@ def published(settings: ServerSettings, store: Store, own: OwnIdentity, clock: C
         refresh_hint=int((hint or DEFAULT_POLL).total_seconds()),
     )
     sections = settings.federation.bundle_endpoint
-    look = _Look(own, clock, settings.data_dir)
+    look = _Look(own, clock, settings.data_dir, settings.trust_domain)
     endpoints = [
         endpoint
         for number, section in enumerate(sections)
@@ -126,7 +128,7 @@ def _bundle_endpoints(
     presented = _presented(section, table, look)
     documents = BundleDocuments(bundle.current, lambda: store.state.value.bundles, section.bundle_map)
     listener = WebListener(
-        bundle_site(documents),
+        bundle_site(documents, look.trust_domain),
         tls=WebTls(presented.identity).current,
         now=look.clock.now,
         limits=limits_that_fit(),

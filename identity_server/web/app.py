@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
 
@@ -16,7 +17,10 @@ from spiffe_core.wire.status import STATUS
 
 
 def web_app(title: str, description: str) -> FastAPI:
-    """An application without routes, without pages for people, and with its description at /openapi.json."""
+    """An application without routes, without pages for people, and with its description at /openapi.json.
+
+    Its routes answer GET and HEAD; that is what 405 says.
+    """
     app = FastAPI(
         title=title,
         description=description,
@@ -32,16 +36,17 @@ def web_app(title: str, description: str) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: Any) -> Response:
-        return _problem(error.status_code, str(error.detail).lower(), error.headers)
+        allow = {"Allow": "GET, HEAD"} if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else {}
+        return _problem(error.status_code, str(error.detail).lower(), {**(error.headers or {}), **allow})
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: Any) -> Response:
         fields = ", ".join(sorted({".".join(map(str, one["loc"])) for one in error.errors()}))
-        return _problem(422, f"cannot be read: {fields}")
+        return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"cannot be read: {fields}")
 
     @app.exception_handler(Exception)
     async def failed(_: Request, __: Any) -> Response:  # the cause goes to the log
-        return _problem(500, "this is a fault of the server; its log has the cause")
+        return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "this is a fault of the server; its log has the cause")
 
     return app
 

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Path
+from fastapi import FastAPI, Header, Path
 from fastapi.responses import Response
 
 from identity_server.web.app import web_app
-from identity_server.web.documents import Document, Scope, Site
+from identity_server.web.documents import Document, Headers, Scope, Site
 from spiffe_core.bundle import BundleSet, TrustBundle
 from spiffe_core.bundle_document import dump_bundle, dump_bundle_map
 from spiffe_core.errors import NotFound
@@ -27,6 +27,7 @@ from spiffe_core.spiffe_id import MAX_TRUST_DOMAIN_BYTES, TrustDomain
 
 OWN = "/"
 MAP = "/bundle-map.json"
+_NAME = "^[a-z0-9._-]+$"
 _ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
 _BUNDLE = {
     "type": "object",
@@ -98,37 +99,50 @@ class BundleDocuments:
         return known[1]
 
 
-def bundle_site(documents: BundleDocuments) -> Site:
-    """The application of a bundle endpoint."""
-    return Site(documents.find, _app(documents))
+def bundle_site(documents: BundleDocuments, own: TrustDomain) -> Site:
+    """The application of a bundle endpoint; `own` is the example in its description."""
+    return Site(documents.find, _app(documents, own))
 
 
-def _app(documents: BundleDocuments) -> FastAPI:
+def _app(documents: BundleDocuments, own: TrustDomain) -> FastAPI:
     app = web_app("SPIFFE bundle endpoint", "The trust bundle of a trust domain (SPIFFE Federation).")
+
+    name = Path(min_length=1, max_length=MAX_TRUST_DOMAIN_BYTES, pattern=_NAME, examples=[own.name])
 
     @app.head("/bundles/{trust_domain}", include_in_schema=False, response_class=Response)
     @app.get(
         "/bundles/{trust_domain}",
         summary="The bundle of one trust domain",
         response_class=Response,
-        responses=_responses(_BUNDLE, 400, 404, 503),
+        responses=_responses(_BUNDLE),
     )
     async def bundle(
-        trust_domain: Annotated[str, Path(min_length=1, max_length=MAX_TRUST_DOMAIN_BYTES)],
+        trust_domain: str = name,
+        if_none_match: Annotated[str, Header(description="An entity tag: 304 while it is still the one")] = "",
     ) -> Response:
         found = documents.of(TrustDomain(trust_domain))
-        headers = {name.decode(): value.decode() for name, value in found.headers}
-        return Response(found.body, headers=headers)
+        if found.is_named_by(if_none_match.encode("latin-1")):
+            return Response(status_code=304, headers=_text(found.unchanged))
+        return Response(found.body, headers=_text(found.headers))
 
     return app
 
 
-def _responses(schema: dict[str, Any], *refusals: int) -> dict[int | str, dict[str, Any]]:
+def _text(headers: Headers) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in headers}
+
+
+def _responses(schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
     answers: dict[int | str, dict[str, Any]] = {
-        200: {"description": "The document", "content": {"application/json": {"schema": schema}}}
+        200: {"description": "The document", "content": {"application/json": {"schema": schema}}},
+        304: {"description": "The document is the one the entity tag names"},
     }
-    for status in refusals:
-        answers[status] = {"description": "A refusal", "content": {"application/json": {"schema": _ERROR}}}
+    for status, why in (
+        (404, "No bundle of this trust domain is published here"),
+        (422, "Not a trust domain name"),
+        (503, "Nothing may be published yet"),
+    ):
+        answers[status] = {"description": why, "content": {"application/json": {"schema": _ERROR}}}
     return answers
 
 

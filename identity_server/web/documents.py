@@ -54,6 +54,11 @@ class Document:
             ),
         )
 
+    def is_named_by(self, tags: bytes) -> bool:
+        """Whether an `If-None-Match` names this entity (RFC 9110 section 13.1.2: weak comparison, or a star)."""
+        given = (one.strip() for one in tags.split(b","))
+        return any(one == b"*" or one.removeprefix(b"W/") == self.etag for one in given)
+
 
 Find: TypeAlias = Callable[[Scope], Document | None]
 """The document that a request's path, and its headers if they matter, name; None if none. An IdentityError becomes its
@@ -101,7 +106,7 @@ async def _answer(scope: Scope, send: Send, document: Document) -> None:
         await _refuse(scope, send, HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD", ((b"allow", b"GET, HEAD"),))
         return
     closing = _closing(scope)
-    if _matches(scope["headers"], document.etag):
+    if _matches(scope["headers"], document):
         await _send(send, HTTPStatus.NOT_MODIFIED, document.unchanged + closing, b"")
         return
     # uvicorn leaves the body of an answer to HEAD out, and keeps its length
@@ -141,12 +146,5 @@ def _body_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
     return 0
 
 
-def _matches(headers: Iterable[tuple[bytes, bytes]], etag: bytes) -> bool:
-    """Whether `If-None-Match` names this entity (RFC 9110 section 13.1.2: weak comparison, or a star)."""
-    for name, value in headers:
-        if name == b"if-none-match":
-            for one in value.split(b","):
-                given = one.strip()
-                if given == b"*" or given.removeprefix(b"W/") == etag:
-                    return True
-    return False
+def _matches(headers: Iterable[tuple[bytes, bytes]], document: Document) -> bool:
+    return any(document.is_named_by(value) for name, value in headers if name == b"if-none-match")

@@ -158,9 +158,12 @@ async def test_a_bundle_is_found_by_its_name(tmp_path):
         _, answer = await fetch(live)
         _, same = await fetch(live, "/bundles/example.org")
         assert (same.body, same.headers["etag"]) == (answer.body, answer.headers["etag"])
+        unchanged = await get(live.web, "/bundles/example.org", headers=[("If-None-Match", same.headers["etag"])])
+        assert (unchanged.status, unchanged.body) == (304, b"")
+        assert (await get(live.web, "/bundles/example.org", method="HEAD")).headers["etag"] == same.headers["etag"]
         for path, method, status in (
             ("/bundles/other.org", "GET", 404),
-            ("/bundles/Example.org", "GET", 400),
+            ("/bundles/Example.org", "GET", 422),
             ("/bundles/" + "a" * 256, "GET", 422),
             ("/bundles/example.org", "POST", 405),
             ("/docs", "GET", 404),
