@@ -36,6 +36,7 @@ from identity_server.opening import (
     node_verifiers,
     open_keys,
     open_store,
+    progress_of,
     server_id_of,
     throttle_settings,
 )
@@ -88,6 +89,7 @@ from identity_server.services.federated_bundles import FederatedBundles
 from identity_server.services.federation import Federation
 from identity_server.services.fleet import Fleet
 from identity_server.services.followers import Followers
+from identity_server.services.in_force import InForce
 from identity_server.services.issue_svids import IssueSvids
 from identity_server.services.issue_tokens import IssueTokens
 from identity_server.services.lint_entries import LintEntries
@@ -100,6 +102,7 @@ from identity_server.services.registration import Registration
 from identity_server.services.server_agreement import ServerAgreement
 from identity_server.services.server_info import ServerInfo
 from identity_server.services.server_log import ServerLog
+from identity_server.services.shared_progress import SharedProgress
 from identity_server.services.trust_bundles import TrustBundles
 from identity_server.services.upstream_authorities import UpstreamAuthorities
 from identity_server.settings import ServerSettings
@@ -159,6 +162,8 @@ class Server:
     followers: Followers
     refresh: BundleRefresh
     abreast: Abreast
+    progress: Progress
+    shared: SharedProgress | None
     door: FrontDoor
     grpc: DoorServer
     drain: Drain
@@ -231,6 +236,8 @@ class Server:
         await self.admissions.settled()
         if self.upstream is not None:
             await self.upstream.close()
+        if self.shared is not None:
+            await self.shared.leave()
         await self.store.close()
         self.monitor.close()
         if self.tracing is not None:
@@ -312,7 +319,7 @@ async def _compose(  # the one place where everything has a name
     admissions = Admissions(store=store, clock=clock)
     registration = Registration(store=store, clock=clock, audit=audit)
     followers = Followers(store=store, admissions=admissions, clock=clock)
-    progress = Progress(store=store, followers=followers, clock=clock)
+    progress, shared = progress_of(settings, server_id, store, followers, clock)
     fleet = Fleet(store=store, clock=clock, audit=audit, trust_domain=trust_domain, new_token=new_id)
     attest = AttestAgents(
         store=store,
@@ -424,7 +431,16 @@ async def _compose(  # the one place where everything has a name
         handlers(DEBUG, DebugApi(ServerInfo(store=store, chain=lambda: own.identity.chain, clock=clock))),
         handlers(LOCAL_AUTHORITY, LocalAuthorityApi(local, above)),
         handlers(AUTHORITY_ORDERS, AuthorityOrdersApi(orders)),
-        handlers(PROPAGATION, PropagationApi(followers, progress, door.caller_of, trust_domain=trust_domain)),
+        handlers(
+            PROPAGATION,
+            PropagationApi(
+                followers,
+                progress,
+                door.caller_of,
+                in_force=InForce(store=store, progress=progress),
+                trust_domain=trust_domain,
+            ),
+        ),
         handlers(
             EXPLAIN,
             ExplainApi(
@@ -473,6 +489,8 @@ async def _compose(  # the one place where everything has a name
         followers=followers,
         refresh=federation.refresh,
         abreast=abreast,
+        progress=progress,
+        shared=shared,
         door=door,
         grpc=rpc,
         drain=drain,

@@ -157,6 +157,8 @@ async def _until_stopped(server: Server, stop: asyncio.Event) -> None:
         tasks.start(keep_own_identity(server), "own identity")
         tasks.start(keep_errands(server), "orders")
         tasks.start(keep_agreement(server), "settings")
+        if server.shared is not None:
+            tasks.start(server.shared.run(), "progress")
         tasks.start(server.above.keep_up(), "upstream")
         tasks.start(server.publishing.keep_up(), "publishing")
         tasks.start(server.refresh.run(), "federated bundles")

@@ -19,9 +19,13 @@ from attestors.api import NodeVerifier
 from attestors.registry import NODE_VERIFIERS
 from identity_server.domain.rates import Rate
 from identity_server.keys import DiskKeys, MemoryKeys, set_aside
-from identity_server.ports import KeyManager
+from identity_server.ports import KeyManager, Store
 from identity_server.rpc.throttle import ThrottleSettings
 from identity_server.services.authorities import CaSettings, TokenSettings
+from identity_server.services.followers import Followers
+from identity_server.services.own_progress import OwnProgress
+from identity_server.services.progress import Progress
+from identity_server.services.shared_progress import SharedProgress
 from identity_server.settings import CaSubject, Pkcs11Section, RateLimitSection, ServerSettings
 from identity_server.store.database import Access
 from identity_server.store.sql_store import SqlStore
@@ -179,3 +183,14 @@ def server_id_of(data_dir: Path) -> str:
             "new server with a new authority",
             path=str(path),
         ) from None
+
+
+def progress_of(
+    settings: ServerSettings, server_id: str, store: Store, followers: Followers, clock: Clock
+) -> tuple[Progress, SharedProgress | None]:
+    """How far agents are, and what tells other servers of it where the database may have others."""
+    own = OwnProgress(store=store, followers=followers, clock=clock)
+    shared = None
+    if settings.database.shared:
+        shared = SharedProgress(store=store, clock=clock, server_id=server_id, own=own)
+    return Progress(own=own, shared=shared, clock=clock), shared

@@ -8,9 +8,10 @@ work, and it never waits, signs or calls plug-ins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from identity_server.domain.agent_progress import ProgressRecord
 from identity_server.domain.agents import AttestedAgent
 from identity_server.domain.authority import Authority, AuthorityKind
 from identity_server.domain.federation import FederationRelationship
@@ -225,6 +226,29 @@ class ServerRepository(Protocol):
         ...
 
 
+class ProgressRepository(Protocol):
+    """What each server that shares the database has written down about how far its agents are (architecture A9)."""
+
+    def others(self, besides: str, since: int, known: Mapping[str, bytes]) -> tuple[ProgressRecord, ...]:
+        """What all servers but one wrote, if not before this unix second.
+
+        `known` are the digests of members that the caller has, by server: those are left out.
+        """
+        ...
+
+    def put(self, record: ProgressRecord, *, tell: bool) -> None:
+        """Store or overwrite. With `tell` all servers know at once; without, whoever looks."""
+        ...
+
+    def remove(self, server_id: str) -> None:
+        """Delete what a server wrote, and have the others know at once; an unknown one is passed over."""
+        ...
+
+    def forget(self, before: int) -> None:
+        """Delete what was written before this unix second, of at most `MAX_RECORDS` servers. Nobody is told."""
+        ...
+
+
 class UnitOfWork(Protocol):
     """The repositories inside one transaction. Read-only properties, so that adapters may be stricter."""
 
@@ -266,4 +290,9 @@ class UnitOfWork(Protocol):
     @property
     def servers(self) -> ServerRepository:
         """The servers that share the database."""
+        ...
+
+    @property
+    def progress(self) -> ProgressRepository:
+        """How far the agents of each server are."""
         ...

@@ -8,14 +8,15 @@ from typing import Any
 import click
 from google.protobuf.wrappers_pb2 import BoolValue, StringValue
 
-from identity_server.cli import entry_text
+from identity_server.cli import entry_text, waiting
 from identity_server.cli.filters import federates_with_match, match_flag, selector_flag, selector_match, spiffe_id
 from identity_server.cli.server import Service, server_channel, server_flags
 from identity_server.cli.waiting import waitable
 from spiffe_core.terminal.failures import Failure
 from spiffe_core.terminal.flags import F, command, flag
 from spiffe_core.terminal.groups import Group
-from spiffe_core.terminal.printing import clean, count_line, output_flag, print_json, print_records
+from spiffe_core.terminal.printing import Row, clean, count_line, output_flag, print_json, print_records
+from spiffe_core.wire._gen.muniment.server.propagation.v1 import propagation_pb2
 from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2
 from spiffe_core.wire._gen.spire.api.types import entry_pb2 as types_pb2
 
@@ -78,9 +79,18 @@ identity-server entry show -selector unix:uid:1000 -matchSelectorsOn subset -out
 )
 @filter_flags
 @flag("--entry-id", "entryID", help="Only the entry with this id; excludes the other filters.")
+@flag("--in-force", "inForce", switch=True, help="Also tell how many of the agents that may have it have it.")
 @server_flags
 @output_flag
-def show(*, socket_path: str | None, instance: str | None, output: str, entry_id: str | None, **given: Any) -> None:
+def show(
+    *,
+    socket_path: str | None,
+    instance: str | None,
+    output: str,
+    entry_id: str | None,
+    in_force: bool | None,
+    **given: Any,
+) -> None:
     """Show registration entries.
 
     Without filters all of them, else those that every filter accepts.
@@ -93,12 +103,23 @@ def show(*, socket_path: str | None, instance: str | None, output: str, entry_id
             entries = [call("GetEntry", entry_pb2.GetEntryRequest(id=entry_id))]
         else:
             entries = all_entries(call, _filter(entry_pb2.ListEntriesRequest.Filter, given))
+        standing = waiting.in_force(channel, [entry.id for entry in entries]) if in_force else {}
     entries.sort(key=lambda entry: (entry.spiffe_id.path, entry.parent_id.path, entry.id))
     if output == "json":
-        print_json(entry_pb2.ListEntriesResponse(entries=entries))
+        answer = entry_pb2.ListEntriesResponse(entries=entries)
+        counted = [propagation_pb2.CountInForceResponse(entries=standing.values())] if in_force else []
+        print_json(answer, *counted)
         return
     click.echo(f"Found {count_line(len(entries), 'entry', 'entries')}")
-    print_records(entries, entry_text.block, entry_text.COLUMNS, entry_text.cells)
+
+    def block(entry: types_pb2.Entry) -> list[Row]:
+        more = [("In force", waiting.in_force_text(standing.get(entry.id)))] if in_force else []
+        return [*entry_text.block(entry), *more]
+
+    def cells(entry: types_pb2.Entry) -> list[str]:
+        return [*entry_text.cells(entry), *([waiting.in_force_text(standing.get(entry.id))] if in_force else [])]
+
+    print_records(entries, block, (*entry_text.COLUMNS, *(["In force"] if in_force else [])), cells)
 
 
 def all_entries(call: Service, wanted: entry_pb2.ListEntriesRequest.Filter) -> list[types_pb2.Entry]:

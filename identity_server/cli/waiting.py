@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import click
@@ -21,6 +22,7 @@ from spiffe_core.wire.services import Stub
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Propagation"]
 DEFAULT_SECONDS: Final = 30.0
 LONGEST_SECONDS: Final = 600.0
+MAX_COUNTED: Final = 500
 _NAMED: Final = 10
 
 
@@ -52,7 +54,7 @@ def waitable(function: F) -> F:
 
 
 def wait_for_agents(channel: grpc.Channel, seconds: float) -> None:
-    """Wait for the newest change, saying how far it is; only agents of the server that is asked count.
+    """Wait for the newest change, saying how far it is. The agents of all servers of the database count.
 
     Raises:
         Failure: some have not got it in time. The change itself stands.
@@ -71,17 +73,43 @@ def wait_for_agents(channel: grpc.Channel, seconds: float) -> None:
     if shown:
         click.echo(err=True)
     late = _behind(standing)
-    if not standing.over or late:
-        names = "".join(f"\n  {clean(one)}" for one in standing.behind[:_NAMED])
-        more = f"\n  and {late - _NAMED} more" if late > _NAMED else ""
+    if not standing.over or late or standing.servers_owing:
         raise Failure(
-            f"the change is stored, but {count_line(late, 'agent has', 'agents have')} not got it yet:{names}{more}",
+            "the change is stored, but " + _missing(standing, late),
             "each gets it as soon as it can be reached; `identity-server agent show --spiffe-id ID` tells how far one is",
             final=False,
         )
     polls = f", {standing.polling} of which poll" if standing.polling else ""
+    where = f", on {standing.servers} servers" if standing.servers > 1 else ""
     took = f"{(time.monotonic() - begun) * 1000:.0f} ms"
-    click.echo(f"In force at {count_line(standing.reached, 'agent', 'agents')}{polls}, after {took}.", err=True)
+    click.echo(f"In force at {count_line(standing.reached, 'agent', 'agents')}{polls}{where}, after {took}.", err=True)
+    if standing.unknown:
+        click.echo(_unknown(standing), err=True)
+
+
+def _missing(standing: pb.AwaitAgentsResponse, late: int) -> str:
+    """Who has not got it, in words."""
+    owing = standing.servers_owing
+    servers = f"{count_line(owing, 'server has', 'servers have')} not told how far {'its' if owing == 1 else 'their'} agents are"
+    if not late and owing:
+        return servers
+    agents = f"{count_line(late, 'agent has', 'agents have')} not got it yet:{_names(standing.behind, late)}"
+    also = f"\nand {servers}" if owing else ""
+    unknown = f"\n{_unknown(standing)}" if standing.unknown else ""
+    return agents + also + unknown
+
+
+def _unknown(standing: pb.AwaitAgentsResponse) -> str:
+    count, names = standing.unknown, _names(standing.unknown_agents, standing.unknown)
+    return (
+        f"Not connected: {count_line(count, 'agent', 'agents')} of a server that does not answer, unknown since "
+        f"{timestamp(standing.unknown_since)}:{names}"
+    )
+
+
+def _names(agents: Sequence[str], total: int) -> str:
+    more = f"\n  and {total - _NAMED} more" if total > _NAMED else ""
+    return "".join(f"\n  {clean(one)}" for one in agents[:_NAMED]) + more
 
 
 def _behind(standing: pb.AwaitAgentsResponse) -> int:
@@ -97,10 +125,38 @@ def how_far(channel: grpc.Channel, agent_id: str) -> str:
             raise
         return "not known: this server cannot tell"
     if not answer.agents:
-        return "not known: the agent neither follows nor polls this server"
+        return "not known: the agent neither follows nor polls a server"
     one = answer.agents[0]
     place = f"revision {one.revision} of {answer.revision}"
+    if one.unknown_since:
+        return f"not known since {timestamp(one.unknown_since)}: server {clean(one.server_id)} does not answer"
+    if one.server_id:
+        place += f", at server {clean(one.server_id)}"
     if not one.connected:
         return f"{place} (polls, last at {timestamp(one.polled_at)})"
     late = f"; {count_line(one.streams_behind, 'workload stream does', 'workload streams do')} not read"
     return f"{place} (pushed){late if one.streams_behind else ''}"
+
+
+def in_force(channel: grpc.Channel, entry_ids: Sequence[str]) -> dict[str, pb.EntryInForce]:
+    """At how many agents each of these entries is in force; empty if the server cannot tell."""
+    call, found = Service(channel, SERVICE), dict[str, pb.EntryInForce]()
+    for start in range(0, len(entry_ids), MAX_COUNTED):
+        try:
+            answer = call("CountInForce", pb.CountInForceRequest(entry_ids=entry_ids[start : start + MAX_COUNTED]))
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+            return {}
+        found.update((one.entry_id, one) for one in answer.entries)
+    return found
+
+
+def in_force_text(one: pb.EntryInForce | None) -> str:
+    """The same for one entry, in words."""
+    if one is None:
+        return "not known: this server cannot tell"
+    polls = f" ({one.polling} poll)" if one.polling else ""
+    unknown = f", {one.unknown} of a server that does not answer" if one.unknown else ""
+    missing = "; not at" + _names(one.behind, one.agents - one.reached) if one.behind else ""
+    return f"at {one.reached} of {count_line(one.agents, 'agent', 'agents')}{polls}{unknown}{missing}"

@@ -140,6 +140,7 @@ _SERVICES: dict[str, dict[str, frozenset[CallerKind]]] = {
         "Follow": _AGENT,
         "AwaitAgents": _OPERATOR,
         "ListProgress": _OPERATOR,
+        "CountInForce": _OPERATOR,
     },
     "muniment.server.explain.v1.Explain": {
         "Explain": _OPERATOR,

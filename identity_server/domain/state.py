@@ -169,7 +169,8 @@ _node_selectors_of = attrgetter("node_selectors")
 class Change:
     """What the next state differs in. None as a value means deleted; None for `authorities` or `orders`, untouched.
 
-    `servers` says whether what servers have written down about themselves changed.
+    `servers` says whether what servers have written down about themselves changed, `progress` of which servers somebody
+    is told how far their agents are.
     """
 
     position: Position
@@ -180,6 +181,7 @@ class Change:
     authorities: tuple[Authority, ...] | None = None
     orders: tuple[Order, ...] | None = None
     servers: bool = False
+    progress: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from identity_server.domain.propagation import Delta
 from identity_server.domain.state import MAX_POSITION_TEXT
 from identity_server.rpc.caller import Context, presented_by
 from identity_server.services.followers import HEARTBEAT_SECONDS, Follower, Followers
+from identity_server.services.in_force import InForce
 from identity_server.services.progress import Progress
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.errors import InvalidRequest
@@ -39,6 +40,7 @@ MAX_STAMPS: Final = 500_000
 STAMPS_SECONDS: Final = 30.0
 """So long an agent may take to say what it holds."""
 PAGE_AGENTS: Final = 1_000
+MAX_COUNTED: Final = 500
 MAX_KEPT_BUNDLES: Final = 1_000
 _LENGTH_DELIMITED: Final = 2
 _VARINT_BITS: Final = 7
@@ -62,10 +64,12 @@ class PropagationApi:
         progress: Progress,
         peer_of: Callable[[Context], Peer],
         *,
+        in_force: InForce,
         trust_domain: TrustDomain,
     ) -> None:
         self._followers = followers
         self._progress = progress
+        self._in_force = in_force
         self._trust_domain = trust_domain
         self._peer_of = peer_of
         self._bundles: dict[int, tuple[TrustBundle, bytes]] = {}
@@ -116,11 +120,16 @@ class PropagationApi:
                 behind=map(self._id, standing.behind),
                 polling=standing.polling,
                 over=standing.over,
+                unknown=standing.unknown_count,
+                unknown_agents=map(self._id, standing.unknown),
+                unknown_since=standing.unknown_since,
+                servers=standing.servers,
+                servers_owing=standing.servers_owing,
             )
 
     async def ListProgress(self, request: pb.ListProgressRequest, _context: Context) -> pb.ListProgressResponse:
         """How far each agent is, in the order of their IDs."""
-        found = self._progress.all()
+        found = await self._progress.fresh()
         path = self._agent(request.agent_id)
         after = self._agent(request.page_token)
         size = min(max(request.page_size, 0) or PAGE_AGENTS, PAGE_AGENTS)
@@ -135,10 +144,30 @@ class PropagationApi:
                     connected=one.connected,
                     polled_at=one.polled_at,
                     streams_behind=one.streams_behind,
+                    server_id=one.server_id,
+                    unknown_since=one.unknown_since,
                 )
                 for one in page
             ],
             next_page_token=self._id(page[-1].agent_path) if len(wanted) > size else "",
+        )
+
+    async def CountInForce(self, request: pb.CountInForceRequest, _context: Context) -> pb.CountInForceResponse:
+        """At how many of the agents that may have them these entries are in force."""
+        if len(request.entry_ids) > MAX_COUNTED:
+            raise InvalidRequest(f"entry_ids: more than {MAX_COUNTED}; ask in parts", field="entry_ids")
+        return pb.CountInForceResponse(
+            entries=[
+                pb.EntryInForce(
+                    entry_id=one.entry_id,
+                    agents=one.agents,
+                    reached=one.agents - one.behind_count,
+                    behind=map(self._id, one.behind),
+                    polling=one.polling,
+                    unknown=one.unknown,
+                )
+                for one in await self._in_force.of(tuple(request.entry_ids))
+            ]
         )
 
     def _agent(self, text: str) -> str:

@@ -31,6 +31,7 @@ from identity_server.domain.state import Change, EntryRecord, HistoryChange, Pos
 from identity_server.store.event_log import PAGE, Event, EventKind, Head, ReadOnly, events_since, read_head
 from identity_server.store.failures import Nature, nature_of, refusal_of
 from identity_server.store.own_writes import UNREAD, Changes, OwnWrites
+from identity_server.store.progress_repository import SUBJECT
 from identity_server.store.unit_of_work import SqlUnitOfWork
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.spiffe_id import TrustDomain
@@ -233,7 +234,11 @@ class Follower:
         known_entries: list[RegistrationEntry] = []
         entries: dict[str, EntryRecord | None] = {}
         agents: dict[str, AttestedAgent | None] = {}
+        told: set[str] = set()
         for (kind, subject), value in touched.items():
+            if kind == EventKind.SERVER and subject.startswith(SUBJECT):
+                told.add(subject.removeprefix(SUBJECT).decode(errors="replace"))
+                continue
             name = subject.decode() if kind not in _NOT_IN_STATE else ""
             if kind == EventKind.ENTRY:
                 entries[name] = None
@@ -257,6 +262,7 @@ class Follower:
             authorities=uow.authorities.of_server(self._server_id) if EventKind.AUTHORITY in unread else None,
             orders=uow.orders.waiting_for(self._server_id) if EventKind.ORDER in unread else None,
             servers=EventKind.SERVER in unread,
+            progress=frozenset(told),
         )
 
     def _snapshot(self, connection: Connection) -> State:

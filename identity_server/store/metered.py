@@ -18,6 +18,7 @@ from identity_server.repositories import (
     EntryRepository,
     JoinTokenRepository,
     OrderRepository,
+    ProgressRepository,
     RelationshipRepository,
     ServerRepository,
 )
@@ -141,6 +142,10 @@ class _TimedUnitOfWork:
     @property
     def servers(self) -> ServerRepository:
         return self._uow.servers
+
+    @property
+    def progress(self) -> ProgressRepository:
+        return self._uow.progress
 
     def _timed(self, name: str, repository: object) -> _Timed:
         return _Timed(repository, NAMES[name], self._metrics, self._monotonic)

@@ -30,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeEngine
 
-SCHEMA_REVISION = "0005"
+SCHEMA_REVISION = "0006"
 """The Alembic revision that this code is written for: the newest under `migrations/versions`."""
 
 
@@ -247,4 +247,16 @@ server_settings = Table(  # what each server has set of what it issues (R39)
     Column("fingerprint", Digest, nullable=False),  # of the document
     Column("document", Document, nullable=False),
     Column("written_at", Big, nullable=False),  # the server's last sign of life
+)
+
+server_progress = Table(  # how far each server's agents are; rewritten without an event unless somebody waits
+    "server_progress",
+    metadata,
+    Column("server_id", octets(255), primary_key=True),
+    Column("beat", Big, nullable=False),  # another number at each write
+    Column("asked", Big, nullable=False),  # another number whenever the others are to write
+    Column("written_at", Big, nullable=False, index=True),
+    Column("members_digest", Digest, nullable=False),
+    Column("members", Document, nullable=False),
+    Column("brief", Document, nullable=False),
 )

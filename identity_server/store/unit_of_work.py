@@ -8,6 +8,7 @@ from identity_server.store.agent_repository import SqlAgents
 from identity_server.store.entry_repository import NewEntries, SqlEntries
 from identity_server.store.event_log import LogUpkeep, Recorder
 from identity_server.store.order_repository import SqlOrders
+from identity_server.store.progress_repository import SqlProgress
 from identity_server.store.repositories import SqlAuthorities, SqlBundles, SqlJoinTokens, SqlRelationships
 from identity_server.store.server_repository import SqlServers
 from spiffe_core.spiffe_id import TrustDomain
@@ -24,6 +25,7 @@ class SqlUnitOfWork:
         "join_tokens",
         "log",
         "orders",
+        "progress",
         "relationships",
         "servers",
     )
@@ -43,4 +45,5 @@ class SqlUnitOfWork:
         self.authorities = SqlAuthorities(connection, recorder)
         self.orders = SqlOrders(connection, recorder)
         self.servers = SqlServers(connection, recorder)
+        self.progress = SqlProgress(connection, recorder)
         self.log = LogUpkeep(connection, recorder)

@@ -244,19 +244,22 @@ class Writer:
             rows: list[EventRow] = []
             changes: Changes = {}
             new_entries = NewEntries()
+            untold = False  # something was written that nobody follows
             for operation in batch:
                 recorder = Recorder(head.revision + 1)
                 work = SqlUnitOfWork(connection, recorder, self._trust_domain, new_entries)
                 outcome = _applied(operation, work, recorder)
                 outcomes.append(outcome)
                 if outcome.error is None:
+                    untold = untold or recorder.touched
                     head = self._moved(head, recorder, rows)
                     changes.update(recorder.events)
             new_entries.write(connection)
-            if head == before:
+            if head != before:
+                advance(connection, head, rows)
+            elif not untold:
                 transaction.rollback()
                 return outcomes
-            advance(connection, head, rows)
             if changes:
                 self._own_writes.add(before.position, head.position, changes)
             if rows and self._announce:

@@ -74,7 +74,10 @@ def test_orders_to_all_servers_are_for_operators():
 def test_agents_follow_and_operators_look_how_far_they_are():
     """A9."""
     rows = {name.rpartition("/")[2]: kinds for name, kinds in ACCESS.items() if ".propagation." in name}
-    assert rows == {"Follow": frozenset({G}), "AwaitAgents": OPERATOR, "ListProgress": OPERATOR}
+    assert rows == {
+        "Follow": frozenset({G}),
+        **dict.fromkeys(("AwaitAgents", "ListProgress", "CountInForce"), OPERATOR),
+    }
 
 
 def test_operators_are_explained_to_and_agents_get_a_count():

@@ -317,10 +317,15 @@ PROPAGATION = {
     "federated_bundles=8:[Bundle] removed_bundles=9:[string] all_bundles=10:bool",
     "AwaitAgentsRequest": "revision=1:int64 timeout_ms=2:int64 agent_id=3:string",
     "AwaitAgentsResponse": "revision=1:int64 connected=2:int32 reached=3:int32 behind=4:[string] polling=5:int32 "
-    "over=6:bool",
+    "over=6:bool unknown=7:int32 unknown_agents=8:[string] unknown_since=9:int64 servers=10:int32 "
+    "servers_owing=11:int32",
     "ListProgressRequest": "agent_id=1:string page_size=2:int32 page_token=3:string",
     "ListProgressResponse": "revision=1:int64 agents=2:[AgentProgress] next_page_token=3:string",
-    "AgentProgress": "agent_id=1:string revision=2:int64 connected=3:bool polled_at=4:int64 streams_behind=5:int32",
+    "AgentProgress": "agent_id=1:string revision=2:int64 connected=3:bool polled_at=4:int64 streams_behind=5:int32 "
+    "server_id=6:string unknown_since=7:int64",
+    "CountInForceRequest": "entry_ids=1:[string]",
+    "CountInForceResponse": "entries=1:[EntryInForce]",
+    "EntryInForce": "entry_id=1:string agents=2:int32 reached=3:int32 behind=4:[string] polling=5:int32 unknown=6:int32",
 }
 EXPLAIN = {
     "ExplainRequest": "pid=1:int32<about> selectors=2:Selectors<about> refusal=3:string<about> caller=4:bool<about> "
@@ -409,7 +414,7 @@ METHODS = {
     "grpc.reflection.v1.ServerReflection": "ServerReflectionInfo:*ServerReflectionRequest>*ServerReflectionResponse",
     "grpc.reflection.v1alpha.ServerReflection": "ServerReflectionInfo:*ServerReflectionRequest>*ServerReflectionResponse",
     "muniment.server.federation.v1.Federation": "ListStates:> Invite:> Preview:> Accept:>",
-    "muniment.server.propagation.v1.Propagation": "Follow:*>* AwaitAgents:>* ListProgress:>",
+    "muniment.server.propagation.v1.Propagation": "Follow:*>* AwaitAgents:>* ListProgress:> CountInForce:>",
     "muniment.server.authorityorders.v1.AuthorityOrders": "PlaceOrder:> GetOrder:> ListOrders:> ListAuthorities:> "
     "GiveUpServer:>",
     "spiffe.broker.API": "SubscribeToX509SVID:>* SubscribeToX509Bundles:>* FetchJWTSVID:> SubscribeToJWTBundles:>*",

@@ -85,20 +85,30 @@ class AwaitAgentsRequest(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., agent_id: _Optional[str] = ...) -> None: ...
 
 class AwaitAgentsResponse(_message.Message):
-    __slots__ = ("revision", "connected", "reached", "behind", "polling", "over")
+    __slots__ = ("revision", "connected", "reached", "behind", "polling", "over", "unknown", "unknown_agents", "unknown_since", "servers", "servers_owing")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
     REACHED_FIELD_NUMBER: _ClassVar[int]
     BEHIND_FIELD_NUMBER: _ClassVar[int]
     POLLING_FIELD_NUMBER: _ClassVar[int]
     OVER_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_AGENTS_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_SINCE_FIELD_NUMBER: _ClassVar[int]
+    SERVERS_FIELD_NUMBER: _ClassVar[int]
+    SERVERS_OWING_FIELD_NUMBER: _ClassVar[int]
     revision: int
     connected: int
     reached: int
     behind: _containers.RepeatedScalarFieldContainer[str]
     polling: int
     over: bool
-    def __init__(self, revision: _Optional[int] = ..., connected: _Optional[int] = ..., reached: _Optional[int] = ..., behind: _Optional[_Iterable[str]] = ..., polling: _Optional[int] = ..., over: _Optional[bool] = ...) -> None: ...
+    unknown: int
+    unknown_agents: _containers.RepeatedScalarFieldContainer[str]
+    unknown_since: int
+    servers: int
+    servers_owing: int
+    def __init__(self, revision: _Optional[int] = ..., connected: _Optional[int] = ..., reached: _Optional[int] = ..., behind: _Optional[_Iterable[str]] = ..., polling: _Optional[int] = ..., over: _Optional[bool] = ..., unknown: _Optional[int] = ..., unknown_agents: _Optional[_Iterable[str]] = ..., unknown_since: _Optional[int] = ..., servers: _Optional[int] = ..., servers_owing: _Optional[int] = ...) -> None: ...
 
 class ListProgressRequest(_message.Message):
     __slots__ = ("agent_id", "page_size", "page_token")
@@ -121,15 +131,47 @@ class ListProgressResponse(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., agents: _Optional[_Iterable[_Union[AgentProgress, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class AgentProgress(_message.Message):
-    __slots__ = ("agent_id", "revision", "connected", "polled_at", "streams_behind")
+    __slots__ = ("agent_id", "revision", "connected", "polled_at", "streams_behind", "server_id", "unknown_since")
     AGENT_ID_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
     POLLED_AT_FIELD_NUMBER: _ClassVar[int]
     STREAMS_BEHIND_FIELD_NUMBER: _ClassVar[int]
+    SERVER_ID_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_SINCE_FIELD_NUMBER: _ClassVar[int]
     agent_id: str
     revision: int
     connected: bool
     polled_at: int
     streams_behind: int
-    def __init__(self, agent_id: _Optional[str] = ..., revision: _Optional[int] = ..., connected: _Optional[bool] = ..., polled_at: _Optional[int] = ..., streams_behind: _Optional[int] = ...) -> None: ...
+    server_id: str
+    unknown_since: int
+    def __init__(self, agent_id: _Optional[str] = ..., revision: _Optional[int] = ..., connected: _Optional[bool] = ..., polled_at: _Optional[int] = ..., streams_behind: _Optional[int] = ..., server_id: _Optional[str] = ..., unknown_since: _Optional[int] = ...) -> None: ...
+
+class CountInForceRequest(_message.Message):
+    __slots__ = ("entry_ids",)
+    ENTRY_IDS_FIELD_NUMBER: _ClassVar[int]
+    entry_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, entry_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class CountInForceResponse(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[EntryInForce]
+    def __init__(self, entries: _Optional[_Iterable[_Union[EntryInForce, _Mapping]]] = ...) -> None: ...
+
+class EntryInForce(_message.Message):
+    __slots__ = ("entry_id", "agents", "reached", "behind", "polling", "unknown")
+    ENTRY_ID_FIELD_NUMBER: _ClassVar[int]
+    AGENTS_FIELD_NUMBER: _ClassVar[int]
+    REACHED_FIELD_NUMBER: _ClassVar[int]
+    BEHIND_FIELD_NUMBER: _ClassVar[int]
+    POLLING_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    entry_id: str
+    agents: int
+    reached: int
+    behind: _containers.RepeatedScalarFieldContainer[str]
+    polling: int
+    unknown: int
+    def __init__(self, entry_id: _Optional[str] = ..., agents: _Optional[int] = ..., reached: _Optional[int] = ..., behind: _Optional[_Iterable[str]] = ..., polling: _Optional[int] = ..., unknown: _Optional[int] = ...) -> None: ...
