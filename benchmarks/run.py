@@ -14,6 +14,8 @@ row `floor` says what OpenSSL alone takes for the two signatures of an X.509-SVI
     b8    100,000 entries: created (b9, on SQLite), handed out to one agent, and the memory they take (b11a)
     b10   10,000 SVIDs renewed at once because their authority is tainted, and what tokens cost in latency meanwhile
     b9pg  the same on a private PostgreSQL
+    b12   the bundle endpoint beside bare uvicorn that serves the same bytes, on kept and on new connections; the bundles
+          of 200 trust domains fetched, with and without peers that never answer
     b11b  resident memory of server and agent, idle and with 1,000 open streams
     idle  CPU time of an agent with 500 SVIDs and 500 streams at rest
 
@@ -36,13 +38,15 @@ sys.path.insert(0, str(ROOT))
 import uvloop
 
 from benchmarks.agent_rows import b5, b10, idle
+from benchmarks.endpoint_rows import b12
+from benchmarks.federation_rows import b12_federation
 from benchmarks.measure import Row, floor, show
 from benchmarks.propagation_rows import b7
 from benchmarks.server_rows import SERVER_ROWS, Sizes
 from benchmarks.targets import Muniment, Spire, Target
 from benchmarks.workload_rows import b1, crowd_async
 
-ROWS = ("b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8", "b9pg", "b10", "b11b", "idle")
+ROWS = ("b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8", "b9pg", "b10", "b11b", "b12", "idle")
 STORM, RESTING, REST_SECONDS = 10_000, 500, 30.0
 SMOKE = Sizes(repeats=1, seconds=0.1, batch=20, entries=600, attestations=4, bars=False)
 
@@ -95,6 +99,9 @@ def run(wanted: set[str], sizes: Sizes, *, spire: Path | None, streams: int) -> 
         rows += uvloop.run(b5(sizes.repeats, sizes.seconds))
     if "b10" in wanted:
         rows += uvloop.run(b10(min(sizes.entries, STORM)))
+    if "b12" in wanted:
+        rows += b12(sizes)
+        rows += b12_federation(sizes, 200 if sizes.bars else 3)
     if "idle" in wanted:
         rows += uvloop.run(idle(min(sizes.entries, RESTING), REST_SECONDS if sizes.bars else 1.0))
     return rows

@@ -31,10 +31,10 @@ class Muniment(LocalStack):
 
     name = "muniment"
 
-    def __init__(self, *, workers: int = 0, database: str = "") -> None:
+    def __init__(self, *, workers: int = 0, database: str = "", extra: str = "") -> None:
         self.workers = workers
         self.database_kind = "PostgreSQL" if database else "SQLite"
-        text = UNLIMITED + (f'[database]\nurl = "{database}"\n' if database else "")
+        text = UNLIMITED + extra + (f'[database]\nurl = "{database}"\n' if database else "")
         super().__init__(TRUST_DOMAIN, server=text, ca=f"signing_workers = {workers}\n" if workers else "")
 
 
