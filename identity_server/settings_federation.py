@@ -35,7 +35,8 @@ def _absolute(path: Path) -> Path:
     return path
 
 
-def _domain(name: str) -> str:
+def provable_name(name: str) -> str:
+    """A name that an ACME authority can have proved; a validator."""
     try:
         check_dns_name(name, field="domain_name")
     except InvalidRequest as error:
@@ -91,7 +92,7 @@ class Http01Section(Section):
 class AcmeSection(Section):
     """[…profile.https_web.acme]: a certificate from an ACME authority (RFC 8555), renewed by itself."""
 
-    domain_name: Annotated[str, AfterValidator(_domain)]
+    domain_name: Annotated[str, AfterValidator(provable_name)]
     email: str = Field(default="", max_length=254)
     directory_url: Annotated[str, AfterValidator(_directory)] = "https://acme-v02.api.letsencrypt.org/directory"
     tos_accepted: bool = False

@@ -14,6 +14,8 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, PlainSerializer, field_validator, model_validator
 
 from identity_server.domain.oidc_documents import MAX_DOMAINS, Authority, IssuerUrl, Provider
+from identity_server.settings_federation import AcmeSection, provable_name
+from spiffe_core.dns_name import check_dns_name
 from spiffe_core.errors import ConfigError, InvalidRequest
 from spiffe_core.runtime.places import agent_socket, server_socket
 from spiffe_core.runtime.settings import (
@@ -35,7 +37,7 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _SHORTEST_POLL, _LONGEST_POLL = timedelta(seconds=1), timedelta(minutes=10)
 _SHORTEST_KEEP, _LONGEST_KEEP = timedelta(minutes=1), timedelta(days=7)
 _POLL = timedelta(seconds=5)
-NO_LISTENER = "name where to listen: serving_cert_file, listen_socket_path or insecure_addr"
+NO_LISTENER = "name where to listen: serving_cert_file, acme, listen_socket_path or insecure_addr"
 
 
 def _listen_address(text: str) -> str:
@@ -52,6 +54,25 @@ def _absolute(path: Path) -> Path:
     if not path.is_absolute():
         raise ValueError("must be an absolute path")
     return path
+
+
+def _name_or_none(name: str) -> str:
+    return provable_name(name) if name else name
+
+
+def _provable(domain: Authority) -> None:
+    """Whether an ACME authority can have this host proved when the settings name no other."""
+    if domain.is_ip:
+        raise InvalidRequest(
+            "acme.domain_name: must be set, because the first domain is an IP address", field="acme.domain_name"
+        )
+    check_dns_name(domain.host, field="acme.domain_name")
+
+
+def _required(address: str) -> str:
+    if not address:
+        raise ValueError('must be "host:port"')
+    return address
 
 
 def _poll(value: timedelta) -> timedelta:
@@ -82,9 +103,20 @@ class ServingCertFileSection(Section):
     @field_validator("addr")
     @classmethod
     def _named(cls, addr: str) -> str:
-        if not addr:
-            raise ValueError('must be "host:port"')
-        return addr
+        return _required(addr)
+
+
+class OidcAcmeSection(AcmeSection):
+    """[oidc.acme]: HTTPS with a certificate from an ACME authority; for the first of the domains unless it says another."""
+
+    domain_name: Annotated[str, AfterValidator(_name_or_none)] = ""
+    cache_dir: AbsolutePath | None = None
+    addr: ListenAddress = ":443"
+
+    @field_validator("addr")
+    @classmethod
+    def _named(cls, addr: str) -> str:
+        return _required(addr)
 
 
 class OidcNames(Section):
@@ -98,6 +130,7 @@ class OidcNames(Section):
     trust_forwarded_host: bool = False
     log_requests: bool = False
     serving_cert_file: ServingCertFileSection | None = None
+    acme: OidcAcmeSection | None = None
     insecure_addr: ListenAddress = ""
     listen_socket_path: AbsolutePath | None = None
 
@@ -115,7 +148,13 @@ class OidcNames(Section):
     @property
     def listens(self) -> bool:
         """Whether any listener is named."""
-        return bool(self.insecure_addr) or bool(self.listen_socket_path or self.serving_cert_file)
+        return bool(self.insecure_addr) or bool(self.listen_socket_path or self.serving_cert_file or self.acme)
+
+    @model_validator(mode="after")
+    def _one_certificate(self) -> Self:
+        if self.acme is not None and self.serving_cert_file is not None:
+            raise ValueError("give one table: acme or serving_cert_file")
+        return self
 
     def provider(self, issuer: str) -> Provider:
         """The provider of these names; `issuer` is what stands in tokens, "" if every domain is one of its own.
@@ -131,7 +170,10 @@ class OidcNames(Section):
             domains = tuple(Authority.parse(one) for one in self.domains)
             if not domains and parsed is not None:
                 domains = (Authority(parsed.authority.host),)
-            return Provider(domains, parsed, self.jwks_uri, self.server_path_prefix, self.set_key_use, scheme)
+            made = Provider(domains, parsed, self.jwks_uri, self.server_path_prefix, self.set_key_use, scheme)
+            if self.acme is not None and not self.acme.domain_name:
+                _provable(made.domains[0])
+            return made
         except InvalidRequest as error:
             raise ConfigError(f"oidc: {error.public}", field=error.field) from None
 

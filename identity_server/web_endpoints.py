@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random  # noqa: TID251  # the rim: jitter is drawn here and passed down
 import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -98,7 +97,8 @@ def _discovery(settings: ServerSettings, store: Store, clock: Clock) -> list[End
 
     provider = settings.oidc.provider(settings.jwt.issuer)
     keys = OwnKeys(provider, lambda: store.state.value.bundles)
-    return discovery_endpoints(settings.oidc, provider, keys.current, clock, limits_that_fit(), table="oidc.")
+    folder = settings.data_dir / ACME_FOLDER
+    return discovery_endpoints(settings.oidc, provider, keys.current, clock, limits_that_fit(), folder, table="oidc.")
 
 
 def _table(number: int, of: int) -> str:
@@ -162,25 +162,9 @@ def _presented(section: BundleEndpointSection, table: str, look: _Look) -> _Pres
 
 
 def _from_acme(section: AcmeSection, look: _Look) -> _Presented:
-    from identity_server.web.acme import AcmeCertificate, AcmeSettings
-    from identity_server.web.acme_answers import AcmeAnswers
-    from identity_server.web.acme_store import AcmeStore
+    from identity_server.web.acme_opening import acme_certificate
 
-    answers = AcmeAnswers()
-    certificate = AcmeCertificate(
-        AcmeSettings(
-            directory_url=section.directory_url,
-            domain=section.domain_name,
-            email=section.email,
-            tos_accepted=section.tos_accepted,
-            kinds=("tls-alpn-01",) if section.http01 is None else ("http-01", "tls-alpn-01"),
-            ca_file=section.ca_file,
-        ),
-        AcmeStore(look.data_dir / ACME_FOLDER, section.directory_url, section.domain_name),
-        answers,
-        look.clock,
-        lambda: random.uniform(-1, 1),  # noqa: S311  # spreads load, guards nothing
-    )
+    certificate, answers = acme_certificate(section, section.domain_name, look.data_dir / ACME_FOLDER, look.clock)
     return _Presented("https_web, ACME", certificate.identity, (certificate,), answers, section.http01)
 
 

@@ -71,6 +71,11 @@ class Authority:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port is None else f"{host}:{self.port}"
 
+    @property
+    def is_ip(self) -> bool:
+        """Whether the host is an address; `parse` lets no other host have digits alone."""
+        return ":" in self.host or self.host.replace(".", "").isdigit()
+
     def as_of(self, scheme: str) -> Authority:
         """Without the port that the scheme implies."""
         return Authority(self.host) if self.port == _PORTS[scheme] else self

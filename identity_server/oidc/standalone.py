@@ -22,6 +22,7 @@ from spiffe_core.errors import ConfigError, IdentityError
 from spiffe_core.health import Report, loop_part
 from spiffe_core.runtime.logs import LogOutput, setup_logging
 from spiffe_core.runtime.monitor import Monitor
+from spiffe_core.runtime.places import state_directory
 from spiffe_core.runtime.process import connections_that_fit, refuse_dumps
 from spiffe_core.runtime.refusal import complain
 from spiffe_core.runtime.settings import TelemetrySection
@@ -29,6 +30,9 @@ from spiffe_core.runtime.supervise import Supervisor
 from spiffe_core.runtime.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
+
+ACME_FOLDER = "oidc-acme"
+"""Below the directory for state, if `acme.cache_dir` is not set."""
 
 
 class Standalone:
@@ -45,7 +49,8 @@ class Standalone:
         self._settings, self._clock = settings, clock
         provider = settings.names()
         self.held = HeldKeys(provider, clock, keep=settings.keep_keys.total_seconds())
-        self.web = WebEndpoints(discovery_endpoints(settings, provider, self.held.current, clock, limits))
+        acme_folder = state_directory() / ACME_FOLDER
+        self.web = WebEndpoints(discovery_endpoints(settings, provider, self.held.current, clock, limits, acme_folder))
         self.source = source_of(settings)
         self.monitor = Monitor(
             self._report,

@@ -42,7 +42,16 @@ KINDS: Mapping[str, frozenset[str]] = {
         {
             *("domains", "jwt_issuer", "jwks_uri", "server_path_prefix", "set_key_use", "allow_insecure_scheme"),
             *("trust_forwarded_host", "insecure_addr", "listen_socket_path", "server_api", "workload_api", "file"),
-            *("serving_cert_file", "keep_keys", "log_level", "log_file", "log_format", "log_requests", "health_checks"),
+            *(
+                "serving_cert_file",
+                "acme",
+                "keep_keys",
+                "log_level",
+                "log_file",
+                "log_format",
+                "log_requests",
+                "health_checks",
+            ),
         }
     ),
 }

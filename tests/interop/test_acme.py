@@ -140,3 +140,29 @@ async def test_a_lost_account_key_is_told_and_a_damaged_certificate_is_ordered_a
             live.certificate.identity()
         await live.certificate.attempt()
         assert "holds no key; delete it to register anew" in live.certificate.trouble
+
+
+@pytest.mark.parametrize("http", [True, False], ids=["http-01", "tls-alpn-01"])
+async def test_a_discovery_provider_gets_its_certificate_by_itself(pebble: Pebble, tmp_path: Path, http: bool) -> None:
+    """Issue 6, item 5: [oidc.acme], for the host of the issuer; verifiers then read the documents over that certificate."""
+    issuer = "https://oidc.example.org"
+    acme = {
+        "directory_url": pebble.directory_url,
+        "ca_file": str(pebble.ca_file),
+        "tos_accepted": True,
+        "addr": f"127.0.0.1:{pebble.tls_port}",
+        **({"http01": {"address": "127.0.0.1", "port": pebble.http_port}} if http else {}),
+    }
+    async with live_server(tmp_path, jwt={"issuer": issuer}, oidc={"acme": acme}) as live:
+        endpoint = live.server.published.web.endpoints[0]
+        (certificate,) = endpoint.chores
+        assert await certificate.attempt() == 0.0, certificate.trouble
+        context = ssl.create_default_context(cadata=pebble.root)
+        async with connected(endpoint.address, context, server_hostname="oidc.example.org") as reader:
+            request = b"GET /.well-known/openid-configuration HTTP/1.1\r\nHost: oidc.example.org\r\n\r\n"
+            answer = await reader.raw(request)
+        assert (answer.status, issuer.encode() in answer.body) == (200, True)
+        assert {path.name.partition("-")[0] for path in (tmp_path / "data" / "acme").iterdir()} == {
+            "account",
+            "certificate",
+        }

@@ -12,6 +12,7 @@ from spiffe_core.errors import ConfigError
 from spiffe_core.runtime.settings_kinds import KINDS, OIDC
 
 SOURCE: dict[str, Any] = {"server_api": {"address": "/run/spire/api.sock"}}
+FILES = {"cert_file_path": "/a.pem", "key_file_path": "/a.key"}
 LISTENER = {"listen_socket_path": "/run/oidc.sock"}
 
 
@@ -59,6 +60,10 @@ def test_the_admin_socket_is_written_as_spire_writes_it(address: str) -> None:
         ({"domains": ["a.test"], "file": {"path": "/b", "poll_interval": "1h"}}, '"1s" to "10m"'),
         ({"domains": ["a.test"], "keep_keys": "8d", **SOURCE}, "keep_keys"),
         ({"domain": ["a.test"], **SOURCE}, "did you mean 'domains'"),
+        ({"domains": ["a.test"], "acme": {"addr": ""}, **SOURCE}, "host:port"),
+        ({"domains": ["a.test"], "acme": {"domain_name": "*.a.test"}, **SOURCE}, "wildcard"),
+        ({"domains": ["127.0.0.1"], "acme": {}, **SOURCE}, "acme.domain_name"),
+        ({"domains": ["a.test"], "acme": {}, "serving_cert_file": FILES, **SOURCE}, "give one table"),
         ({"trust_domain": "a.test", "data_dir": "/x", "ca": {}}, "identity-server file"),
     ],
 )
