@@ -8,6 +8,9 @@ from datetime import datetime, timedelta
 BACKDATE = timedelta(seconds=10)
 """How far a certificate's notBefore lies before the moment of issue, for clocks that are a little behind."""
 
+CLOCK_SKEW = timedelta(minutes=5)
+"""How far this machine's clock may be behind an issuer's: what begins within it is taken from a server (R19)."""
+
 JITTER_SHARE = 0.1
 """The largest shift of a renewal, as a share of half the lifetime."""
 

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.crypto.certificates import read_certificate
 from spiffe_core.crypto.keys import PrivateKeyDer
 from spiffe_core.errors import Reason, VerificationFailed
+from spiffe_core.lifetime import CLOCK_SKEW
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.x509_svid import X509Svid
 from spiffe_core.x509_verify import verify_x509_svid
-
-CLOCK_SKEW = timedelta(minutes=5)
-"""How far this machine's clock may be behind the server's: a certificate that begins within it is taken (R19)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ import grpc.aio
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.crypto.certificates import read_certificate
 from spiffe_core.errors import IdentityError, Reason, Unavailable, VerificationFailed
+from spiffe_core.lifetime import CLOCK_SKEW
 from spiffe_core.runtime.supervise import spawn
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.wire.acceptor import Acceptor
@@ -35,6 +36,7 @@ from spiffe_core.wire.sockets import BACKLOG, PrivateDirectory
 from spiffe_core.wire.splice import Splice
 from spiffe_core.wire.tls import TlsIdentity, client_context, verified_svid
 from spiffe_core.x509_svid import spiffe_id_of
+from spiffe_core.x509_verify import VerifiedX509Svid
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,8 @@ _UNACKNOWLEDGED_MILLISECONDS = 15_000
 _BUFFER_BYTES = 256 * 1024
 _LINGER_SECONDS = 30.0
 _CLOSE_SECONDS = 2.0
-_REASONS = {9: Reason.NOT_YET_VALID, 10: Reason.EXPIRED}  # X509_V_ERR_* of OpenSSL
+_NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL: dates are judged by `_verified`
+_DATES = frozenset({Reason.NOT_YET_VALID, Reason.EXPIRED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +231,7 @@ class Dialer:
                 )
             roots = bundle.x509_roots
         context = client_context(self._identity(), roots)
+        context.verify_flags |= _NO_CHECK_TIME
         failures: list[IdentityError] = []
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DIAL_SECONDS):
@@ -283,8 +287,14 @@ class Dialer:
             der = tls.getpeercert(binary_form=True)
             return spiffe_id_of(read_certificate(der or b"", field="the server's certificate"))
         try:
-            svid = verified_svid(tls, trust.bundles, now=self._now(), purpose="server")
+            svid = self._verified(tls, trust.bundles)
         except VerificationFailed as failure:
+            if failure.reason in _DATES:
+                raise VerificationFailed(
+                    f"the server is out of its time by this machine's clock ({self._now():%Y-%m-%dT%H:%M:%SZ}; "
+                    f"{failure.public}): compare the clocks of both machines",
+                    failure.reason,
+                ) from None
             if failure.reason is not Reason.NO_BUNDLE:
                 raise
             raise VerificationFailed(
@@ -296,16 +306,24 @@ class Dialer:
             raise VerificationFailed("the server presented no certificate", Reason.EMPTY_CHAIN)
         return svid.spiffe_id
 
+    def _verified(
+        self, tls: ssl.SSLObject, bundles: Callable[[TrustDomain], TrustBundle | None]
+    ) -> VerifiedX509Svid | None:
+        """The server's SVID; one that begins soon is taken too, for this machine's clock may be a little behind (R19)."""
+        now = self._now()
+        try:
+            return verified_svid(tls, bundles, now=now, purpose="server")
+        except VerificationFailed as failure:
+            if failure.reason is not Reason.NOT_YET_VALID:
+                raise
+            svid = verified_svid(tls, bundles, now=now + CLOCK_SKEW, purpose="server")
+            log.warning("this machine's clock (%s) is behind the server's: %s", f"{now:%H:%M:%SZ}", failure.public)
+            return svid
+
     def _in_words(self, place: Place | None, error: Exception) -> IdentityError:
         where = f"the server at {self.servers if place is None else place}"
         if isinstance(error, IdentityError):
             return error
-        if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _REASONS:
-            return VerificationFailed(
-                f"the certificate of {where} is out of its time by this machine's clock "
-                f"({self._now():%Y-%m-%dT%H:%M:%SZ}; {error.verify_message}): compare the clocks of both machines",
-                _REASONS[error.verify_code],
-            )
         if isinstance(error, ssl.SSLCertVerificationError):
             return VerificationFailed(
                 f"{where} is not proven by the trust bundle ({error.verify_message}); "

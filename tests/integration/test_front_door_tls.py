@@ -304,6 +304,20 @@ BAD_SERVERS = {
         lambda ca: ca.issue(SERVER_ID, not_before=ca.now - timedelta(hours=2), not_after=ca.now - timedelta(hours=1)),
         Reason.EXPIRED,
     ),
+    "expired a moment ago": (
+        lambda ca: ca.issue(SERVER_ID, not_before=ca.now - timedelta(hours=2), not_after=ca.now - timedelta(seconds=2)),
+        Reason.EXPIRED,
+    ),
+    "R19 from tomorrow on": (
+        lambda ca: ca.issue(SERVER_ID, not_before=ca.now + timedelta(hours=2), not_after=ca.now + timedelta(hours=3)),
+        Reason.NOT_YET_VALID,
+    ),
+    "R19 soon, but not for long": (
+        lambda ca: ca.issue(
+            SERVER_ID, not_before=ca.now + timedelta(minutes=1), not_after=ca.now + timedelta(minutes=2)
+        ),
+        Reason.EXPIRED,
+    ),
     "clientAuth only": (lambda ca: ca.issue(SERVER_ID, eku=(CLIENT_AUTH,)), Reason.UNKNOWN_AUTHORITY),
     "two URIs": (lambda ca: ca.issue(SERVER_ID, uris=(str(SERVER_ID), "spiffe://example.org/b")), Reason.BAD_SPIFFE_ID),
 }
@@ -320,11 +334,24 @@ async def test_the_dialer_believes_only_the_expected_server(case):
         error = await refused(dialer)
         assert isinstance(error, VerificationFailed)
         assert error.reason is reason
-        assert ("compare the clocks" in error.public) == (reason is Reason.EXPIRED)
+        assert ("compare the clocks" in error.public) == (reason in {Reason.EXPIRED, Reason.NOT_YET_VALID})
         domain.identity = good
         await dialer.renew()
         assert await who(dialer) == "tls anonymous"
         assert dialer.last_error is None
+
+
+async def test_a_server_is_believed_a_little_before_its_time(caplog):
+    """R19: for this machine's clock may be behind; its authority, its intermediate and its own certificate are young."""
+    soon = timedelta(minutes=4)
+    young = SpiffeTestCA("example.org", not_before=CLOCK.now() + soon, ttl=timedelta(hours=9))
+    middle = young.intermediate(not_before=CLOCK.now() + soon, ttl=timedelta(hours=9))
+    async with listening() as domain:
+        domain.bundles = BundleSet(young.bundle(), {})
+        domain.identity = identity_of(middle.issue(SERVER_ID, not_before=CLOCK.now() + soon))
+        async with dialing(domain) as dialer:
+            assert await who(dialer) == "tls anonymous"
+            assert "clock" in caplog.text
 
 
 async def test_insecure_bootstrap_compares_the_claimed_id_and_nothing_else():

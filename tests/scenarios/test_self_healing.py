@@ -101,6 +101,24 @@ def test_an_agents_clock_that_jumps_a_day_ahead_and_back():
         stack.until(lambda: stack.health()["agent.sync"]["state"] == "ok")
 
 
+def test_an_agent_started_with_a_clock_that_is_behind():
+    """R19: minutes behind a server whose certificates are younger, it serves; hours behind, it says why and goes on later."""
+    with ShiftedStack(pop=True) as stack:
+        stack.begin()
+        assert stack.agent.stop() == 0
+        stack.agent_clock.move(minutes=-4, seconds=-30)
+        stack.start_agent()
+        assert stack.until(stack.svid).not_valid_before_utc.timestamp() > stack.agent_clock.now
+        assert stack.agent.stop() == 0
+        stack.agent_clock.move(hours=-2)
+        stack.spawn_agent()
+        stack.until(lambda: "compare the clocks of both machines" in stack.agent.tail(1000))
+        assert stack.svid() is None
+        stack.agent_clock.move(hours=2)
+        stack.until(stack.svid)
+        assert len(stack.agents()) == 1
+
+
 def test_an_agent_started_again_goes_on_where_it_was_and_attests_again_where_it_cannot():
     """R43, R8: no attestation with the state of 20 minutes ago; as the same node with a damaged one, which is kept.
 
