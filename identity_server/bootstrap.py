@@ -407,6 +407,7 @@ async def _compose(  # the one place where everything has a name
         throttle=throttle,
         upstream_error=upstream_error,
         publishing=publishing,
+        endpoint_troubles=endpoints.troubles,
     )
     watch = monitor(looked_at, metrics)
     undo.callback(watch.close)

@@ -80,6 +80,7 @@ class Parts:
     throttle: Throttle
     upstream_error: Callable[[], str | None]
     publishing: PublishBundle
+    endpoint_troubles: Callable[[], tuple[str, ...] | None]
 
     def facts(self, watchdog: Watchdog) -> health.Facts:
         """How things stand now. Reads finished values only: it is called on several threads."""
@@ -107,6 +108,7 @@ class Parts:
             loop_blocked=watchdog.blocked,
             upstream_error=self.upstream_error(),
             published=self.publishing.states(),
+            endpoint_troubles=self.endpoint_troubles(),
             differences=tuple(map(str, self.agreement.differences)),
             ready_without_database=self.settings.health_checks.ready_without_database,
         )

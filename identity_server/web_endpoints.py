@@ -44,6 +44,10 @@ class Published:
         """The bundle to be published; None for ever where nothing is."""
         return self.bundle.watch if self.bundle is not None else Watch(None)
 
+    def troubles(self) -> tuple[str, ...] | None:
+        """What is wrong with the endpoints, for the health report; None where there are none."""
+        return self.web.troubles() if self.web.endpoints else None
+
     async def keep(self) -> None:
         """Publish changes and do the endpoints' chores, until cancelled."""
         await self.web.keep()

@@ -49,6 +49,8 @@ class Facts:
     """Why the upstream authority could not be followed, "" if it was; None where there is none."""
     published: tuple[TargetState, ...] = ()
     """How the places stand where the trust bundle is put."""
+    endpoint_troubles: tuple[str, ...] | None = None
+    """What keeps the HTTPS endpoints from their newest document or certificate; None where there are no endpoints."""
     differences: tuple[str, ...] = ()
     """On which settings the servers that share the database do not agree."""
 
@@ -62,6 +64,7 @@ def report_of(facts: Facts) -> Report:
             _rotator(facts),
             *_upstream(facts),
             *_publishing(facts),
+            *_endpoints(facts),
             _settings(facts),
             _datastore(facts),
             _audit(facts),
@@ -128,6 +131,14 @@ def _publishing(facts: Facts) -> tuple[Part, ...]:
         text = "; ".join(f"publish.{one.name}: {one.error}" for one in failing)
         return (Part("server.publish", Condition.DEGRADED, text, detail),)
     return (Part("server.publish", detail=detail),)
+
+
+def _endpoints(facts: Facts) -> tuple[Part, ...]:
+    if facts.endpoint_troubles is None:
+        return ()
+    if facts.endpoint_troubles:
+        return (Part("server.endpoints", Condition.DEGRADED, "; ".join(facts.endpoint_troubles)),)
+    return (Part("server.endpoints"),)
 
 
 def _settings(facts: Facts) -> Part:

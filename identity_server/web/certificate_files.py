@@ -29,6 +29,14 @@ class CertificateFiles:
         self._offload = Offload("certificate", 1)
         self._stamp = self._look()
         self._identity = self._load()
+        self._refused = ""
+
+    @property
+    def trouble(self) -> str:
+        """Why newer files are not used, or that the certificate in force has expired."""
+        if self._expires_at <= self._clock.now():
+            return f"the web certificate in {self._certificate} has expired"
+        return self._refused
 
     def identity(self) -> TlsIdentity:
         """The certificate in force; the same object until it changes."""
@@ -48,7 +56,9 @@ class CertificateFiles:
         self._stamp = stamp
         try:
             self._identity = await self._offload(self._load)
+            self._refused = ""
         except ConfigError as error:
+            self._refused = error.public
             log.warning("the certificate in force stays, the new files are not used: %s", error.public)
             return False
         log.info("the web certificate in %s was taken over", self._certificate)
@@ -71,6 +81,7 @@ class CertificateFiles:
                 "put the server's own certificate first",
                 field=f"{self._field}.key_file_path",
             )
+        self._expires_at = leaf.not_after
         if leaf.not_after <= self._clock.now():
             log.warning("the web certificate in %s has expired; nobody will believe it", self._certificate)
         return TlsIdentity(chain, to_pkcs8(key))

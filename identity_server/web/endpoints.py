@@ -37,6 +37,11 @@ class Listener(Protocol):
 class Chore(Protocol):
     """What an endpoint has to be kept up with: certificate files, an ACME account."""
 
+    @property
+    def trouble(self) -> str:
+        """What is wrong and for whom to mend; "" while all is well."""
+        ...
+
     async def keep(self) -> None:
         """Until cancelled."""
         ...
@@ -62,6 +67,12 @@ class WebEndpoints:
     def __init__(self, endpoints: Sequence[Endpoint] = (), chores: Sequence[Chore] = ()) -> None:
         self.endpoints = tuple(endpoints)
         self._chores = tuple(chores)
+
+    def troubles(self) -> tuple[str, ...]:
+        """What is wrong with any of them; read on other threads too."""
+        common = [chore.trouble for chore in self._chores if chore.trouble]
+        own = [f"{one.name}: {chore.trouble}" for one in self.endpoints for chore in one.chores if chore.trouble]
+        return (*common, *own)
 
     def open(self) -> None:
         """Begin to answer on each address.

@@ -109,6 +109,16 @@ async def test_the_sequence_stays_over_a_restart_and_goes_on_over_a_restored_dat
         assert (await fetch(live))[0].sequence > second
 
 
+async def test_another_hint_is_a_change_of_the_bundle(tmp_path):
+    """TDB-07, D17."""
+    async with endpoint(tmp_path, refresh_hint="1m") as live:
+        first = (await fetch(live))[0]
+    async with endpoint(tmp_path, refresh_hint="2m") as live:
+        second = (await fetch(live))[0]
+    assert (first.refresh_hint, second.refresh_hint) == (60, 120)
+    assert second.sequence > first.sequence
+
+
 async def test_two_servers_of_one_database_serve_one_sequence(tmp_path):
     """TDB-06 over replicas: whoever raises it raises it for all."""
     async with endpoint(tmp_path) as live:
@@ -209,10 +219,12 @@ async def test_web_certificate_files_are_taken_over_when_they_change(tmp_path):
         good = (tmp_path / "web.key").read_bytes()
         (tmp_path / "web.key").write_bytes(good[:-30])
         assert not await files.reload()
+        assert "holds no private key" in live.server.monitor.report().troubles["server.endpoints"]
         assert await served_by(first) == 200
         second = web_files(tmp_path)
         assert await files.reload()
         assert await served_by(second) == 200
+        assert "server.endpoints" not in live.server.monitor.report().troubles
         with pytest.raises(ssl.SSLError):
             await served_by(first)
 

@@ -34,6 +34,7 @@ def test_a_well_server_has_no_trouble():
         ({"store_trouble": "no connection", "ready_without_database": True}, "catalog.datastore"),
         ({"event_lag": 10.1, "ready_without_database": True}, "catalog.datastore"),
         ({"upstream_error": "vault is sealed"}, "server.upstream"),
+        ({"endpoint_troubles": ("no web certificate yet",)}, "server.endpoints"),
         ({"differences": ("ca.ttl is 1 on server a, 2 on server b",)}, "server.settings"),
         ({"audit_healthy": False, "audit_lost": 3}, "audit"),
         ({"loop_lag": 1.1}, "event_loop"),
