@@ -52,6 +52,7 @@ class OidcDiscovery:
         self._forwarded_host = forwarded_host
         self._log_requests = log_requests
         self._paths = {provider.prefix + WELL_KNOWN: WELL_KNOWN, provider.prefix + KEYS: KEYS}
+        self._usual = {str(domain).encode(): str(domain) for domain in provider.domains}
         self._made: tuple[Documents, dict[str, Document], Document] | None = None
         self._site = Site(self.find)
 
@@ -76,7 +77,7 @@ class OidcDiscovery:
         if name is None:
             return None
         hosts = self._hosts(scope)
-        domain = self._provider.domain_of(hosts[0]) if len(hosts) == 1 else None
+        domain = self._domain_of(hosts[0]) if len(hosts) == 1 else None
         if domain is None:
             raise InvalidRequest("this host is not one of the provider's domains")
         documents, configuration, keys = self._finished()
@@ -96,16 +97,22 @@ class OidcDiscovery:
             self._made = documents, configuration, Document(documents.keys, cache=KEYS_CACHE, extra=_OPEN)
         return self._made
 
-    def _hosts(self, scope: Scope) -> list[str]:
+    def _hosts(self, scope: Scope) -> list[bytes]:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        forwarded = [value for name, value in headers if name == b"x-forwarded-host"] if self._forwarded_host else []
-        hosts = forwarded or [value for name, value in headers if name == b"host"]
-        return [value.decode("latin-1").strip() for value in hosts]
+        if self._forwarded_host:
+            forwarded = [value for name, value in headers if name == b"x-forwarded-host"]
+            if forwarded:
+                return forwarded
+        return [value for name, value in headers if name == b"host"]
+
+    def _domain_of(self, host: bytes) -> str | None:
+        """The domain that a Host names; nearly every caller writes it as the settings do."""
+        return self._usual.get(host) or self._provider.domain_of(host.decode("latin-1").strip())
 
     def _logged(self, scope: Scope, send: Send) -> Send:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                hosts = ",".join(self._hosts(scope))
+                hosts = b",".join(self._hosts(scope)).decode("latin-1")
                 facts = {"method": scope["method"][:MAX_SHOWN], "path": scope["path"][:MAX_SHOWN]}
                 log.info(
                     "answered %d",
