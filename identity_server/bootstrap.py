@@ -319,7 +319,7 @@ async def _compose(  # the one place where everything has a name
     admissions = Admissions(store=store, clock=clock)
     registration = Registration(store=store, clock=clock, audit=audit)
     followers = Followers(store=store, admissions=admissions, clock=clock)
-    progress, shared = progress_of(settings, server_id, store, followers, clock)
+    progress, shared = progress_of(settings, server_id, store, followers, authorities, clock)
     fleet = Fleet(store=store, clock=clock, audit=audit, trust_domain=trust_domain, new_token=new_id)
     attest = AttestAgents(
         store=store,

@@ -21,7 +21,8 @@ from identity_server.domain.rates import Rate
 from identity_server.keys import DiskKeys, MemoryKeys, set_aside
 from identity_server.ports import KeyManager, Store
 from identity_server.rpc.throttle import ThrottleSettings
-from identity_server.services.authorities import CaSettings, TokenSettings
+from identity_server.services.authorities import Authorities, CaSettings, TokenSettings
+from identity_server.services.authority_spread import AuthoritySpread
 from identity_server.services.followers import Followers
 from identity_server.services.own_progress import OwnProgress
 from identity_server.services.progress import Progress
@@ -186,11 +187,14 @@ def server_id_of(data_dir: Path) -> str:
 
 
 def progress_of(
-    settings: ServerSettings, server_id: str, store: Store, followers: Followers, clock: Clock
+    settings: ServerSettings, server_id: str, store: Store, followers: Followers, authorities: Authorities, clock: Clock
 ) -> tuple[Progress, SharedProgress | None]:
-    """How far agents are, and what tells other servers of it where the database may have others."""
+    """How far agents are, which authorities need not wait for; and what tells other servers where there may be some."""
     own = OwnProgress(store=store, followers=followers, clock=clock)
     shared = None
     if settings.database.shared:
         shared = SharedProgress(store=store, clock=clock, server_id=server_id, own=own)
-    return Progress(own=own, shared=shared, clock=clock), shared
+    progress = Progress(own=own, shared=shared, clock=clock)
+    spread = AuthoritySpread(store=store, progress=progress, shared=shared, server_id=server_id, clock=clock)
+    authorities.acknowledged = spread.acknowledged
+    return progress, shared

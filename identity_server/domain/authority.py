@@ -178,11 +178,13 @@ class Activate:
     """Let a prepared authority sign. `bundle` are the authority ids in the stored bundle at this moment.
 
     `waited` is how long it has stood there by a clock that does not jump, for when the wall clock went backwards.
+    `acknowledged` says that everybody who has to know it has said that they do.
     """
 
     authority_id: str
     bundle: frozenset[str]
     waited: float = 0.0
+    acknowledged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +353,7 @@ def _activate(slots: Slots, command: Activate, now: int) -> tuple[Event, ...]:
         raise IllegalMove("cannot activate an authority whose certificate or root is not in the stored bundle")
     if not usable(found, now):
         raise IllegalMove("cannot activate an authority that is not valid now; prepare a new one")
-    if not settled(slots, found, now, command.waited):
+    if not command.acknowledged and not settled(slots, found, now, command.waited):
         raise IllegalMove(f"a new authority signs {PROPAGATION_SECONDS} s after it was published; try again shortly")
     if active is None:
         return (Activated(chosen),)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from identity_server.domain.authority import (
     PROPAGATION_SECONDS,
@@ -74,7 +74,9 @@ class Authorities:
         self.below_upstream = upstream is not None
         """Whether somebody else signs our CA certificate."""
         self._busy = asyncio.Lock()
-        self._seen: dict[AuthorityKind, tuple[str, float]] = {}  # the prepared authority, and since when it is known
+        self._seen: dict[AuthorityKind, tuple[str, float, int]] = {}  # the prepared one, since when, at which revision
+        self.acknowledged: Callable[[int, float], Awaitable[bool]] = _by_nobody
+        """Whether all who must know a new authority acknowledge a revision within so many seconds (`authority_spread`)."""
         self.issuers, self._lines = lines_of(settings, store=store, clock=clock, entropy=entropy, upstream=upstream)
         """What signs, by kind; the same objects for the process's life."""
         self._pruning = AuthorityPruning(store, self._keys, clock, audit, settings, tuple(self._lines))
@@ -179,7 +181,7 @@ class Authorities:
             return fresh
 
     async def activate(self, kind: AuthorityKind, authority_id: str, actor: str) -> Authority:
-        """Let the prepared authority sign, as soon as it stood in the bundle for long enough: 10 s at most.
+        """Let the prepared authority sign, as soon as all agents have it or it stood in the bundle for 10 s.
 
         Raises:
             InvalidRequest: this id is not that of the authority in the slot that does not sign.
@@ -187,7 +189,8 @@ class Authorities:
         """
         line = self._line(kind)
         self._next(kind, authority_id)
-        for _ in range(4 * PROPAGATION_SECONDS):
+        acknowledged = await self._is_acknowledged(kind, authority_id)
+        for _ in range(0 if acknowledged else 4 * PROPAGATION_SECONDS):
             slots = self.slots(kind)
             waited = self._waited(kind, slots.prepared)
             if slots.prepared is None or settled(slots, slots.prepared, self._now(), waited):
@@ -200,7 +203,7 @@ class Authorities:
                 if self._keys.of(chosen) is None:
                     raise Internal("the key of this authority is gone: prepare another")
                 waited = self._waited(kind, chosen)
-                await self._change(line, Activate(authority_id, frozenset(), waited), chosen, actor)
+                await self._change(line, Activate(authority_id, frozenset(), waited, acknowledged), chosen, actor)
             active = self.slots(kind).active
             if active is None or active.authority_id != authority_id:
                 raise Unavailable("the state in memory does not follow the database's authorities; try again")
@@ -338,16 +341,28 @@ class Authorities:
         own = state.bundles.own if state.bundles is not None else None
         return Slots.of(state.authorities, line.kind), signing_ids(own, line.kind)
 
+    async def _is_acknowledged(self, kind: AuthorityKind, authority_id: str) -> bool:
+        """Whether everybody says within the time of propagation that they know a prepared X.509 authority.
+
+        Tokens are verified by many who never say so, hence their keys wait.
+        """
+        slots = self.slots(kind)
+        waited = self._waited(kind, slots.prepared)
+        if kind != "x509" or slots.prepared is None or settled(slots, slots.prepared, self._now(), waited):
+            return False
+        known, _, revision = self._seen[kind]
+        return known == authority_id and await self.acknowledged(revision, PROPAGATION_SECONDS - waited)
+
     def _waited(self, kind: AuthorityKind, prepared: Authority | None) -> float:
         """How long a prepared authority has been published, by the monotonic clock."""
         if prepared is None:
             self._seen.pop(kind, None)
             return 0.0
         now = self._clock.monotonic()
-        known, since = self._seen.setdefault(kind, (prepared.authority_id, now))
-        if known != prepared.authority_id:
-            self._seen[kind], since = (prepared.authority_id, now), now
-        return now - since
+        first = (prepared.authority_id, now, self._store.state.value.position.revision)
+        if self._seen.get(kind, first)[0] != prepared.authority_id:
+            self._seen[kind] = first
+        return now - self._seen.setdefault(kind, first)[1]
 
     def _warn_of_short_life(self) -> None:
         whole = longest_whole_ttl(int(self._settings.ca_ttl.total_seconds()))
@@ -359,6 +374,10 @@ class Authorities:
 
     def _now(self) -> int:
         return int(self._clock.now().timestamp())
+
+
+async def _by_nobody(_revision: int, _seconds: float) -> bool:
+    return False
 
 
 def _facts(authority: Authority | None) -> dict[str, object]:

@@ -8,6 +8,7 @@ whose server is gone (architecture A15): the bundle says whether it exists, the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import get_args
 
 from identity_server.domain.authority import (
@@ -53,7 +54,7 @@ def carry_out(
     slots = Slots.of(uow.authorities.of_server(server_id), kind)
     bundle = uow.bundles.get(trust_domain)
     if isinstance(command, Activate):
-        command = Activate(command.authority_id, signing_ids(bundle, kind), command.waited)
+        command = replace(command, bundle=signing_ids(bundle, kind))
     events = decide(slots, command, now)
     for event in events:
         if isinstance(event, Forgotten):

@@ -83,6 +83,11 @@ class SharedProgress:
     def __len__(self) -> int:
         return len(self._heard)
 
+    @property
+    def server_ids(self) -> frozenset[str]:
+        """The other servers."""
+        return frozenset(self._heard)
+
     async def run(self) -> None:
         """Write our row, and answer whoever asks; never ends."""
         complained = False

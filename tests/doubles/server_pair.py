@@ -7,6 +7,7 @@ import grpc.aio
 
 from identity_server.rpc.services import PROPAGATION
 from spiffe_core.wire._gen.muniment.server.propagation.v1 import propagation_pb2 as pb
+from spiffe_core.wire.positions import POSITION
 from spiffe_core.wire.services import Stub
 from tests.doubles.held_follower import seen
 from tests.doubles.live_server import live_server
@@ -39,19 +40,22 @@ async def ended(task):
 class Following:
     """One agent on a push stream of one server. It acknowledges what it is sent, unless it is `deaf`."""
 
-    def __init__(self, live, agent, position="", *, held=()):
+    def __init__(self, live, agent, position="", *, held=(), carries=""):
         self.live, self.agent, self.path = live, agent, agent.path
+        self.received = []
         self.entries = {one.id: one for one in held}
         self.position = position
         self.compared = self.replaced = False
-        self.deaf = False
+        self.deaf = self.told = False
         self.news = asyncio.Event()
         self.ended = None
-        self._call = Stub(agent.dialer.channel(), PROPAGATION).Follow(timeout=60)
+        self._call = Stub(agent.dialer.channel(), PROPAGATION).Follow(
+            timeout=60, metadata=((POSITION, carries),) if carries else ()
+        )
         self._task = asyncio.ensure_future(self._listen())
 
     async def until(self, condition, seconds=20):
-        """Wait until what was sent fulfils `condition`."""
+        """Wait until what it was sent fulfils `condition`."""
         async with asyncio.timeout(seconds):
             while not condition(self):
                 self.news.clear()
@@ -89,20 +93,25 @@ class Following:
         if message.all_entries:
             self.replaced = True
             self.entries = {}
+        self.received += (one.id for one in message.entries)
         self.entries |= {one.id: one for one in message.entries}
         for gone in message.removed_entries:
             self.entries.pop(gone, None)
         self.position = message.position
+        self.told = True
         if not message.more and not self.deaf:
             await self.acknowledge()
         self.news.set()
 
 
 @asynccontextmanager
-async def following(live, agent=None, position="", *, held=()):
-    """An agent of this server that follows it and has what there is for it."""
-    one = Following(live, agent or await live.join(), position, held=held)
+async def following(live, agent=None, position="", *, held=(), carries=""):
+    """An agent that follows this server and was told something by it, or was refused.
+
+    `position` is where it says it is, with the entries `held`; `carries` goes along as calls of our agents have it.
+    """
+    one = Following(live, agent or await live.join(), position, held=held, carries=carries)
     try:
-        yield await one.until(lambda it: it.position != position or it.compared or it.ended)
+        yield await one.until(lambda it: it.told or it.ended)
     finally:
         await one.close()

@@ -163,6 +163,16 @@ def test_a_new_authority_waits_unless_nothing_else_can_sign(
             decide(slots, command, now)
 
 
+def test_what_everybody_acknowledged_need_not_wait_but_must_stand_in_the_bundle() -> None:
+    """A15."""
+    slots = Slots(ACTIVE, NEXT)
+    after = run(slots, Activate("b", BOTH, acknowledged=True), now=NOW + 1)
+    assert after.active is not None
+    assert after.active.authority_id == "b"
+    with pytest.raises(IllegalMove, match="bundle"):
+        decide(slots, Activate("b", frozenset(), acknowledged=True), NOW + 1)
+
+
 def test_every_pair_of_status_and_verb_is_decided_by_the_table() -> None:
     verbs = {verb for _, verb in MOVES}
     for status in (None, *Status):
