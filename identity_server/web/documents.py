@@ -38,21 +38,21 @@ class Document:
     headers: Headers = field(init=False, repr=False)
     unchanged: Headers = field(init=False, repr=False)
     """The headers of a 304."""
+    head: bytes = field(init=False, repr=False)
+    """The lines of `headers` as they are sent."""
 
     def __post_init__(self) -> None:
         etag = b'"%s"' % hashlib.sha256(self.body).digest()[:_ETAG_BYTES].hex().encode()
         kept = ((b"etag", etag), (b"cache-control", self.cache.encode("ascii")), *self.extra, *_SAFE)
         object.__setattr__(self, "etag", etag)
         object.__setattr__(self, "unchanged", kept)
-        object.__setattr__(
-            self,
-            "headers",
-            (
-                (b"content-type", self.content_type.encode("ascii")),
-                (b"content-length", b"%d" % len(self.body)),
-                *kept,
-            ),
+        headers: Headers = (
+            (b"content-type", self.content_type.encode("ascii")),
+            (b"content-length", b"%d" % len(self.body)),
+            *kept,
         )
+        object.__setattr__(self, "headers", headers)
+        object.__setattr__(self, "head", b"".join(b"%s: %s\r\n" % pair for pair in headers))
 
     def is_named_by(self, tags: bytes) -> bool:
         """Whether an `If-None-Match` names this entity (RFC 9110 section 13.1.2: weak comparison, or a star)."""
@@ -73,7 +73,7 @@ class Site:
     """
 
     def __init__(self, find: Find, rest: App | None = None) -> None:
-        self._find = find
+        self.find = find
         self._rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,7 +81,7 @@ class Site:
         if scope["type"] != "http":
             raise ValueError(f"only HTTP is served here, not {scope['type']}")
         try:
-            document = self._find(scope)
+            document = self.find(scope)
         except IdentityError as error:
             await _refuse(scope, send, STATUS[error.kind][1], error.public)
             return

@@ -2,7 +2,8 @@
 
 A connection has `REQUEST_SECONDS` from its beginning, and then from the first byte of each request, until the answer is
 written; it may wait `IDLE_SECONDS` for its next request, and lives `AGE_SECONDS` at most, so that nobody holds on to an
-old certificate. Too many connections, of all or of one address, are closed unheard; idle ones make room first.
+old certificate. Too many connections, of all or of one address, are closed unheard; idle ones make room first. Plain
+requests that were read before are answered without the parser (`quick_answers`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from identity_server.web.client_hello import MAX_HELLO_BYTES, ClientHello, missing, read_hello
-from identity_server.web.documents import App, problem
+from identity_server.web.documents import App, Site, problem
+from identity_server.web.quick_answers import QuickAnswers
 from spiffe_core.errors import Exhausted
 from spiffe_core.wire.acceptor import Acceptor
 from spiffe_core.wire.pace import readable
@@ -111,6 +113,9 @@ class WebListener:
         )
         self.config.load()
         self.state = ServerState()
+        self.date = b""
+        """The value of the date header, made once a second."""
+        self.quick = QuickAnswers(app.find) if isinstance(app, Site) else None
         self.refused: Counter[str] = Counter()
         """Connections that were not served, by reason."""
         self._tls = tls
@@ -233,7 +238,8 @@ class WebListener:
     def _every_second(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        self.state.default_headers = [(b"date", format_datetime(self._now(), usegmt=True).encode("ascii"))]
+        self.date = format_datetime(self._now(), usegmt=True).encode("ascii")
+        self.state.default_headers = [(b"date", self.date)]
         crowded = len(self._open) >= self.limits.connections * _FULL
         for connection in list(self._open):
             connection.look(now, crowded=crowded)
@@ -262,6 +268,8 @@ class _Connection(H11Protocol):
         self._listener = listener
         self._limits = listener.limits
         self._made = False
+        self._between = True
+        """Nothing that was sent awaits the parser or an answer."""
         self._due: float | None = None
         self._old_at = loop.time() + self._limits.age_seconds
 
@@ -280,7 +288,27 @@ class _Connection(H11Protocol):
         """The clock of a request starts with its first byte."""
         if self._due is None:
             self._due = self.loop.time() + self._limits.request_seconds
+        if self._between and self._answered_quickly(data):
+            return
+        self._between = False
         super().data_received(data)
+
+    def _answered_quickly(self, data: bytes) -> bool:
+        """Whether that was a plain request, and is answered. A reader so slow that writing waits is not served here."""
+        quick = self._listener.quick
+        if quick is None or self.flow.write_paused or self.conn.our_state is not h11.IDLE:
+            return False
+        answer = quick.answer(data, self._listener.date)
+        if answer is None:
+            return False
+        self.transport.write(answer.data)
+        if answer.closes:
+            self.shutdown()
+            return True
+        self._due = None
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        return True
 
     def on_response_complete(self) -> None:
         """The clock stops; it starts again if the next request is here already."""
@@ -289,6 +317,8 @@ class _Connection(H11Protocol):
         super().on_response_complete()
         if self.cycle is not cycle or self.transport.is_closing():
             self._due = self.loop.time() + self._limits.request_seconds
+        elif self.conn.our_state is h11.IDLE and not self.conn.trailing_data[0]:
+            self._between = True
 
     def shutdown(self) -> None:
         """End after the answer under way. A handshake has no answer: its task is cancelled, or its time runs out."""
