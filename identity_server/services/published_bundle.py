@@ -45,7 +45,9 @@ class PublishedBundle:
     ) -> None:
         self._store, self._memory, self._clock = store, memory, clock
         self._trust_domain, self._refresh_hint = trust_domain, refresh_hint
-        self._last: Published | None = None
+        self._known: Published | None = None
+        """The last number this server knows to have been in force."""
+        self._written: Published | None = None
         self._read = False
         self._hinted = False
         self.watch: Watch[TrustBundle | None] = Watch(None)
@@ -87,37 +89,44 @@ class PublishedBundle:
             Unavailable: the number can be neither stored nor written down now.
         """
         if not self._read:
-            self._last, self._read = await self._memory.read(), True
+            self._known = self._written = await self._memory.read()
+            self._read = True
         bundles = self._store.state.value.bundles
         if bundles is None:
             return
         bundle, now = bundles.own, int(self._clock.now().timestamp())
-        wanted = sequence_to_publish(bundle.sequence, self._last, now)
+        wanted = sequence_to_publish(bundle.sequence, self._known, now)
         if wanted != bundle.sequence or (bundle.refresh_hint != self._refresh_hint and not self._hinted):
             await self._raise(bundle, wanted)
             self._hinted = True  # once: servers whose settings differ do not overrule each other for ever
             return  # the state that follows brings it here again
-        if self._last is None or self._last.sequence != bundle.sequence or now - self._last.seen_at >= CONFIRM_SECONDS:
-            published = Published(bundle.sequence, now)
-            await self._memory.write(published)
-            self._last = published
+        self._known = Published(bundle.sequence, now)
+        if self._stale(self._known):
+            await self._memory.write(self._known)
+            self._written = self._known
         if bundle is not self.watch.value:
             self.watch.publish(bundle)
 
+    def _stale(self, known: Published) -> bool:
+        """Whether what was written down is not what is known."""
+        written = self._written
+        return (
+            written is None or written.sequence != known.sequence or known.seen_at - written.seen_at >= CONFIRM_SECONDS
+        )
+
     async def _raise(self, bundle: TrustBundle, wanted: int) -> None:
-        if self._last is not None and self._last.sequence > bundle.sequence:
+        if self._known is not None and self._known.sequence > bundle.sequence:
             log.warning(
                 "the database's trust bundle has sequence %d and %d was published: a backup was restored; going on at %d",
                 bundle.sequence,
-                self._last.sequence,
+                self._known.sequence,
                 wanted,
             )
         changed = await self._store.execute(lambda uow: self._store_raised(uow, wanted))
         if changed is None:
             raise Unavailable("the database has no trust bundle")
         # what it has to be from now on is the database's word again, which this server has just given
-        self._last = Published(changed.sequence, int(self._clock.now().timestamp()))
-        await self._memory.write(self._last)
+        self._known = Published(changed.sequence, int(self._clock.now().timestamp()))
 
     def _store_raised(self, uow: UnitOfWork, wanted: int) -> TrustBundle | None:
         before = uow.bundles.get(self._trust_domain)

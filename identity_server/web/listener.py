@@ -31,7 +31,7 @@ from identity_server.web.documents import App, Site, problem
 from identity_server.web.quick_answers import QuickAnswers
 from spiffe_core.errors import Exhausted
 from spiffe_core.wire.acceptor import Acceptor
-from spiffe_core.wire.pace import readable
+from spiffe_core.wire.pace import Pace, readable
 from spiffe_core.wire.shares import Shares
 from spiffe_core.wire.sockets import UnixListener, listen_tcp, listen_unix
 
@@ -52,6 +52,7 @@ UNIX_DIRECTORY_MODE = 0o755
 _SHUTDOWN_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
 _PEEK_SECONDS = 0.01
+_HANDSHAKES_EACH_ROUND = 2
 _CLOSE_SECONDS = 1.0
 _FULL = 0.75
 """From this part of all connections on, idle ones are closed."""
@@ -123,6 +124,7 @@ class WebListener:
         self._now = now
         self._open: dict[_Connection, dict[Hashable, int]] = {}
         self._shares = Shares()
+        self._pace = Pace(_HANDSHAKES_EACH_ROUND)
         self._admitting: set[asyncio.Task[Any]] = set()
         self._listener: socket.socket | None = None
         self._unix: UnixListener | None = None
@@ -228,12 +230,19 @@ class WebListener:
             raise
 
     async def _context(self, accepted: socket.socket, usual: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-        """For validators of an ACME authority that of their challenge, for everybody else the usual one."""
-        if self._validators is None or not self._validators.waiting:
-            return usual()
+        """For validators of an ACME authority that of their challenge, for everybody else the usual one.
+
+        A client that has said something waits for its turn, so that a crowd's handshakes do not hold the loop.
+        """
+        hello = None
         async with asyncio.timeout(self.limits.handshake_seconds):
-            hello = read_hello(await _peeked(accepted))
-        return (self._validators.context_for(hello) if hello is not None else None) or usual()
+            await readable(accepted)
+            await self._pace.turn()
+            if self._validators is not None and self._validators.waiting:
+                hello = read_hello(await _peeked(accepted))
+        if self._validators is not None and hello is not None:
+            return self._validators.context_for(hello) or usual()
+        return usual()
 
     def _every_second(self) -> None:
         loop = asyncio.get_running_loop()
@@ -280,8 +289,9 @@ class _Connection(H11Protocol):
         self._due = self.loop.time() + self._limits.request_seconds
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is over."""
-        super().connection_lost(exc)
+        """It is over, perhaps before it began."""
+        if self._made:
+            super().connection_lost(exc)
         self._listener.gone(self)
 
     def data_received(self, data: bytes) -> None:

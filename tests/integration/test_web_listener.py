@@ -289,3 +289,29 @@ async def test_plain_http_is_served_where_there_is_no_tls(served):
     async with connected(address) as reader:
         assert (await reader.ask()).status == 200
     await plain.close()
+
+
+@pytest.mark.soak
+async def test_ten_thousand_requests_at_once_leave_the_loop_free(served):
+    """N-F-28: answered from memory; whoever issues on the same loop is not kept waiting."""
+    one = served()
+    loop, late, done = asyncio.get_running_loop(), [], asyncio.Event()
+
+    async def issuing():
+        while not done.is_set():
+            began = loop.time()
+            await asyncio.sleep(0.01)
+            late.append(loop.time() - began - 0.01)
+
+    async def client():
+        async with connected(one.address, unchecked()) as reader:
+            return [(await reader.ask()).status for _ in range(50)]
+
+    async with asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(issuing())
+        clients = [tasks.create_task(client()) for _ in range(200)]
+        for each in clients:
+            assert set(await each) == {200}
+        done.set()
+        await watching
+    assert sorted(late)[len(late) // 2] < 0.25
