@@ -154,6 +154,7 @@ def explanations(
             banned=session.phase is Phase.REJECTED,
             member=session.is_member,
             why=session.why,
+            advice=session.advice,
             waits_for=outlook_of(session, steady.now()).waits_for,
             ready=parts.workloads.ready,
             pushed=parts.follow is not None and parts.follow.up,

@@ -48,6 +48,8 @@ class Asked:
     selectors: frozenset[Selector] = frozenset()
     notes: tuple[str, ...] = ()
     error: str = ""
+    fix: str = ""
+    """What would mend the error, if the attestor's own words do not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class AgentFacts:
     member: bool = False
     why: str = ""
     waits_for: str = ""
+    advice: str = ""
+    """What the agent itself says has to be done, if it knows."""
     ready: bool = False
     pushed: bool = False
     position: str = ""

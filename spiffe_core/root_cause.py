@@ -29,19 +29,32 @@ def agent_cause(agent: AgentFacts) -> Cause | None:
             "identity-server agent list",
         )
     if agent.banned:
-        fix = f"identity-server agent evict -spiffeID {agent.agent_id or 'ID'}, then restart the agent"
+        evict = f"identity-server agent evict -spiffeID {agent.agent_id or 'ID'}, and restart the agent"
+        fix = evict if agent.agent_id else f"{evict}; identity-server agent list -banned shows the ID"
         return Code.BANNED, MEANINGS[Code.BANNED], fix
     if not agent.member:
         text = f"the agent has not joined its trust domain: {agent.why}" if agent.why else MEANINGS[Code.NOT_JOINED]
-        return Code.NOT_JOINED, text, f"the agent waits for {agent.waits_for}" if agent.waits_for else "see its log"
+        return Code.NOT_JOINED, text, agent.advice or _joining(agent)
     if not agent.ready:
         text = MEANINGS[Code.NEVER_SYNCED]
         return (
             Code.NEVER_SYNCED,
             f"{text}: {agent.sync_trouble}" if agent.sync_trouble else text,
-            ("node-agent healthcheck --verbose shows what it waits for"),
+            "make the server reachable; the agent goes on by itself (node-agent healthcheck --verbose)",
         )
     return None
+
+
+def _joining(agent: AgentFacts) -> str:
+    """What lets an agent join, by what its last try failed of: our own words, which the corpus of mistakes holds fast."""
+    if "trust domain" in agent.why and "different" in agent.why:
+        return "correct trust_domain, or server_address, in the agent's settings and restart it"
+    if "expired" in agent.why or "not valid before" in agent.why or "not yet valid" in agent.why:
+        return (
+            "set this node's clock right (`timedatectl`); if it is right, write the server's bundle of now to "
+            "trust_bundle_path: identity-server bundle show"
+        )
+    return f"the agent waits for {agent.waits_for}" if agent.waits_for else "the agent's log says what it waits for"
 
 
 def process_cause(found: Findings) -> Cause | None:
@@ -87,7 +100,7 @@ def no_match(found: Findings, nearest: Sequence[Miss], gone: Sequence[Registrati
     create = create_command(found.agent.agent_id, "ID", found.selectors or ())
     if gone:
         entry = gone[0]
-        fix = f"identity-server entry update -entryID {entry.id} ... -entryExpiry SECONDS"
+        fix = f"{update_command(entry)} -entryExpiry SECONDS"
         return Code.ENTRY_EXPIRED, f"{named(entry)} matches, and has expired", fix
     age = found.agent.synced_before
     if age is not None and age > STALE_SECONDS and found.agent.sync_trouble:
@@ -134,6 +147,7 @@ def _closest(found: Findings, nearest: Sequence[Miss]) -> Cause | None:
         _not_found(missing, best.entry, found.asked)
         or _misspelt(missing, best.entry, found.types)
         or _other_type(missing, best.entry, found.types)
+        or _nothing_found(missing, best.entry, found.asked)
         or _differs(missing, best)
     )
 
@@ -143,7 +157,11 @@ def _not_found(missing: Selector, entry: RegistrationEntry, asked: Sequence[Aske
     if failed is None:
         return None
     text = f"{named(entry)} asks for {missing}, and the {failed.name} attestor failed: {failed.error}"
-    return Code.ATTESTOR_FAILED, text, "put right what the attestor says; nothing else is wrong with the entry"
+    return (
+        Code.ATTESTOR_FAILED,
+        text,
+        failed.fix or f"put right what the {failed.name} attestor says; the entry may stay",
+    )
 
 
 def _misspelt(missing: Selector, entry: RegistrationEntry, types: frozenset[str]) -> Cause | None:
@@ -162,6 +180,17 @@ def _other_type(missing: Selector, entry: RegistrationEntry, types: frozenset[st
         return None
     text = f"{named(entry)} asks for {missing}, and this agent has no attestor {missing.type}"
     return Code.TYPE_NOT_ATTESTED, text, f"add [attestors.{missing.type}] to the agent's settings"
+
+
+def _nothing_found(missing: Selector, entry: RegistrationEntry, asked: Sequence[Asked]) -> Cause | None:
+    """The attestor that would find it has nothing to say about the process, and says why: the entry may be right."""
+    silent = next((one for one in asked if one.name == missing.type and not one.selectors and one.notes), None)
+    if silent is None:
+        return None
+    text = f"{named(entry)} asks for {missing}, and the {silent.name} attestor found nothing: {silent.notes[0]}"
+    others = frozenset(one for one in entry.selectors if one.type != missing.type)
+    mend = update_command(entry, selectors=others) if others else create_command(str(entry.parent_id), "ID", ())
+    return Code.SELECTOR_MISSING, text, f"run the workload where the entry expects it; if it belongs here: {mend}"
 
 
 def _differs(missing: Selector, best: Miss) -> Cause:

@@ -168,7 +168,7 @@ class K8sAttestor:
         found = find_pod(pods, KubernetesObject("pods", "core", namespace, name))
         if found is None:
             near = closest(f"{namespace}/{name}", pod_names(pods))
-            perhaps = f"; the closest of its {len(pods)} is {near}" if near else f", only {len(pods)} others"
+            perhaps = f"; the closest by name is {near}" if near else f", only {len(pods)} others"
             raise NotFound(f"the kubelet of this node lists no pod {namespace}/{name}{perhaps}", field="pod")
         containers = containers_of(found.pod)
         seen = self._processes({one_id for _, one_id, _, _ in containers if one_id}, deadline)

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 MAX_REFUSALS = 1_000
 REFUSAL_SECONDS = 900.0
+MAX_PROCESSES = 8
+"""Processes of one container that are tried until one still lives."""
 MAX_CONTAINERS = 64
 """Containers of one pod that are looked at."""
 _FAILED = "failed unexpectedly; the agent's log has the cause"
@@ -116,18 +118,22 @@ class Explain:
             fix = f"kubectl get pod -n {shlex.quote(namespace)} {shlex.quote(name)} -o wide names its node: ask there"
             return explain_no_pod(self._facts(), Code.POD_UNKNOWN, error.public, fix), ()
         except Unavailable as error:
+            cause = f"the kubelet could not be asked about {namespace}/{name}: {error.public}"
             fix = "put right what the k8s attestor says; its settings are in [attestors.k8s]"
-            return explain_no_pod(self._facts(), Code.POD_NOT_ASKED, error.public, fix), ()
+            return explain_no_pod(self._facts(), Code.POD_NOT_ASKED, cause, fix), ()
         each = tuple([await self._container(one) for one in found[:MAX_CONTAINERS]])
         return explain_pod(self._facts(), f"{namespace}/{name}", each), each
 
     async def _container(self, one: PodContainer) -> ContainerExplanation:
-        for pid in one.processes[:1]:
+        for pid in one.processes[:MAX_PROCESSES]:
             answer = await self.process(pid)
             if answer.code is not Code.NO_PROCESS:
                 return ContainerExplanation(one.name, one.init, pid, answer)
-        unseen = "no process of the container can be seen from the agent; run it with hostPID"
-        others = tuple(Asked(name, error=unseen) for name in self._attestation.types if name != self._pods.type)
+        unseen = "no process of the container can be seen from the agent"
+        mends = "run the agent with hostPID: true, or wait until the container runs"
+        others = tuple(
+            Asked(name, error=unseen, fix=mends) for name in self._attestation.types if name != self._pods.type
+        )
         found = Findings(
             self._facts(),
             container=f"{one.name}, by what the kubelet says of it",

@@ -94,7 +94,7 @@ async def agent_folder():
 
 
 @asynccontextmanager
-async def live_agent(folder, address, *, clock=None, **settings):
+async def live_agent(folder, address, *, clock=None, workload_attestors=None, **settings):
     """An agent with all its loops, for a server at `address`."""
     host, port = address
     document = {
@@ -107,7 +107,7 @@ async def live_agent(folder, address, *, clock=None, **settings):
         "sync_interval": "200ms",
         **settings,
     }
-    agent = build(from_mapping(document), clock=clock)
+    agent = build(from_mapping(document), clock=clock, attestors=workload_attestors)
     try:
         await agent.open()
         async with Supervisor() as tasks:

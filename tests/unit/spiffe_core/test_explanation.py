@@ -54,11 +54,39 @@ CASES = {
         "the token was refused",
         "a new token",
     ),
+    "agent not joined, and it knows what is to be done": (
+        found(agent=AgentFacts(why="failed to attest", advice="run `identity-server token generate`")),
+        Code.NOT_JOINED,
+        "failed to attest",
+        "run `identity-server token generate`",
+    ),
+    "agent in another time": (
+        found(agent=AgentFacts(why="a certificate is not valid before 2036", waits_for="the server")),
+        Code.NOT_JOINED,
+        "2036",
+        "clock",
+    ),
+    "banned agent that has forgotten who it is": (
+        found(agent=AgentFacts(banned=True)),
+        Code.BANNED,
+        "banned",
+        "agent list -banned",
+    ),
+    "nothing in the way of selectors": (
+        found(
+            types=frozenset({"unix", "k8s"}),
+            asked=(Asked("unix", MINE), Asked("k8s", notes=("the process runs in no container",))),
+            entries=(entry("unix:uid:1000", "k8s:ns:prod"),),
+        ),
+        Code.SELECTOR_MISSING,
+        "the k8s attestor found nothing: the process runs in no container",
+        "run the workload where the entry expects it",
+    ),
     "agent never synced": (
         found(agent=AgentFacts(member=True, sync_trouble="cannot reach the server")),
         Code.NEVER_SYNCED,
         "cannot reach the server",
-        "healthcheck",
+        "make the server reachable",
     ),
     "process gone": (
         found(no_process="there is no process 7", process="", selectors=None),
@@ -156,7 +184,7 @@ CASES = {
         ),
         Code.ATTESTOR_FAILED,
         "k8s attestor failed: the kubelet answered 401",
-        "attestor says",
+        "attestor says; the entry may stay",
     ),
     "attestor time-out": (
         found(
@@ -166,7 +194,7 @@ CASES = {
         ),
         Code.ATTESTOR_FAILED,
         "docker",
-        "attestor says",
+        "attestor says; the entry may stay",
     ),
     "another namespace": (
         found(
