@@ -13,7 +13,6 @@ import grpc.aio
 from attestors.api import WorkloadAttestor
 from attestors.holders import holders
 from node_agent.change_stream import ChangeStream
-from node_agent.files import BundleFile
 from node_agent.monitoring import (
     Parts,
     metered,
@@ -31,6 +30,7 @@ from node_agent.opening import (
     check_strict,
     credentials_of,
     explanations,
+    first_contact_of,
     load_state,
     own_files,
     own_seed,
@@ -220,7 +220,7 @@ def _compose(
     clock: Clock,
     draw: Callable[[], float],
 ) -> Agent:
-    first_contact = BundleFile(settings.trust_bundle_path, settings.trust_bundle_format, settings.trust_domain)
+    first_contact = first_contact_of(settings)
     state = with_bundle(settings, load_state(settings, directory), first_contact, clock)
     steady = SteadyTime(clock)
     node = NodeRecord(state, directory, Offload("state", 1))

@@ -1,24 +1,32 @@
-"""What the operator hands the agent as files: a join token, a trust bundle to begin with."""
+"""What the operator hands the agent to begin with: a join token, a trust bundle in a file or at a URL."""
 
 from __future__ import annotations
 
 import hashlib
+import http
+import http.client
 import logging
 import os
 import secrets
+import ssl
 import stat
+import time
 from pathlib import Path
 
 from attestors.api import NodeProver
 from attestors.node.join_token import MAX_TOKEN_BYTES, JoinTokenProver, NoSettings, ProverPorts
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.bundle_document import load_bundle, load_bundle_pem
-from spiffe_core.errors import ConfigError, IdentityError, PreconditionFailed
+from spiffe_core.errors import ConfigError, IdentityError, PreconditionFailed, Unavailable
+from spiffe_core.runtime.https_client import Exchange, TlsTarget, UnixTarget, cause_of
+from spiffe_core.runtime.offload import Offload
+from spiffe_core.runtime.web_url import WebUrl
 from spiffe_core.spiffe_id import TrustDomain
 
 log = logging.getLogger(__name__)
 
 MAX_BUNDLE_BYTES = 4 * 1024 * 1024
+FETCH_SECONDS = 30.0
 WHAT_TO_DO = (
     "a new join token is needed: run `identity-server token generate` on the server and put the token into the file "
     "that join_token_file names; it is read again without a restart"
@@ -94,9 +102,71 @@ class BundleFile:
         self._form = form
         self._trust_domain = trust_domain
 
-    def bundle(self) -> TrustBundle | None:
-        """As it stands now; None where no file is configured."""
+    def read(self) -> TrustBundle | None:
+        """As it stands now; None where no file is configured.
+
+        Raises:
+            ConfigError: naming the path.
+        """
         return None if self._path is None else read_trust_bundle(self._path, self._form, self._trust_domain)
+
+    async def bundle(self) -> TrustBundle | None:
+        """The same."""
+        return self.read()
+
+
+class BundleUrl:
+    """The trust bundle at a URL the operator named, fetched when the server has to be recognised and at no other time.
+
+    Over https, believed for the certificates of the system's authorities and the URL's name; over http only on a Unix
+    socket of this machine. No redirect is followed: it could lead anywhere.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        form: str,
+        trust_domain: TrustDomain,
+        *,
+        unix_socket: Path | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._where = WebUrl.parse(url, "https" if unix_socket is None else "http")
+        self._form = form
+        self._trust_domain = trust_domain
+        self._unix_socket = unix_socket
+        self._tls = tls
+        self._fetching = Offload("bundle", 1)
+
+    def read(self) -> TrustBundle | None:
+        """Nothing: it is not known before it is needed."""
+        return None
+
+    async def bundle(self) -> TrustBundle | None:
+        """As it stands now.
+
+        Raises:
+            ConfigError, Unavailable: naming the URL's host.
+        """
+        return await self._fetching(self._fetch)
+
+    def _fetch(self) -> TrustBundle:
+        where, deadline = self._where, time.monotonic() + FETCH_SECONDS
+        name = f"trust_bundle_url: {where.authority}"
+        target: TlsTarget | UnixTarget
+        if self._unix_socket is None:
+            target = TlsTarget(where.host, where.port, self._tls or ssl.create_default_context())
+        else:
+            target = UnixTarget(str(self._unix_socket))
+        headers = {"Host": where.authority, "Accept": "*/*"}
+        try:
+            answer = Exchange(deadline=deadline, limit=MAX_BUNDLE_BYTES).run(target, "GET", where.path, headers)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise Unavailable(f"{name}: {cause_of(error)}") from None
+        if answer.status != http.HTTPStatus.OK:
+            advice = "; redirects are not followed: name the last URL" if answer.location else ""
+            raise Unavailable(f"{name}: answered with HTTP status {answer.status}{advice}")
+        return _loaded(answer.body, self._form, self._trust_domain, name, "trust_bundle_url")
 
 
 def read_trust_bundle(path: Path, form: str, trust_domain: TrustDomain) -> TrustBundle:
@@ -118,16 +188,17 @@ def read_trust_bundle(path: Path, form: str, trust_domain: TrustDomain) -> Trust
         raise ConfigError(
             f"trust_bundle_path: {path} is larger than {MAX_BUNDLE_BYTES} bytes", field="trust_bundle_path"
         )
+    return _loaded(data, form, trust_domain, f"trust_bundle_path: {path}", "trust_bundle_path")
+
+
+def _loaded(data: bytes, form: str, trust_domain: TrustDomain, name: str, field: str) -> TrustBundle:
     load = load_bundle_pem if form == "pem" else load_bundle
     try:
         loaded = load(data, trust_domain)
     except IdentityError as error:
-        raise ConfigError(
-            f"trust_bundle_path: {path} is not a trust bundle in the form {form!r}: {error.public}",
-            field="trust_bundle_path",
-        ) from error
+        raise ConfigError(f"{name} is not a trust bundle in the form {form!r}: {error.public}", field=field) from error
     for warning in loaded.warnings:
-        log.warning("%s: %s", path, warning)
+        log.warning("%s: %s", name, warning)
     if not loaded.bundle.x509_authorities:
-        raise ConfigError(f"trust_bundle_path: {path} holds no X.509 authority", field="trust_bundle_path")
+        raise ConfigError(f"{name} holds no X.509 authority", field=field)
     return loaded.bundle

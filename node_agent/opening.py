@@ -24,7 +24,7 @@ from node_agent.domain.session import Phase
 from node_agent.file_sets.service import FileSets
 from node_agent.file_sets.settings import FilesSettings
 from node_agent.file_sets.settings import load as load_files
-from node_agent.files import BundleFile, JoinTokenCredentials, ProverCredentials
+from node_agent.files import BundleFile, BundleUrl, JoinTokenCredentials, ProverCredentials
 from node_agent.monitoring import Parts
 from node_agent.ports import Credentials, IdentityServer
 from node_agent.rpc.broker_api import BrokerApi
@@ -264,12 +264,23 @@ def load_state(settings: AgentSettings, directory: StateDirectory) -> NodeState:
     try:
         return directory.load(settings.trust_domain)
     except DamagedState:
-        if settings.trust_bundle_path is None:  # insecure_bootstrap is for first contact, not for the second
+        if not settings.has_bundle:  # insecure_bootstrap is for first contact, not for the second
             raise
         return directory.set_aside(settings.trust_domain)
 
 
-def with_bundle(settings: AgentSettings, state: NodeState, first_contact: BundleFile, clock: Clock) -> NodeState:
+def first_contact_of(settings: AgentSettings) -> BundleFile | BundleUrl:
+    """Where the bundle to begin with comes from."""
+    form, trust_domain = settings.trust_bundle_format, settings.trust_domain
+    if settings.trust_bundle_url:
+        where = settings.trust_bundle_unix_socket
+        return BundleUrl(settings.trust_bundle_url, form, trust_domain, unix_socket=Path(where) if where else None)
+    return BundleFile(settings.trust_bundle_path, form, trust_domain)
+
+
+def with_bundle(
+    settings: AgentSettings, state: NodeState, first_contact: BundleFile | BundleUrl, clock: Clock
+) -> NodeState:
     """The bundle to begin with: the saved one while the saved SVID is good, else also what the operator configured.
 
     Raises:
@@ -278,13 +289,14 @@ def with_bundle(settings: AgentSettings, state: NodeState, first_contact: Bundle
     alive = state.svid is not None and state.svid.not_after > clock.now() + timedelta(seconds=1)
     if state.bundle is not None and alive:
         return state
-    configured = first_contact.bundle()
+    configured = first_contact.read()
     if configured is not None:
         return replace(state, bundle=believing_both(state.bundle, configured))
-    if state.bundle is None and not settings.insecure_bootstrap:
+    if state.bundle is None and not settings.insecure_bootstrap and not settings.trust_bundle_url:
         raise ConfigError(
             "trust_bundle_path: is required to recognise the server on first contact; write it on the server with "
-            "`identity-server bundle show > FILE` and name it here (insecure_bootstrap = true is for throw-away tests)",
+            "`identity-server bundle show > FILE` and name it here, or set trust_bundle_url "
+            "(insecure_bootstrap = true is for throw-away tests)",
             field="trust_bundle_path",
         )
     return state

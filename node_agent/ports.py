@@ -143,10 +143,10 @@ class Credentials(Protocol):
 class FirstContact(Protocol):
     """What proves the server to an agent that knows nothing yet, as the operator configured it."""
 
-    def bundle(self) -> TrustBundle | None:
+    async def bundle(self) -> TrustBundle | None:
         """Read anew; None where nothing is configured.
 
         Raises:
-            ConfigError: it cannot be read; the message names the path.
+            ConfigError, Unavailable: it cannot be read; the message names the path or the host.
         """
         ...

@@ -33,6 +33,7 @@ from spiffe_core.runtime.settings import (
     parsed_by,
 )
 from spiffe_core.runtime.settings_kinds import AGENT
+from spiffe_core.runtime.web_url import WebUrl
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 
 MAX_SOCKET_PATH_BYTES = 107
@@ -247,6 +248,8 @@ class AgentSettings(Section):
     log_file: str = ""
     log_format: Literal["json", "text"] = "json"
     trust_bundle_path: FilePath | None = None
+    trust_bundle_url: str = ""
+    trust_bundle_unix_socket: str = ""
     trust_bundle_format: Literal["pem", "spiffe"] = "pem"
     insecure_bootstrap: bool = False
     rebootstrap_mode: Literal["never", "auto", "always"] = "never"
@@ -275,8 +278,7 @@ class AgentSettings(Section):
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
-        if self.trust_bundle_path is not None and self.insecure_bootstrap:
-            raise ValueError("trust_bundle_path and insecure_bootstrap exclude each other; remove insecure_bootstrap")
+        self._check_first_contact()
         self._check_rebootstrap()
         if self.join_token_file is not None and self.join_token.get_secret_value():
             raise ValueError("join_token_file and join_token exclude each other; keep join_token_file")
@@ -297,6 +299,18 @@ class AgentSettings(Section):
             raise ValueError(f"authorized_delegates: {foreign[0]} is not of the trust domain {self.trust_domain}")
         return self
 
+    def _check_first_contact(self) -> None:
+        named = [one for one in ("trust_bundle_path", "trust_bundle_url", "insecure_bootstrap") if getattr(self, one)]
+        if len(named) > 1:
+            raise ValueError(f"{named[0]} and {named[1]} exclude each other; remove {named[1]}")
+        if self.trust_bundle_unix_socket and not (self.trust_bundle_url and self.trust_bundle_unix_socket[0] == "/"):
+            raise ValueError("trust_bundle_unix_socket: must be an absolute path, and needs trust_bundle_url")
+        if self.trust_bundle_url:
+            try:
+                WebUrl.parse(self.trust_bundle_url, "http" if self.trust_bundle_unix_socket else "https")
+            except ValueError as rule:
+                raise ValueError(f"trust_bundle_url: {rule}") from None
+
     def _check_rebootstrap(self) -> None:
         mode = f'rebootstrap_mode = "{self.rebootstrap_mode}"'
         if self.rebootstrap_mode == "never":
@@ -306,13 +320,18 @@ class AgentSettings(Section):
                 f"{mode} and insecure_bootstrap exclude each other: whoever takes the server's address could take over "
                 "the agent at any time; set trust_bundle_path"
             )
-        if self.trust_bundle_path is None:
-            raise ValueError(f"{mode} needs trust_bundle_path: the bundle to begin again with")
+        if not self.has_bundle:
+            raise ValueError(f"{mode} needs trust_bundle_path or trust_bundle_url: the bundle to begin again with")
         if self.rebootstrap_mode == "always" and not self.node_attestors:
             raise ValueError(
                 f"{mode} needs a node attestor that proves this node again and again, such as [attestors.x509pop]; "
                 'a join token is good for once: set rebootstrap_mode = "auto"'
             )
+
+    @property
+    def has_bundle(self) -> bool:
+        """Whether the operator named a bundle to begin with."""
+        return self.trust_bundle_path is not None or bool(self.trust_bundle_url)
 
     @property
     def node_attestors(self) -> list[str]:

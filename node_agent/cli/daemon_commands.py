@@ -18,6 +18,7 @@ _OVERRIDES: Final = {
     "server_address": "server_address",
     "server_port": "server_port",
     "trust_bundle": "trust_bundle_path",
+    "trust_bundle_url": "trust_bundle_url",
     "trust_bundle_format": "trust_bundle_format",
     "allow_unauthenticated_verifiers": "allow_unauthenticated_verifiers",
     "disable_sds_api": "sds.disabled",
@@ -56,6 +57,7 @@ def settings_flags(function: F) -> F:
         flag("--log-format", "logFormat", help="Overrides log_format: json or text."),
         flag("--trust-bundle-format", "trustBundleFormat", help="Overrides trust_bundle_format: pem or spiffe."),
         flag("--trust-bundle", "trustBundle", metavar="FILE", help="Overrides trust_bundle_path."),
+        flag("--trust-bundle-url", "trustBundleUrl", metavar="URL", help="Overrides trust_bundle_url."),
         flag("--server-port", "serverPort", type=int, help="Overrides server_port."),
         flag("--server-address", "serverAddress", help="Overrides server_address; several with commas between them."),
         flag(

@@ -219,7 +219,7 @@ class Membership:
         key = from_pkcs8(key_der)
         believed = self._node.state.bundle
         if anew or self._node.state.svid is None:
-            self._node.anchors = believing_both(believed, self._configured())
+            self._node.anchors = believing_both(believed, await self._configured())
         try:
             enrolled = await self._enrolment.attest(prover, build_csr(key, spiffe_id=None))
         finally:
@@ -233,9 +233,9 @@ class Membership:
         await self._use(_Fresh(issued, enrolled.reattestable, bundle), must_store=False)
         log.info("joined the trust domain", extra={"facts": {"spiffe_id": str(issued.svid.spiffe_id)}})
 
-    def _configured(self) -> TrustBundle | None:
+    async def _configured(self) -> TrustBundle | None:
         try:
-            return self._first_contact.bundle()
+            return await self._first_contact.bundle()
         except ConfigError as error:  # not the credential's fault
             raise Unavailable(error.public) from error
 

@@ -26,7 +26,7 @@ COMMANDS = {
     "logger set": "socketPath level output",
     "logger reset": "socketPath output",
 }
-WITHOUT = {"logSourceLocation", "trustBundleUrl", "disableWorkloadAPI", "expandEnv"}
+WITHOUT = {"logSourceLocation", "disableWorkloadAPI", "expandEnv"}
 """Flags of `run` that docs/compatibility.md says are not there."""
 
 

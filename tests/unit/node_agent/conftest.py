@@ -56,7 +56,7 @@ class HandedBundle:
         self.configured = configured
         self.reads = 0
 
-    def bundle(self):
+    async def bundle(self):
         self.reads += 1
         if isinstance(self.configured, Exception):
             raise self.configured

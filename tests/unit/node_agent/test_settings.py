@@ -11,6 +11,7 @@ from spiffe_core.runtime.places import agent_admin_socket
 from spiffe_core.runtime.settings import Section, resolved
 
 SMALL = {"trust_domain": "example.org", "insecure_bootstrap": True}
+BY_URL = {"insecure_bootstrap": False, "trust_bundle_url": "https://a.test/b"}
 
 
 def test_a_trust_domain_and_a_way_to_trust_are_enough():
@@ -48,12 +49,23 @@ def test_the_example_names_every_key_and_is_valid(repository_root):
 
 WRONG = {
     "trust domain in upper case": ({"trust_domain": "Example.org"}, "trust_domain"),
-    "unknown key": ({"trust_bundle": "x"}, "did you mean 'trust_bundle_path'"),
+    "unknown key": ({"trust_bundle": "x"}, "did you mean 'trust_bundle_url'"),
     "two ways to trust": ({"trust_bundle_path": "/b.pem"}, "exclude each other"),
+    "a URL and no proof": ({"trust_bundle_url": "https://a.test/b"}, "trust_bundle_url and insecure_bootstrap exclude"),
+    "a URL without TLS": ({**BY_URL, "trust_bundle_url": "http://a.test/b"}, "must begin with https://"),
+    "a URL of a file": ({**BY_URL, "trust_bundle_url": "file:///b"}, "must begin with https://"),
+    "a URL with a password": ({**BY_URL, "trust_bundle_url": "https://u:p@a.test/b"}, "no user"),
+    "a URL without a host": ({**BY_URL, "trust_bundle_url": "https:///b"}, "must name a host"),
+    "a URL and a file": ({**BY_URL, "trust_bundle_path": "/b.pem"}, "exclude each other"),
+    "a Unix socket for nothing": (
+        {"insecure_bootstrap": False, "trust_bundle_unix_socket": "/s"},
+        "needs trust_bundle_url",
+    ),
+    "a Unix socket with TLS": ({**BY_URL, "trust_bundle_unix_socket": "/s"}, "must begin with http://"),
     "again without proof": ({"rebootstrap_mode": "auto"}, "exclude each other"),
     "again without a bundle": (
         {"rebootstrap_mode": "auto", "insecure_bootstrap": False},
-        "needs trust_bundle_path: the bundle to begin again with",
+        "needs trust_bundle_path or trust_bundle_url: the bundle to begin again with",
     ),
     "always again with a token": (
         {"rebootstrap_mode": "always", "insecure_bootstrap": False, "trust_bundle_path": "/b.pem"},
