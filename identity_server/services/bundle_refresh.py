@@ -129,6 +129,15 @@ class BundleRefresh:
         if peer.state.error:
             raise Unavailable(f"the bundle of {trust_domain} was not refreshed: {peer.state.error}")
 
+    def accepted(self, trust_domain: TrustDomain, warnings: tuple[str, ...]) -> None:
+        """Somebody else fetched the bundle and stored it: whatever was wrong before is over."""
+        relationship = self.relationships().get(trust_domain)
+        if relationship is not None:
+            peer = self._peer(relationship)
+            peer.state = peer.state.worked(self._clock.now(), warnings)
+            self._schedule(peer)
+            self._wake.set()
+
     def tick(self, tasks: Supervisor) -> float:
         """Start the fetches that are due; the seconds until the next one is."""
         current = self.relationships()
@@ -203,12 +212,14 @@ class BundleRefresh:
                 # What strangers send must not end this server, not even by our own mistake.
                 log.exception("the bundle of %s could not be read", peer.relationship.trust_domain)
                 self._failed(peer, "internal error, see the log of the server")
-            now = self._clock.monotonic()
-            self._on_fetched(not peer.state.error, now - began)
-            bundle = self._trusted(peer.relationship.trust_domain)
-            pause = pause_after(bundle, peer.state.failures, self._jitter(), self._floor)
-            peer.due = now + pause.total_seconds()
-            peer.state = replace(peer.state, next_at=self._clock.now() + pause)
+            self._on_fetched(not peer.state.error, self._clock.monotonic() - began)
+            self._schedule(peer)
+
+    def _schedule(self, peer: _Peer) -> None:
+        bundle = self._trusted(peer.relationship.trust_domain)
+        pause = pause_after(bundle, peer.state.failures, self._jitter(), self._floor)
+        peer.due = self._clock.monotonic() + pause.total_seconds()
+        peer.state = replace(peer.state, next_at=self._clock.now() + pause)
 
     def _trusted(self, trust_domain: TrustDomain) -> TrustBundle | None:
         bundles = self._store.state.value.bundles

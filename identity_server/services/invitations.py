@@ -130,6 +130,7 @@ class Invitations:
             if configured is not None and configured != relationship:
                 raise _conflict(relationship, "the configuration file")
             await self._store.execute(partial(_accepted, relationship=relationship, bundle=bundle))
+        self._refresh.accepted(relationship.trust_domain, offer.loaded.warnings)
         return offer
 
     def _described(self, url: str, profile: str) -> FederationRelationship:
