@@ -1,6 +1,8 @@
 """The bundle in a ConfigMap, against an API server of our own over real HTTPS (spire_features 2.6: k8s_configmap)."""
 
+import asyncio
 import json
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -10,11 +12,15 @@ from identity_server.publish.config_map import DOMAIN, MAX_CONTENT_BYTES, SEQUEN
 from identity_server.settings_publish import PublishConfigMapSection
 from spiffe_core.bundle_document import load_bundle
 from spiffe_core.errors import ConfigError, PreconditionFailed, Unavailable
+from spiffe_core.runtime.supervise import Supervisor
 from spiffe_core.spiffe_id import TrustDomain
+from spiffe_core.wire._gen.spire.api.server.localauthority.v1 import localauthority_pb2 as pb
 from tests.authority import SpiffeTestCA
+from tests.databases import url_of
 from tests.doubles.kube_api import KubePki
 from tests.doubles.kube_cluster import KubeCluster
 from tests.doubles.kube_config_maps import RIGHTS, ConfigMapApi
+from tests.doubles.live_server import live_server
 
 TD = TrustDomain("example.org")
 CA = SpiffeTestCA("example.org")
@@ -151,3 +157,44 @@ def test_answers_that_say_nothing_are_troubles(api, target, status, body):
         api.canned["configmaps?"] = (422, json.dumps({"message": "invalid"}).encode())
     with pytest.raises(Unavailable):
         target.put(ours(2))
+
+
+async def test_two_servers_of_one_database_never_set_it_back(api, tmp_path):
+    """TDB-06: both publish each change that either makes; what is seen in the place only grows, and ends at the newest."""
+    kubeconfig = api.kubeconfig(tmp_path / "kubeconfig.json", user={"token": api.caller("publisher", rights=RIGHTS)})
+    table = {
+        "namespace": PLACE[0],
+        "configmap_name": PLACE[1],
+        "configmap_key": "bundle.json",
+        "format": "spiffe",
+        "kubeconfig_path": str(kubeconfig),
+    }
+    shared = {"database": {"url": url_of("postgresql", tmp_path)}, "publish": {"k8s_configmap": {"here": table}}}
+    seen, put = [], api.put
+
+    def keep(namespace, name, data, **annotations):
+        seen.append(int(annotations[SEQUENCE]))
+        return put(namespace, name, data, **annotations)
+
+    api.put = keep
+    async with AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(live_server(**shared)) for _ in range(2)]
+        tasks = await stack.enter_async_context(Supervisor())
+        for one in servers:
+            tasks.start(one.server.published.keep(), "endpoints")
+            tasks.start(one.server.publishing.keep_up(), "publishing")
+        for one in servers:
+            await one.local.PrepareX509Authority(pb.PrepareX509AuthorityRequest(), timeout=20)
+        async with asyncio.timeout(30):
+            while len({*map(known, servers), seen[-1] if seen else 0}) > 1:
+                await asyncio.sleep(0.02)
+        tasks.stop()
+    assert seen == sorted(seen)
+    document = load_bundle(api.maps[PLACE]["data"]["bundle.json"].encode(), TD).bundle
+    assert (document.sequence, len(document.x509_authorities)) == (seen[-1], 4)
+
+
+def known(live):
+    """The sequence that a server holds, once it told that it published it."""
+    told = live.server.publishing.states()[0].sequence
+    return told if told == live.state.bundles.own.sequence else -1
