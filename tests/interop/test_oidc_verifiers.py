@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from deploy.demo.stack import LocalStack, free_port
+from identity_server.rpc.services import LOCAL_AUTHORITY, SVID
 from spiffe_core.clock import SystemClock
+from spiffe_core.wire._gen.spire.api.server.localauthority.v1 import localauthority_pb2
+from spiffe_core.wire._gen.spire.api.server.svid.v1 import svid_pb2
+from spiffe_core.wire.channels import channel_options
+from spiffe_core.wire.services import Stub
 from tests.doubles.web_certificate import write_web_certificate
 from tests.interop.go_program import build_go_program
 from tests.interop.peers import HERE, ROOT, Program, lacking, until
@@ -24,6 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(60, func_only=True)]
 
 AUDIENCE = "https://api.interop.test"
 WEB = "spiffe://interop.test/web"
+WEB_ID = {"trust_domain": "interop.test", "path": "/web"}
 VERIFIERS = ("pyjwt", "go-oidc")
 SHORT = 1
 """Seconds of life of a token that is to be expired."""
@@ -33,20 +40,29 @@ class Provider:
     """A server that is its own discovery provider, on a port that stands in its issuer."""
 
     def __init__(self, stack: LocalStack, folder: Path, port: int) -> None:
-        self.stack = stack
         self.folder = folder
+        self._socket = stack.admin_socket
         self.issuer = f"https://localhost:{port}"
         self.elsewhere = f"https://127.0.0.1:{port}"
 
     def token(self, audience: str = AUDIENCE, ttl: int = 300) -> str:
-        words = ("jwt", "mint", "-spiffeID", WEB, "-audience", audience, "-ttl", str(ttl))
-        return str(self.stack.admin(*words)).strip()
+        request = svid_pb2.MintJWTSVIDRequest(id=WEB_ID, audience=[audience], ttl=ttl)
+        with self._service(SVID) as service:
+            return str(service.MintJWTSVID(request, timeout=20).svid.token)
 
     def rotate(self) -> str:
         """The key ID that signs from now on."""
-        prepared = self.stack.admin_json("localauthority", "jwt", "prepare")["prepared_authority"]["authority_id"]
-        self.stack.admin("localauthority", "jwt", "activate", "-authorityID", prepared)
+        with self._service(LOCAL_AUTHORITY) as service:
+            prepare = localauthority_pb2.PrepareJWTAuthorityRequest()
+            prepared = service.PrepareJWTAuthority(prepare, timeout=20).prepared_authority.authority_id
+            activate = localauthority_pb2.ActivateJWTAuthorityRequest(authority_id=prepared)
+            service.ActivateJWTAuthority(activate, timeout=30)
         return str(prepared)
+
+    @contextmanager
+    def _service(self, described: Any) -> Iterator[Any]:
+        with grpc.insecure_channel(f"unix:{self._socket}", options=channel_options()) as channel:
+            yield Stub(channel, described)
 
 
 def serving(folder: Path, port: int, key_type: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import string
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from identity_server.domain.oidc_documents import Authority, IssuerUrl, Provider, render
@@ -37,6 +37,7 @@ def providers(draw: st.DrawFn) -> Provider:
     return Provider(tuple(domains), issuer, path_prefix=draw(st.none() | paths))
 
 
+@settings(max_examples=40)
 @given(providers(), keys, st.randoms(use_true_random=False))
 def test_the_same_keys_give_the_same_bytes_in_any_order(provider: Provider, found: list[JwtAuthority], chance) -> None:
     shuffled = list(found)
@@ -44,6 +45,7 @@ def test_the_same_keys_give_the_same_bytes_in_any_order(provider: Provider, foun
     assert render(provider, found) == render(provider, shuffled)
 
 
+@settings(max_examples=40)
 @given(providers(), keys)
 def test_every_key_comes_back_out_of_the_set(provider: Provider, found: list[JwtAuthority]) -> None:
     """RFC 7517: our own strict reader finds the same keys under the same key IDs."""
@@ -55,6 +57,7 @@ def test_every_key_comes_back_out_of_the_set(provider: Provider, found: list[Jwt
     }
 
 
+@settings(max_examples=40)
 @given(providers(), keys)
 def test_each_domain_tells_an_issuer_whose_documents_it_serves(provider: Provider, found: list[JwtAuthority]) -> None:
     """Discovery sections 3 and 4.3: who asks at the issuer's URL is told exactly that issuer, and where the keys are."""

@@ -31,14 +31,14 @@ def until(fact: Callable[[], Any]) -> Any:
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server() -> Iterator[LocalStack]:
     with LocalStack("oidc.test", server='[jwt]\nissuer = "https://localhost"\n') as made:
         made.start_server()
         yield made
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def stack(server: LocalStack) -> LocalStack:
     """With an agent that knows the provider's process."""
     server.register("/oidc", f"unix:uid:{os.getuid()}")
