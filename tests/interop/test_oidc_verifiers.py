@@ -6,6 +6,7 @@ PyJWT with its own key client, and Go's coreos/go-oidc with go-jose: what Kubern
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from spiffe_core.wire.channels import channel_options
 from spiffe_core.wire.services import Stub
 from tests.doubles.web_certificate import write_web_certificate
 from tests.interop.go_program import build_go_program
+from tests.interop.openbao import OpenBao
 from tests.interop.peers import HERE, ROOT, Program, lacking, until
 from tests.tokens import parts
 
@@ -172,3 +174,32 @@ def test_a_rotation_is_seen_by_verifiers_that_keep_keys(provider: Provider, star
     for verifier in verifiers:
         verdict(verifier, after, "verified")
         verdict(verifier, before, "verified")
+
+
+@pytest.fixture(scope="module")
+def bao() -> Iterator[OpenBao]:
+    with tempfile.TemporaryDirectory(prefix="muniment-") as folder:
+        server = OpenBao(Path(folder))
+        try:
+            yield server.wait()
+        finally:
+            server.close()
+
+
+def test_vault_logs_our_workloads_in_through_a_rotation(bao: OpenBao, provider: Provider) -> None:
+    """OpenBao's auth method `jwt`, told the issuer and the CA: it finds the key that signs from now on by itself."""
+    ca, issuer = (provider.folder / "web-ca.pem").read_text(), provider.issuer
+    bao.call("POST", "sys/auth/jwt", type="jwt")
+    names = {"oidc_discovery_url": issuer, "bound_issuer": issuer, "oidc_discovery_ca_pem": ca}
+    bao.call("POST", "auth/jwt/config", **names, jwt_supported_algs=["ES256"])
+    role = {"role_type": "jwt", "user_claim": "sub", "bound_subject": WEB, "bound_audiences": [AUDIENCE]}
+    bao.call("POST", "auth/jwt/role/web", **role, token_policies=["default"])
+
+    def login(token: str) -> Any:
+        return bao.call("POST", "auth/jwt/login", role="web", jwt=token)["auth"]["entity_id"]
+
+    before = login(provider.token())
+    with pytest.raises(AssertionError, match="400"):
+        login(provider.token("somebody else"))
+    provider.rotate()
+    assert login(provider.token()) == before, "the same workload to Vault"
