@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import stat
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from deploy.demo.stack import LocalStack
 from identity_server.domain.web_certificate import FIRST_PAUSE_SECONDS
 from spiffe_core.errors import IdentityError, Unavailable
 from tests.doubles.https_reader import connected, get, unchecked
@@ -20,6 +23,7 @@ from tests.doubles.live_server import LiveServer, live_server
 from tests.interop.pebble import Pebble
 
 NAME = "bundle.example.org"
+WAIT_SECONDS = 40.0
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,31 @@ async def test_a_certificate_is_ordered_kept_and_renewed(pebble: Pebble, tmp_pat
             assert ordering.result() == 0.0, live.certificate.trouble
         assert live.certificate.identity().chain[0] != first.chain[0]
         assert await served(live, pebble) == 200
+
+
+def test_a_server_process_gets_its_certificate_by_itself(pebble: Pebble) -> None:
+    """FED-14, FED-22: started without one, it orders it (TLS-ALPN-01), and presents it as soon as it is there."""
+    text = (
+        f'[federation.bundle_endpoint]\naddress = "127.0.0.1"\nport = {pebble.tls_port}\n'
+        f'[federation.bundle_endpoint.profile.https_web.acme]\ndomain_name = "{NAME}"\ntos_accepted = true\n'
+        f'directory_url = "{pebble.directory_url}"\nca_file = "{pebble.ca_file}"\n'
+    )
+    context = ssl.create_default_context(cadata=pebble.root)
+    with LocalStack("acme.test", server=text) as stack:
+        stack.start_server()
+        end = time.monotonic() + WAIT_SECONDS
+        while True:
+            try:
+                with (
+                    socket.create_connection(("127.0.0.1", pebble.tls_port), timeout=10) as plain,
+                    context.wrap_socket(plain, server_hostname=NAME) as tls,
+                ):
+                    tls.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    assert tls.recv(12) == b"HTTP/1.1 200"
+                    return
+            except OSError:
+                assert time.monotonic() < end, stack.server.tail() if stack.server is not None else ""
+                time.sleep(0.05)
 
 
 async def test_a_name_that_cannot_be_proved_is_told_in_the_authoritys_words(pebble: Pebble, tmp_path: Path) -> None:
