@@ -11,9 +11,9 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc.aio
 
@@ -37,14 +37,17 @@ REST_SECONDS = 10.0
 
 
 @contextlib.asynccontextmanager
-async def crowd(stack: LocalStack, agents: Any, count: int, folder: Path) -> AsyncIterator[list[PushAgent]]:
-    """`count` agents that have joined and follow the server."""
+async def crowd(
+    ports: Sequence[int], agents: Any, count: int, folder: Path, alias: str = ""
+) -> AsyncIterator[list[PushAgent]]:
+    """`count` agents that have joined and follow the servers at these ports, as many each; all below one `alias`."""
     turn = asyncio.Semaphore(JOINING)
-    members = [PushAgent(number, stack.port, folder) for number in range(count)]
+    members = [PushAgent(number, ports[number % len(ports)], folder) for number in range(count)]
+    below = {"trust_domain": TRUST_DOMAIN, "path": alias} if alias else None
 
     async def join(member: PushAgent) -> None:
         async with turn:
-            token = await agents.CreateJoinToken(agent_pb2.CreateJoinTokenRequest(ttl=600), timeout=60)
+            token = await agents.CreateJoinToken(agent_pb2.CreateJoinTokenRequest(ttl=600, agent_id=below), timeout=60)
             await member.attest(token.value)
             await member.follow()
 
@@ -56,7 +59,13 @@ async def crowd(stack: LocalStack, agents: Any, count: int, folder: Path) -> Asy
             member.leave()
 
 
-def _entry(stack: LocalStack, path: str, entry_id: str = "", hint: str = "") -> dict[str, Any]:
+class Pair(Protocol):
+    """A server and its agent, ours or not."""
+
+    node_id: str
+
+
+def _entry(stack: Pair, path: str, entry_id: str = "", hint: str = "") -> dict[str, Any]:
     host, _, parent = stack.node_id.removeprefix("spiffe://").partition("/")
     return {
         "id": entry_id,
@@ -85,7 +94,7 @@ class Workload:
         self._stream.cancel()
 
 
-async def changes_of(stack: LocalStack, entries: Any, workload: Workload, path: str) -> dict[str, float]:
+async def changes_of(stack: Pair, entries: Any, workload: Workload, path: str) -> dict[str, float]:
     """One entry's life: milliseconds from each call to what the workload reads."""
     took = {}
     start = time.perf_counter()
@@ -103,6 +112,25 @@ async def changes_of(stack: LocalStack, entries: Any, workload: Workload, path: 
     return {what: seconds * 1000 for what, seconds in took.items()}
 
 
+def percentiles(
+    row: str,
+    lives: Sequence[dict[str, float]],
+    note: str,
+    *,
+    p50: float | None = None,
+    p99: float | None = None,
+    target: str = "muniment",
+) -> list[Row]:
+    """p50 and p99 of each kind of change."""
+    rows = []
+    for what in lives[0]:
+        values = sorted(life[what] for life in lives)
+        last = values[min(len(values) - 1, int(len(values) * 0.99))]
+        rows.append(median(row, f"entry {what}: p50", values, "ms", target=target, at_most=p50, note=note))
+        rows.append(Row(row, f"entry {what}: p99", last, "ms", target=target, at_most=p99, note=note))
+    return rows
+
+
 async def b7(agents: int, changes: int, *, bars: bool = True, push: bool = True) -> list[Row]:
     """Entries are created, changed and deleted under an open stream; polled instead of pushed for comparison."""
     bars = bars and push
@@ -114,7 +142,7 @@ async def b7(agents: int, changes: int, *, bars: bool = True, push: bool = True)
         stack.register("/always", f"unix:uid:{os.getuid()}")
         admin = await undo.enter_async_context(unix_channel(stack.admin_socket))
         api = await undo.enter_async_context(unix_channel(stack.api_socket))
-        await undo.enter_async_context(crowd(stack, Stub(admin, AGENT), agents, folder))
+        await undo.enter_async_context(crowd([stack.port], Stub(admin, AGENT), agents, folder))
         workload = Workload(api)
         undo.callback(workload.leave)
         await workload.sees("/always", "")
@@ -126,12 +154,7 @@ async def b7(agents: int, changes: int, *, bars: bool = True, push: bool = True)
         resting = (cpu_of(stack.server.pid) - idle).total / (time.perf_counter() - at)
         memory = resident_mb(stack.server.pid)
     note = f"{agents} agents connected, {'pushed' if push else 'polled every 5 s'}"
-    rows = []
-    for what in lives[0]:
-        values = sorted(life[what] for life in lives)
-        p99 = values[min(len(values) - 1, int(len(values) * 0.99))]
-        rows.append(median("b7", f"entry {what}: p50", values, "ms", at_most=P50_MS if bars else None, note=note))
-        rows.append(Row("b7", f"entry {what}: p99", p99, "ms", at_most=P99_MS if bars else None, note=note))
+    rows = percentiles("b7", lives, note, p50=P50_MS if bars else None, p99=P99_MS if bars else None)
     rows.append(Row("b7", "server CPU for each change", used / (3 * changes) * 1000, "ms", note=note))
     rows.append(Row("b8", "server CPU at rest", resting * 100, "% of a core", note=note))
     rows.append(Row("b8", "server memory", memory, "MB", note=note))

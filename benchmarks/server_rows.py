@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.driver import ENTRY, SVID, Driver, driving
+from benchmarks.fleet_rows import pushed_from_nothing
 from benchmarks.measure import Cpu, Row, cpu_of, median, resident_mb
-from benchmarks.targets import Target
+from benchmarks.targets import Muniment, Target
 from spiffe_core.clock import SystemClock
 from spiffe_core.crypto.csr import build_csr
 from spiffe_core.crypto.keys import KeyKind, generate
@@ -192,6 +193,8 @@ async def synchronise(driver: Driver, identity: Any, sizes: Sizes, count: int) -
         "sync from nothing": lambda: sync(stub, all_new=True),
         "steady sync": lambda: sync(stub, all_new=False),
     }
+    if name == Muniment.name:
+        acts["push stream from nothing"] = lambda: pushed_from_nothing(driver, identity, count)
     for what, act in acts.items():
         times, costs, size = [], [], 0
         for _ in range(min(sizes.repeats, 3)):

@@ -43,7 +43,7 @@ class Spire:
 
     name = "spire"
 
-    def __init__(self, binaries: Path) -> None:
+    def __init__(self, binaries: Path, *, reload: str = "") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="bench-spire-"))
         self.port = free_port()
         self.admin_socket = self.folder / "admin.sock"
@@ -61,6 +61,7 @@ server {{
     log_level = "INFO"
     ca_key_type = "ec-p256"
     ratelimit {{ attestation = false  signing = false }}
+    {f'experimental {{ cache_reload_interval = "{reload}" }}' if reload else ""}
 }}
 plugins {{
     DataStore "sql" {{ plugin_data {{
@@ -89,3 +90,47 @@ plugins {{
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class SpirePair(Spire):
+    """A SPIRE server with an agent; `interval` is how often both look for what is new, "" for their defaults (5 s)."""
+
+    def __init__(self, binaries: Path, *, interval: str = "") -> None:
+        super().__init__(binaries, reload=interval)
+        self.node_id = f"spiffe://{TRUST_DOMAIN}/node"
+        self.api_socket = self.folder / "public" / "api.sock"
+        self.agent: Daemon | None = None
+        self._program = binaries / "spire-agent"
+        self._config = self.folder / "agent.conf"
+        (self.folder / "agent").mkdir()
+        self._config.write_text(
+            f"""
+agent {{
+    data_dir = "{self.folder}/agent"
+    server_address = "127.0.0.1"
+    server_port = "{self.port}"
+    socket_path = "{self.api_socket}"
+    trust_bundle_path = "{self.folder}/bundle.pem"
+    trust_domain = "{TRUST_DOMAIN}"
+    log_level = "INFO"
+    {f'experimental {{ sync_interval = "{interval}" }}' if interval else ""}
+}}
+plugins {{
+    NodeAttestor "join_token" {{ plugin_data {{}} }}
+    KeyManager "memory" {{ plugin_data {{}} }}
+    WorkloadAttestor "unix" {{ plugin_data {{}} }}
+}}
+"""
+        )
+
+    def start_agent(self, bundle: str, token: str) -> Daemon:
+        (self.folder / "bundle.pem").write_text(bundle)
+        argv = [str(self._program), "run", "-config", str(self._config), "-joinToken", token]
+        self.agent = Daemon(argv, self.folder / "agent.log")
+        self.agent.wait_serving(self.api_socket)
+        return self.agent
+
+    def close(self) -> None:
+        if self.agent is not None:
+            self.agent.kill()
+        super().close()

@@ -15,10 +15,19 @@ _CONNECTED = re.compile(r"connected to the server at 127\.0\.0\.1:(\d+)")
 class ServerFleet:
     """`first` is the stack with the agent; the others are servers only."""
 
-    def __init__(self, url: str, count: int, *, server: str = "", agent: str = "", sync_interval: str = "1s") -> None:
+    def __init__(
+        self,
+        url: str,
+        count: int,
+        *,
+        trust_domain: str = "fleet.test",
+        server: str = "",
+        agent: str = "",
+        sync_interval: str = "1s",
+    ) -> None:
         text = f'{server}[database]\nurl = "{url}"\n'
         self.stacks = [
-            LocalStack("fleet.test", server=text, agent=agent, sync_interval=sync_interval) for _ in range(count)
+            LocalStack(trust_domain, server=text, agent=agent, sync_interval=sync_interval) for _ in range(count)
         ]
         self.first = self.stacks[0]
         self.first.server_ports = [one.port for one in self.stacks]
