@@ -44,16 +44,23 @@ import uvloop
 from benchmarks.agent_rows import b5, b10, idle
 from benchmarks.endpoint_rows import b12
 from benchmarks.federation_rows import b12_federation
-from benchmarks.fleet_rows import POLLING, ROUNDS, on_spire, over_servers, polled, pushed_to_all, spire_or_none
+from benchmarks.fleet_rows import (
+    POLL_SECONDS,
+    POLLING,
+    ROUNDS,
+    on_spire,
+    over_servers,
+    polled,
+    pushed_to_all,
+    spire_or_none,
+)
 from benchmarks.measure import Row, floor, show
 from benchmarks.propagation_rows import b7
 from benchmarks.server_rows import SERVER_ROWS, Sizes
 from benchmarks.targets import Muniment, Spire, Target
 from benchmarks.workload_rows import b1, crowd_async
 
-ROWS = tuple(
-    ["b1", "b2", "b3", "b4", "b5", "b6", "b7", "b7pg", "b7my", "b8", "b8all", "b9pg", "b10", "b11b", "b12", "idle"]
-)
+ROWS = ("b1", "b2", "b3", "b4", "b5", "b6", "b7", "b7pg", "b7my", "b8", "b8all", "b9pg", "b10", "b11b", "b12", "idle")
 STORM, RESTING, REST_SECONDS = 10_000, 500, 30.0
 SMOKE = Sizes(repeats=1, seconds=0.1, batch=20, entries=600, attestations=4, bars=False)
 
@@ -86,7 +93,9 @@ def resting(target: Target, sizes: Sizes) -> list[Row]:
     """Agents that poll one server, started for it."""
     try:
         target.start_server()
-        return uvloop.run(polled(target, POLLING if sizes.bars else 2, ROUNDS if sizes.bars else 1, 10))
+        return uvloop.run(
+            polled(target, POLLING, ROUNDS, 10, POLL_SECONDS) if sizes.bars else polled(target, 2, 1, 10, 0.5)
+        )
     finally:
         target.close()
 
@@ -114,7 +123,9 @@ def run(wanted: set[str], sizes: Sizes, *, spire: Path | None, streams: int) -> 
             changes = 20 * sizes.repeats if sizes.bars else 2
             rows += uvloop.run(over_servers(kind, streams, changes, bars=sizes.bars))
     if "b8all" in wanted:
-        rows += uvloop.run(pushed_to_all(streams, 4 * sizes.repeats if sizes.bars else 1))
+        rows += uvloop.run(
+            pushed_to_all(streams, 4 * sizes.repeats if sizes.bars else 1, REST_SECONDS / 3 if sizes.bars else 0.2)
+        )
         for target in spire_or_none(spire):
             rows += resting(target, sizes)
     if "b9pg" in wanted:

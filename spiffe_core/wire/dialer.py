@@ -237,6 +237,7 @@ class Dialer:
             async with asyncio.timeout(_DIAL_SECONDS):
                 places = await self.servers.order()
                 for place in places:
+                    await asyncio.sleep(self.servers.hesitation(place))
                     splice = Splice(
                         buffer=_BUFFER_BYTES, stall=_STALL_SECONDS, on_close=lambda: None, on_gone=self._look_for_gone
                     )

@@ -28,6 +28,7 @@ RESOLVE_SECONDS: Final = 5.0
 FIRST_REST: Final = 1.0
 LONGEST_REST: Final = 60.0
 JITTER: Final = 0.2
+LONGEST_HESITATION: Final = 1.0
 PATIENCE: Final = 3
 """So many calls in a row may end with "unavailable" before the next server is tried."""
 
@@ -67,7 +68,7 @@ def in_order(places: Iterable[Place], seed: bytes) -> list[Place]:
 class Servers:
     """The servers of one client. Belongs to the event loop; several dialers may share it.
 
-    `draw` gives a number in [-1, 1] for the jitter of rests.
+    `draw` gives a number in [-1, 1] for the jitter of rests and moves.
     """
 
     def __init__(
@@ -142,6 +143,10 @@ class Servers:
         rest = min(LONGEST_REST, FIRST_REST * 2.0 ** (times - 1)) * (1 + JITTER * self._draw())
         self._failures[place] = times, asyncio.get_running_loop().time() + rest
         self._unavailable = 0
+
+    def hesitation(self, place: Place) -> float:
+        """Seconds to wait before a move to another server, so that not all clients of one that died come at once."""
+        return 0.0 if self.current in {None, place} else LONGEST_HESITATION * abs(self._draw())
 
     def answered(self, *, available: bool) -> bool:
         """How a call over an open connection ended; True if other servers are to be tried instead of this one."""

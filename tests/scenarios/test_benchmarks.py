@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("rows", ["b1", "b2", "b3", "b4 b11b", "b5", "b6", "b8", "b10", "b12"])
+@pytest.mark.parametrize("rows", ["b1", "b2", "b3", "b4 b11b", "b5", "b6", "b8", "b8all", "b10", "b12"])
 def test_rows_can_be_measured(rows):
     """performance.md section 5; each prints its figures and who used the CPU."""
     done = subprocess.run(

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from spiffe_core.wire.servers import FIRST_REST, LONGEST_REST, PATIENCE, Place, Servers, in_order
+from spiffe_core.wire.servers import FIRST_REST, LONGEST_HESITATION, LONGEST_REST, PATIENCE, Place, Servers, in_order
 
 
 def place(number, rank=0):
@@ -74,6 +74,17 @@ async def test_while_a_connection_is_open_new_ones_go_there_too():
     servers.closed(second)
     servers.closed(second)
     assert servers.sorted([first, second], 0.0) == [first, second]
+
+
+async def test_only_a_move_to_another_server_is_put_off_by_chance():
+    """A9: moves on with jitter; a first connection and a further one to the same server are made at once."""
+    draws = iter([-0.5, 1.0, 0.0])
+    servers = Servers([("id.test", 8081)], draw=lambda: next(draws))
+    first, second = PLACES[:2]
+    assert servers.hesitation(first) == 0.0
+    servers.opened(first)
+    assert servers.hesitation(first) == 0.0
+    assert [servers.hesitation(second) for _ in range(3)] == [LONGEST_HESITATION / 2, LONGEST_HESITATION, 0.0]
 
 
 async def test_a_server_that_goes_on_being_unavailable_is_left_if_there_is_another():
