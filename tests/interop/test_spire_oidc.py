@@ -19,7 +19,7 @@ import pytest
 
 from deploy.demo.stack import BIN, Daemon, LocalStack
 from tests.interop.peers import lacking, until
-from tests.interop.spire import StockServer, spire_binaries
+from tests.interop.spire import StockAgent, StockServer, spire_binaries
 
 pytestmark = pytest.mark.slow
 
@@ -103,22 +103,28 @@ def serving(argv: list[str], path: Path, log: Path) -> Iterator[Path]:
         daemon.stop()
 
 
-def ours(folder: Path, server: Path, **names: str) -> Any:
+def ours(folder: Path, server: Path | None, agent: Path | None = None, **names: str) -> Any:
     path = folder / "ours.sock"
     text = f'domains = ["{HOST}"]\nlisten_socket_path = "{path}"\n' + "".join(
         f'{key} = "{value}"\n' for key, value in names.items()
     )
-    (folder / "oidc.toml").write_text(f'{text}[server_api]\naddress = "unix://{server}"\n')
+    source = f'[server_api]\naddress = "unix://{server}"\n'
+    if agent is not None:
+        source = f'[workload_api]\nsocket_path = "{agent}"\ntrust_domain = "{DOMAIN}"\n'
+    (folder / "oidc.toml").write_text(text + source)
     argv = [str(BIN / "identity-server"), "oidc", "--config", str(folder / "oidc.toml")]
     return serving(argv, path, folder / "ours.log")
 
 
-def stock(program: Path, folder: Path, server: Path, **names: str) -> Any:
+def stock(program: Path, folder: Path, server: Path | None, agent: Path | None = None, **names: str) -> Any:
     path = folder / "stock.sock"
+    source = f'server_api {{ address = "unix://{server}" }}'
+    if agent is not None:
+        source = f'workload_api {{\n socket_path = "{agent}"\n trust_domain = "{DOMAIN}"\n}}'
     text = "".join(f'{key} = "{value}"\n' for key, value in names.items())
     (folder / "oidc.conf").write_text(
         f'log_level = "debug"\ndomains = ["{HOST}"]\nset_key_use = true\nlisten_socket_path = "{path}"\n{text}'
-        f'server_api {{\n address = "unix://{server}"\n}}\n'
+        f"{source}\n"
     )
     return serving([str(program), "-config", str(folder / "oidc.conf")], path, folder / "stock.log")
 
@@ -159,3 +165,30 @@ def test_refusals_are_the_same(stock_provider: Path, folder: Path, admin_socket:
             ("/", "GET", HOST),
         ):
             assert ask(one, name, method, host)[0] == ask(other, name, method, host)[0], (name, method, host)
+
+
+@pytest.fixture(scope="module", params=["ours", "stock"])
+def agent_socket(request: pytest.FixtureRequest, folder: Path) -> Iterator[Path]:
+    """The Workload API of an agent that knows this user's processes: ours, or SPIRE's, joined to our server."""
+    with LocalStack(DOMAIN) as stack:
+        stack.start_server()
+        stack.register("/oidc", f"unix:uid:{os.getuid()}")
+        if request.param == "ours":
+            stack.prepare_join()
+            stack.start_agent()
+            yield stack.api_socket
+            return
+        bundle = folder / "bundle.pem"
+        bundle.write_text(stack.admin("bundle", "show"))
+        token = stack.admin_json("token", "generate", "-spiffeID", stack.node_id)["value"]
+        agent = StockAgent(spire_binaries(), folder / "agent", trust_domain=DOMAIN, port=stack.port, bundle=bundle)
+        try:
+            yield agent.start(token).socket
+        finally:
+            agent.close()
+
+
+def test_both_get_the_same_keys_of_an_agent(stock_provider: Path, folder: Path, agent_socket: Path) -> None:
+    """WAPI-37, WAPI-39: the JWT bundle of either agent, read by either provider."""
+    with ours(folder, None, agent_socket) as one, stock(stock_provider, folder, None, agent_socket) as other:
+        assert by_id(documents(one)[1]) == by_id(documents(other)[1])
