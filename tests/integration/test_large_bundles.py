@@ -3,50 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.x509.oid import ObjectIdentifier
 
 from identity_server.domain.publication import BundleFormat, publication_of
 from identity_server.publish.config_map import MAX_CONTENT_BYTES
 from identity_server.services.publish_bundle import PublishBundle
-from spiffe_core.crypto.keys import KeyKind, generate
-from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
-from spiffe_core.wire._gen.spire.api.types import bundle_pb2 as types_pb2
-from spiffe_core.wire.convert_bundle import bundle_to_proto
-from tests.authority import SpiffeTestCA
+from tests.doubles.large_bundles import DOMAINS, NAMES, R49_SECONDS, fill
 from tests.doubles.live_agent import OWN, agent_folder, live_agent, pem_bundle, token_file
 from tests.doubles.live_server import entry, live_server
 from workload_api.client import Redacted
 
 pytestmark = pytest.mark.slow
-
-ROOTS, DOMAINS = 200, 200
-FILLER = 9_500
-"""Bytes of an extension nobody knows: what post-quantum keys and signatures take."""
-R49_SECONDS = 30.0
-KEY = generate(KeyKind.EC_P256)
-
-
-def large_root(number: int) -> bytes:
-    extension = x509.UnrecognizedExtension(ObjectIdentifier("1.3.6.1.4.1.55555.1"), os.urandom(FILLER))
-    return SpiffeTestCA(key=KEY, name=f"large {number}", ttl=timedelta(hours=1), extensions=((extension, False),)).der
-
-
-async def filled(live) -> None:
-    """The own bundle and 200 others, as administrators bring them."""
-    roots = [types_pb2.X509Certificate(asn1=large_root(number)) for number in range(ROOTS)]
-    await live.bundle.AppendBundle(bundle_pb2.AppendBundleRequest(x509_authorities=roots), timeout=30)
-    names = [f"domain-{number}.test" for number in range(DOMAINS)]
-    bundles = [bundle_to_proto(SpiffeTestCA(name, key=KEY).bundle()) for name in names]
-    answer = await live.bundle.BatchSetFederatedBundle(
-        bundle_pb2.BatchSetFederatedBundleRequest(bundle=bundles), timeout=30
-    )
-    assert {one.status.code for one in answer.results} == {0}
 
 
 async def first_context(agent):
@@ -61,7 +30,7 @@ async def first_context(agent):
 async def test_an_agent_gets_all_of_it_within_the_time(push):
     """R49: no message is too large on any way, and the workload verifies peers of all 200 domains."""
     async with agent_folder() as folder, live_server() as live:
-        await filled(live)
+        await fill(live.bundle)
         own = live.state.bundles.own
         assert sum(map(len, own.x509_roots)) > 1_900_000
         token, bundle = token_file(folder, await live.token()), pem_bundle(live, folder)
@@ -70,8 +39,7 @@ async def test_an_agent_gets_all_of_it_within_the_time(push):
             folder, live.server.address, trust_bundle_path=str(bundle), join_token_file=str(token), push=push
         ) as agent:
             await agent.until_joined()
-            names = [f"domain-{number}.test" for number in range(DOMAINS)]
-            await live.entries(entry(path="/web", parent=agent.path, selectors=OWN, federates_with=names))
+            await live.entries(entry(path="/web", parent=agent.path, selectors=OWN, federates_with=NAMES))
             agent.sync_now()
             async with asyncio.timeout(R49_SECONDS):
                 context = await first_context(agent)
@@ -79,7 +47,7 @@ async def test_an_agent_gets_all_of_it_within_the_time(push):
                     context = await first_context(agent)
             took = asyncio.get_running_loop().time() - began
             assert set(context.bundles.own.x509_roots) == set(own.x509_roots)
-            assert {str(name) for name in context.bundles.federated} == set(names)
+            assert {str(name) for name in context.bundles.federated} == set(NAMES)
             assert took < R49_SECONDS
 
 
@@ -87,7 +55,7 @@ async def test_it_is_published_and_a_place_that_cannot_hold_it_says_so(tmp_path:
     """A file takes it; the limit of a ConfigMap is named before anything is sent (see test_publish_config_map)."""
     publish = {"file": {"here": {"path": str(tmp_path / "bundle.json"), "format": "spiffe"}}}
     async with live_server(publish=publish) as live:
-        await filled(live)
+        await fill(live.bundle)
         ours = publication_of(live.state.bundles.own, BundleFormat.SPIFFE)
         assert len(ours.content) > MAX_CONTENT_BYTES
         publishing: PublishBundle = live.server.publishing
