@@ -123,3 +123,15 @@ async def test_a_made_up_token_for_bundles_is_invalid(store: SqlStore, made_up: 
     """S58."""
     with pytest.raises(InvalidRequest, match="page_token"):
         await bundles(store, made_up, 1)
+
+
+async def test_memory_follows_relationships(store: SqlStore) -> None:
+    """FED-46: creating, changing and ending one shows in the state when the command returns, and after loading anew."""
+    await store.execute(lambda uow: (uow.relationships.put(WEB), uow.relationships.put(SPIFFE)))
+    assert dict(store.state.value.relationships) == {WEB.trust_domain: WEB, SPIFFE.trust_domain: SPIFFE}
+    changed = replace(WEB, endpoint_url="https://elsewhere.test/")
+    await store.execute(lambda uow: (uow.relationships.put(changed), uow.relationships.remove(SPIFFE.trust_domain)))
+    assert dict(store.state.value.relationships) == {WEB.trust_domain: changed}
+    before = store.state.value
+    await store.execute(lambda uow: uow.bundles.put(make_bundle(trust_domain="fed.test")))
+    assert store.state.value.relationships is before.relationships, "untouched"
