@@ -293,7 +293,7 @@ async def _compose(  # the one place where everything has a name
     )
     await agreement.tick()
     issuer = authorities.issuer
-    offload = Offload("attest", 16)
+    offload = Offload("own-identity", 1)
     own = OwnIdentity(
         store=store,
         issuer=issuer,
@@ -325,7 +325,6 @@ async def _compose(  # the one place where everything has a name
         store=store,
         issuer=issuer,
         verifiers=node_verifiers(settings, clock),
-        offload=offload,
         clock=clock,
         audit=audit,
         trust_domain=trust_domain,

@@ -37,6 +37,8 @@ from spiffe_core.runtime.tracing import span
 from spiffe_core.selectors import Selector
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 
+THREADS = 16
+"""For each verifier that may wait for somebody."""
 MAX_CHALLENGES = 16
 """A verifier that asks more often than this is broken."""
 MAX_PAYLOAD_BYTES = 1024 * 1024
@@ -91,7 +93,10 @@ class Attestation:
 
 
 class AttestAgents:
-    """Makes agents of nodes that prove themselves, and renews their SVIDs. Belongs to the event loop."""
+    """Makes agents of nodes that prove themselves, and renews their SVIDs. Belongs to the event loop.
+
+    Each verifier has threads of its own: one that waits for somebody else (a cluster's API server) holds up no other.
+    """
 
     def __init__(
         self,
@@ -99,7 +104,6 @@ class AttestAgents:
         store: Store,
         issuer: Issuer,
         verifiers: Mapping[str, NodeVerifier],
-        offload: Offload,
         clock: Clock,
         audit: AuditLog,
         trust_domain: TrustDomain,
@@ -108,7 +112,7 @@ class AttestAgents:
         self._store = store
         self._issuer = issuer
         self._verifiers = dict(verifiers)
-        self._offload = offload
+        self._threads: dict[str, Offload] = {}
         self._clock = clock
         self._audit = audit
         self._trust_domain = trust_domain
@@ -133,7 +137,9 @@ class AttestAgents:
             raise PreconditionFailed(
                 f'error getting node attestor: could not find node attestor type "{shown}"; this server has: {known}'
             )
-        return Attestation(verifier, payload, self._csr(csr_der, "malformed param: "), self._offload, caller.address)
+        csr = self._csr(csr_der, "malformed param: ")
+        threads = self._threads.setdefault(attestation_type, Offload(f"attest-{attestation_type}", THREADS))
+        return Attestation(verifier, payload, csr, threads, caller.address)
 
     async def join(self, caller: Caller, attestation: Attestation) -> Joined:
         """Sign the attested node's SVID and record the agent; the token is redeemed in the same transaction."""

@@ -14,6 +14,8 @@ from workload_api.streams import Streams
 
 SOCKET_MODE = 0o600
 DIRECTORY_MODE = 0o755
+STREAMS_PER_CONNECTION = 1000
+"""A delegate follows each of its workloads by a stream; how many one user may have is for `limits.streams_per_uid`."""
 
 
 class AdminSocket:
@@ -28,7 +30,7 @@ class AdminSocket:
         interceptors: Sequence[grpc.aio.ServerInterceptor],
     ) -> None:
         self._path, self._door, self._streams = path, door, streams
-        self._server = private_server(door, list(services), interceptors)
+        self._server = private_server(door, list(services), interceptors, max_streams=STREAMS_PER_CONNECTION)
 
     async def open(self) -> None:
         """Begin to answer.

@@ -14,18 +14,25 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+IDLE_SECONDS = 10.0
+"""So long a thread waits for more before it ends."""
+
+
 class Offload:
     """A named pool of at most `threads` daemon threads.
 
     Daemon threads, so that a call stuck in the kernel (a hanging FUSE mount behind /proc) never keeps a daemon from
-    exiting; `concurrent.futures` joins its threads at exit. Threads start when first needed.
+    exiting; `concurrent.futures` joins its threads at exit. Threads start when needed, and end when nobody needed them
+    for `idle_seconds`: an owner that is gone leaves none behind.
     """
 
-    def __init__(self, name: str, threads: int) -> None:
+    def __init__(self, name: str, threads: int, *, idle_seconds: float = IDLE_SECONDS) -> None:
         self._name = name
         self._limit = threads
+        self._idle_seconds = idle_seconds
         self._threads = 0
-        self._idle = 0
+        self._started = 0
+        self._jobs = 0  # under way or waiting
         self._lock = threading.Lock()
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
@@ -56,17 +63,25 @@ class Offload:
                 return
 
         with self._lock:
-            if self._idle == 0 and self._threads < self._limit:
+            self._jobs += 1
+            if self._jobs > self._threads and self._threads < self._limit:
                 self._threads += 1
-                threading.Thread(target=self._serve, name=f"{self._name}-{self._threads}", daemon=True).start()
-        self._work.put(run)
+                self._started += 1
+                threading.Thread(target=self._serve, name=f"{self._name}-{self._started}", daemon=True).start()
+            self._work.put(run)
         return await done
 
     def _serve(self) -> None:
         while True:
-            with self._lock:
-                self._idle += 1
-            job = self._work.get()
-            with self._lock:
-                self._idle -= 1
+            try:
+                job = self._work.get(timeout=self._idle_seconds)
+            except queue.Empty:
+                with self._lock:
+                    if not self._work.empty():
+                        continue
+                    self._threads -= 1
+                    return
             job()
+            with self._lock:
+                self._jobs -= 1
+            del job  # with the caller's arguments, which would be kept until the next one

@@ -90,6 +90,19 @@ async def test_a_delegate_gets_svids_by_selectors_and_follows_changes():
         nothing.cancel()
 
 
+async def test_a_delegate_follows_hundreds_of_workloads_over_one_connection():
+    """As Cilium does for the pods of a node; gRPC's usual hundred would leave the others waiting without a word."""
+    request = pb.SubscribeToX509SVIDsRequest(selectors=selectors(*MESH))
+    async with serving(delegate, mesh("/identity/1")) as (_, agent, _), agent.admin(DELEGATED) as stub:
+        streams = [stub.SubscribeToX509SVIDs(request, timeout=50) for _ in range(250)]
+        try:
+            answers = await asyncio.gather(*(stream.read() for stream in streams))
+        finally:
+            for stream in streams:
+                stream.cancel()
+        assert [ids_of(one) for one in answers] == [["spiffe://example.org/identity/1"]] * 250
+
+
 async def test_entries_with_power_are_never_given_away():
     """S23: neither as X.509-SVIDs nor as JWT-SVIDs."""
     powerful = (mesh("/admin", admin=True), mesh("/downstream", downstream=True))
