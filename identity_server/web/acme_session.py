@@ -83,9 +83,13 @@ class AcmeSession:
         self._net.verify_ssl = str(ca_file or _system_store())  # type: ignore[assignment]  # requests takes a file too
         self._net.session.close()
         self._net.session = _session()
-        with self._translated():
-            self._client = client.ClientV2(client.ClientV2.get_directory(directory_url, self._net), self._net)
-            self._register(email, tos_accepted=tos_accepted)
+        try:
+            with self._translated():
+                self._client = client.ClientV2(client.ClientV2.get_directory(directory_url, self._net), self._net)
+                self._register(email, tos_accepted=tos_accepted)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Let the connections go."""
