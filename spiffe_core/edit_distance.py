@@ -13,6 +13,9 @@ LONGEST: Final = 512
 _SHARE: Final = 3
 """A name is close to another if about one in so many characters differs at most: `lable` is to `label`."""
 
+_FARTHEST: Final = 8
+"""However long a name is, so many characters differ at most: two random names of one shape are not close."""
+
 
 def edit_distance(left: str, right: str, limit: int) -> int | None:
     """How many characters have to be put in, taken out, replaced or swapped; None if more than `limit`, or a name is too long.
@@ -49,7 +52,7 @@ def edit_distance(left: str, right: str, limit: int) -> int | None:
 
 def closest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate nearest to `name`, the first of equals; None if none is close. Capitals hardly count."""
-    limit = max(1, (len(name) + 1) // _SHARE)
+    limit = min(max(1, (len(name) + 1) // _SHARE), _FARTHEST)
     best, plain = None, name.lower()
     for candidate in candidates:
         apart = edit_distance(plain, candidate.lower(), limit)

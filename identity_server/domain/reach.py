@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, islice
 from operator import attrgetter
 from typing import Final
 
@@ -16,13 +18,15 @@ from identity_server.domain.lint_codes import LintCode
 from identity_server.domain.state import EntryRecord, State
 from spiffe_core.edit_distance import closest
 from spiffe_core.entitlement import reachable_parents
-from spiffe_core.selectors import canonical
+from spiffe_core.selectors import Selector, canonical
 
 MOST_LINKS: Final = 32
 """So many parents above each other are followed."""
 MOST_COMPARED: Final = 5_000
 """So many names are looked through for one that is close."""
 MOST_AGENTS_COMPARED: Final = 2_000
+MOST_LOOKS: Final = 20
+"""For so many parents and node entries the closest is looked for; a fleet with more of them has another trouble."""
 _path_of = attrgetter("path")
 
 
@@ -41,22 +45,52 @@ class Reach:
     def __init__(self, state: State) -> None:
         self._state = state
         self._banned = {path for path, agent in state.agents.items() if agent.banned}
-        starts: dict[str, None] = {}
-        for path in state.agents:
-            if path not in self._banned:
-                starts.update(dict.fromkeys(state.names_of(path)))
-        self._owners: dict[str, EntryRecord] = {}
-        self._groups: dict[str, list[EntryRecord]] = {}
-        for record in state.entries.values():
-            if record.alias:
-                self._groups.setdefault(record.path, []).append(record)
-            else:
-                self._owners.setdefault(record.path, record)
-        self._reached = frozenset(reachable_parents(starts, self._children, _path_of))
         self._known: dict[str, Broken | None] = {}
+        self._looks = MOST_LOOKS
+
+    @cached_property
+    def _reached(self) -> frozenset[str]:
+        starts: dict[str, None] = {}
+        for path in self._state.agents:
+            if path not in self._banned:
+                starts.update(dict.fromkeys(self._state.names_of(path)))
+        return frozenset(reachable_parents(starts, self._children, _path_of))
+
+    @cached_property
+    def _owners(self) -> dict[str, EntryRecord]:
+        """SPIFFE ID path -> an entry that gives it."""
+        found: dict[str, EntryRecord] = {}
+        for record in self._state.entries.values():
+            if not record.alias:
+                found.setdefault(record.path, record)
+        return found
+
+    @cached_property
+    def _groups(self) -> dict[str, list[EntryRecord]]:
+        """Path -> the node entries that give it."""
+        found: dict[str, list[EntryRecord]] = {}
+        for members in self._state.aliases.values():
+            for record in members.values():
+                found.setdefault(record.path, []).append(record)
+        return found
+
+    @cached_property
+    def _holders(self) -> dict[Selector, list[str]]:
+        """Node selector -> the agents that have it, those that are not banned."""
+        found: dict[Selector, list[str]] = {}
+        for path, agent in self._state.agents.items():
+            for selector in () if agent.banned else agent.selectors:
+                found.setdefault(selector, []).append(path)
+        return found
+
+    @cached_property
+    def _live(self) -> list[str]:
+        return [path for path in self._state.agents if path not in self._banned]
 
     def why_not(self, parent: str) -> Broken | None:
         """Why no agent may act for entries below `parent`; None if one may."""
+        if parent in self._state.agents and parent not in self._banned:  # the usual case needs no look at all entries
+            return None
         if parent in self._reached:
             return None
         if parent not in self._known:
@@ -66,20 +100,26 @@ class Reach:
     def matches_none(self, alias: EntryRecord) -> Broken | None:
         """Why a node entry gives its name to no agent; None if it gives it to one."""
         wanted = alias.node_selectors
-        best: tuple[int, str] | None = None
-        missing = ""
-        live = ((path, agent) for path, agent in self._state.agents.items() if path not in self._banned)
-        for number, (path, agent) in enumerate(live):
-            lacks = wanted - agent.selectors
-            if not lacks:
-                return None
-            if number < MOST_AGENTS_COMPARED and (best is None or (len(lacks), path) < best):
-                best = (len(lacks), path)
-                missing = ", ".join(map(str, canonical(lacks)))
-        if best is None:
+        agents = self._state.agents
+        few = min((self._holders.get(selector, []) for selector in wanted), key=len, default=[])
+        if any(wanted <= agents[path].selectors for path in few):
+            return None
+        if not self._live:
             return Broken(LintCode.NODES_MATCH_NONE, "no agent has attested yet that could have its selectors")
-        text = f"no attested agent has all its selectors; the closest, {self._id(best[1])}, lacks {missing}"
-        return Broken(LintCode.NODES_MATCH_NONE, text, best[1])
+        text = "no attested agent has all its selectors"
+        if not self._may_look():
+            return Broken(LintCode.NODES_MATCH_NONE, text)
+        some = self._live[:MOST_AGENTS_COMPARED]
+        best = min(some, key=lambda path: (len(wanted - agents[path].selectors), path))
+        missing = ", ".join(map(str, canonical(wanted - agents[best].selectors)))
+        return Broken(LintCode.NODES_MATCH_NONE, f"{text}; the closest, {self._id(best)}, lacks {missing}", best)
+
+    def _may_look(self) -> bool:
+        self._looks -= 1
+        return self._looks >= 0
+
+    def _closest(self, name: str, candidates: Iterable[str]) -> str:
+        return (closest(name, islice(candidates, MOST_COMPARED)) or "") if self._may_look() else ""
 
     def _children(self, path: str) -> Iterable[EntryRecord]:
         found: Mapping[str, EntryRecord] | None = self._state.children.get(path)
@@ -122,19 +162,16 @@ class Reach:
             return None
         if here.startswith(f"{AGENT_PREFIX}/"):
             return self._stranger(here)
-        near = closest(here, [*self._groups, *self._live(), *list(self._owners)[:MOST_COMPARED]]) or ""
+        near = self._closest(here, chain(self._groups, self._live, self._owners))
         text = f"{self._id(here)} is neither an agent, nor a group of nodes, nor an entry's SPIFFE ID"
         return Broken(LintCode.UNKNOWN_PARENT, f"{text}{self._perhaps(near)}", near)
 
     def _stranger(self, here: str) -> Broken:
-        live = self._live()
-        near = closest(here, live) or (live[0] if len(live) == 1 else "")
+        live = self._live
+        near = self._closest(here, live) or (live[0] if len(live) == 1 else "")
         text = f"no agent {self._id(here)} has attested"
         more = self._perhaps(near) or (f"; {len(live)} others have" if live else ", nor any other")
         return Broken(LintCode.UNKNOWN_AGENT, f"{text}{more}", near)
-
-    def _live(self) -> list[str]:
-        return [path for path in list(self._state.agents)[:MOST_COMPARED] if path not in self._banned]
 
     def _perhaps(self, near: str) -> str:
         return f"; the closest is {self._id(near)}" if near else ""

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from identity_server.domain import entry_lint, overlaps
+from identity_server.domain import entry_lint, overlaps, reach
 from identity_server.domain.entry_lint import Rules, lint
 from identity_server.domain.lint_codes import MEANINGS, LintCode
 from spiffe_core.spiffe_id import TrustDomain
@@ -263,6 +263,15 @@ def test_comparisons_are_bounded_and_giving_up_is_said(monkeypatch):
     monkeypatch.setattr(overlaps, "MAX_COMPARISONS", 3)
     report = found(*(entry(f"e{n}", f"/w{n}", AGENT, "unix:uid:1", f"unix:gid:{n}") for n in range(9)))
     assert not report.complete
+
+
+def test_the_closest_is_looked_for_a_bounded_number_of_times(monkeypatch):
+    """Every entry below an agent of its own that has not attested: all are told of, the first with the closest."""
+    monkeypatch.setattr(reach, "MOST_LOOKS", 2)
+    slips = [entry(f"e{n}", f"/w{n}", f"/spire/agent/x509pop/0a1b2c3{n}") for n in range(5)]
+    report = found(*slips, agents=[GROUPED])
+    assert report.counts == {LintCode.UNKNOWN_AGENT: 5}
+    assert ["the closest" in one.text for one in report.findings] == [True, True, False, False, False]
 
 
 def test_of_many_with_the_same_selectors_few_are_told():
