@@ -123,10 +123,15 @@ def merged(agents: Iterable[AgentProgress]) -> dict[str, AgentProgress]:
     """
     found: dict[str, AgentProgress] = {}
     for one in agents:
-        known = found.get(one.agent_path)
-        if known is None or _rank(one) > _rank(known):
-            found[one.agent_path] = one
+        add(found, one)
     return found
+
+
+def add(found: dict[str, AgentProgress], one: AgentProgress) -> None:
+    """Put one more into what `merged` makes."""
+    known = found.get(one.agent_path)
+    if known is None or _rank(one) > _rank(known):
+        found[one.agent_path] = one
 
 
 def _rank(one: AgentProgress) -> tuple[bool, bool, int, int]:

@@ -48,7 +48,7 @@ LEAVE_SECONDS = 2.0
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Heard:
     """What another server wrote last."""
 
@@ -153,12 +153,17 @@ class SharedProgress:
             CorruptState: a row was not written by a server of ours.
         """
         async with self._busy:
-            known = {name: one.record.members_digest for name, one in self._heard.items()}
+            own, before = self._server_id, self._heard
+            known = {name: one.record.members_digest for name, one in before.items()}
             since = int(self._clock.now().timestamp()) - FORGET_SECONDS
-            records = await self._store.read(lambda uow: uow.progress.others(self._server_id, since, known))
-            heard = {one.server_id: self._understood(one) for one in records}
-            changed = heard.keys() != self._heard.keys() or any(self._heard[name] is not heard[name] for name in heard)
-            self._heard = heard
+
+            def query(uow: UnitOfWork) -> list[Heard]:
+                return [_understood(one, before.get(one.server_id)) for one in uow.progress.others(own, since, known)]
+
+            self._heard = {one.record.server_id: one for one in await self._store.read(query)}
+            for one in self._heard.values():
+                self._note_question(one)
+            changed = self._heard != before
         if changed:
             for listener in self.on_news:
                 listener()
@@ -194,25 +199,19 @@ class SharedProgress:
         now = self._clock.monotonic()
         return sum(_is_silent(one, now) for one in self._heard.values())
 
-    def _understood(self, record: ProgressRecord) -> Heard:
-        before = self._heard.get(record.server_id)
-        if record.asked and self._questions.get(record.server_id) != record.asked:
-            self._questions[record.server_id] = record.asked
-            self._answer_until = self._clock.monotonic() + ANSWER_SECONDS
-            self._asked_now = True
-        if before is not None and before.record.beat == record.beat:
-            return before
-        same = before is not None and before.record.members_digest == record.members_digest
-        paths = before.paths if same and before is not None else paths_of(record.members)
-        progress = read(record.server_id, paths, record.brief)
-        if self._asked_now:
-            self._wanted = max(self._wanted, progress.revision)
-        return Heard(record, paths, progress)
+    def _note_question(self, heard: Heard) -> None:
+        record = heard.record
+        if not record.asked or self._questions.get(record.server_id) == record.asked:
+            return
+        self._questions[record.server_id] = record.asked
+        self._answer_until = self._clock.monotonic() + ANSWER_SECONDS
+        self._asked_now = True
+        self._wanted = max(self._wanted, heard.progress.revision)
 
     async def _write(self, *, tell: bool) -> None:
         async with self._busy:
-            agents, revision = tuple(self._own.all().values()), self._own.revision
             self._asked_now = self._news = False
+            revision, agents = await self._own.gathered()
             self._beat += 1
             self._written_at = self._clock.monotonic()
             now = int(self._clock.now().timestamp())
@@ -251,6 +250,15 @@ class SharedProgress:
             self._wake.set()
         elif self._written_revision < self._wanted:
             self._wake.set()
+
+
+def _understood(record: ProgressRecord, before: Heard | None) -> Heard:
+    """On a reader's thread: what a row says, or what was heard before if it is the same row."""
+    if before is not None and before.record.beat == record.beat:
+        return before
+    same = before is not None and before.record.members_digest == record.members_digest
+    paths = before.paths if same and before is not None else paths_of(record.members)
+    return Heard(record, paths, read(record.server_id, paths, record.brief))
 
 
 def _is_silent(heard: Heard, now: float) -> bool:

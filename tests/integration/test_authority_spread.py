@@ -115,6 +115,7 @@ async def test_agents_of_other_servers_count_and_servers_that_do_not_tell_are_wa
         await there.acknowledge()
         assert await acknowledged(one, 20)
         await ended(other.sharing)
+        await one.entries(entry("/later", parent=there.path))
         assert not await acknowledged(one, TEN), "it does not answer"
 
 
