@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 from dataclasses import replace
@@ -92,6 +93,27 @@ async def test_what_a_worker_refuses_is_put_into_words_by_the_server(live):
     codes = {n: result.status.code for n, result in enumerate(results) if result.status.code}
     assert codes == {0: 3, 3: 5, 50: 3, 99: 3}
     assert "does not verify" in results[50].status.message
+
+
+async def test_a_worker_without_memory_costs_no_answer_and_is_replaced(live):
+    """R15: RLIMIT_AS at what it has; the server signs by itself, lives, and has a worker that signs again soon."""
+    agent, items = await hundred(live)
+    await signed_by_workers(live, agent, items)
+    (pid,) = live.server.workers.pids
+    resource.prlimit(pid, resource.RLIMIT_AS, (1, 1))
+    csr = build_csr(generate(KeyKind.RSA_2048), spiffe_id=None)  # large ones: half a megabyte must be read at once
+    large = [replaced(item, csr) for item in items * 5]
+    async with asyncio.timeout(SECONDS):
+        while live.server.workers.pids == (pid,):
+            assert {result.status.code for result in await sign(agent, *large)} == {0}
+    await until(lambda: live.server.workers.ready == 1)
+    assert live.server.workers.pids != (pid,)
+    await signed_by_workers(live, agent, items)
+
+
+def replaced(item, csr):
+    """The same entry asked for with another request."""
+    return wanted(item.entry_id, csr=csr)
 
 
 async def test_killing_the_worker_costs_no_answer_and_it_comes_back(live):
