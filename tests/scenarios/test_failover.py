@@ -26,6 +26,7 @@ async def until(stream, *wanted):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 async def test_the_agents_server_is_killed_and_a_change_on_the_other_reaches_the_open_stream(tmp_path):
     """A9: with kill -9; the position is unknown to the other server, so stamps are compared and no SVID is made anew."""
     with ServerFleet(url_of("postgresql", tmp_path), 2, sync_interval="1h").start() as fleet:
