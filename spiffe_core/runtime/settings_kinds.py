@@ -19,23 +19,15 @@ KINDS: Mapping[str, frozenset[str]] = {
     SERVER: SHARED
     | {
         *("bind_address", "bind_port", "ca", "experimental", "svid", "upstream", "database", "audit", "ratelimit"),
-        "federation",
-        "oidc",
+        *("federation", "oidc", "publish"),
     },
     AGENT: SHARED
     | {
         *("server_address", "server_port", "admin_socket_path", "authorized_delegates", "trust_bundle_path"),
         *("trust_bundle_format", "insecure_bootstrap", "join_token_file", "join_token", "sync_interval", "peer_pidfd"),
         *("workload_x509_svid_key_type", "allow_unauthenticated_verifiers", "wait_for_identity", "sds", "broker"),
-        *(
-            "availability_target",
-            "files_config",
-            "key_manager",
-            "push",
-            "rebootstrap_delay",
-            "rebootstrap_mode",
-            "strict",
-        ),
+        *("availability_target", "files_config", "key_manager", "push", "rebootstrap_delay", "rebootstrap_mode"),
+        *("strict", "trust_bundle_url", "trust_bundle_unix_socket"),
     },
     FILES: frozenset({"socket", "command_seconds", "set"}),
     OIDC: frozenset(
