@@ -5,23 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 from typing import NoReturn
-
-import uvloop
 
 from identity_server.bootstrap import Server
 from identity_server.domain.state import HistoryChange
 from identity_server.settings import ServerSettings
+from spiffe_core import daemon
 from spiffe_core.errors import IdentityError, Unavailable
-from spiffe_core.runtime.logs import LogOutput, setup_logging
-from spiffe_core.runtime.process import connections_that_fit, refuse_dumps
-from spiffe_core.runtime.refusal import complain
+from spiffe_core.runtime.logs import LogOutput
+from spiffe_core.runtime.process import connections_that_fit
 from spiffe_core.runtime.supervise import Supervisor
-from spiffe_core.wire.wake_ups import drain_wake_ups
 
 log = logging.getLogger(__name__)
 
@@ -39,42 +34,17 @@ _SHORTEST_PAUSE = 0.05
 
 def run(settings: ServerSettings, *, reset_keys: bool = False) -> int:
     """Serve until SIGTERM or SIGINT; the process's exit code: 0 after an orderly end, 1 if it could not start or run."""
-    output = None
-    try:
-        output = setup_logging(settings.log_level, settings.log_file or None, style=settings.log_format)
-        refuse_dumps()
-        settings = _with_room(settings)
-        drain_wake_ups()
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(settings, output, reset_keys=reset_keys))
-    except IdentityError as error:
-        return _complain(error.public, settings, output)
-    except BaseExceptionGroup as group:
-        log.critical("a loop of the server died; stopping", exc_info=group)
-        return _complain("a loop of the server died, see the log", settings, output)
-    finally:
-        if output is not None:
-            output.close()
+    return daemon.run(
+        settings,
+        lambda output: _serve(_with_room(settings), output, reset_keys=reset_keys),
+        program="identity-server",
+        what="server",
+    )
 
 
 def run_and_exit(settings: ServerSettings, *, reset_keys: bool = False) -> NoReturn:
     """`run`, then leave without waiting for threads that hang in the kernel."""
-    code = run(settings, reset_keys=reset_keys)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _complain(text: str, settings: ServerSettings, output: LogOutput | None) -> int:
-    return complain(
-        text,
-        output,
-        program="identity-server",
-        stderr=sys.stderr,
-        log_file=settings.log_file,
-        log_format=settings.log_format,
-        format_chosen="log_format" in settings.model_fields_set,
-    )
+    daemon.leave(run(settings, reset_keys=reset_keys))
 
 
 def _with_room(settings: ServerSettings) -> ServerSettings:
@@ -85,15 +55,12 @@ def _with_room(settings: ServerSettings) -> ServerSettings:
 
 
 async def _serve(settings: ServerSettings, output: LogOutput, *, reset_keys: bool) -> int:
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = daemon.told_to_stop()
     server = await _assembled(settings, stop, reset_keys=reset_keys)
     if server is None:
         return 0
     try:
-        loop.add_signal_handler(signal.SIGUSR2, _reopen, server, output)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, _reopen, server, output)
         await server.open_doors()
         _announce(server)
         server.monitor.systemd.ready(f"serving trust domain {settings.trust_domain}")

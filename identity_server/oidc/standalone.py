@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-import sys
 from typing import NoReturn
-
-import uvloop
 
 from identity_server.oidc.endpoints import discovery_endpoints
 from identity_server.oidc.held_keys import HeldKeys
@@ -17,14 +13,14 @@ from identity_server.oidc.sources import follow_for_good, keep_asking, source_of
 from identity_server.settings_oidc import NO_LISTENER, OidcSettings
 from identity_server.web.endpoints import WebEndpoints
 from identity_server.web.listener import CONNECTIONS, WebLimits
+from spiffe_core import daemon
 from spiffe_core.clock import Clock, SystemClock
-from spiffe_core.errors import ConfigError, IdentityError
+from spiffe_core.errors import ConfigError
 from spiffe_core.health import Report, loop_part
-from spiffe_core.runtime.logs import LogOutput, setup_logging
+from spiffe_core.runtime.logs import LogOutput
 from spiffe_core.runtime.monitor import Monitor
 from spiffe_core.runtime.places import state_directory
-from spiffe_core.runtime.process import connections_that_fit, refuse_dumps
-from spiffe_core.runtime.refusal import complain
+from spiffe_core.runtime.process import connections_that_fit
 from spiffe_core.runtime.settings import TelemetrySection
 from spiffe_core.runtime.supervise import Supervisor
 from spiffe_core.runtime.watchdog import Watchdog
@@ -90,49 +86,20 @@ class Standalone:
 
 def run(settings: OidcSettings) -> int:
     """Serve until SIGTERM or SIGINT; the process's exit code: 0 after an orderly end, 1 if it could not start or run."""
-    output = None
-    try:
-        output = setup_logging(settings.log_level, settings.log_file or None, style=settings.log_format)
-        refuse_dumps()
-        limits = WebLimits(connections=connections_that_fit(CONNECTIONS, chosen=False))
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(settings, output, limits))
-    except IdentityError as error:
-        return _complain(error.public, settings, output)
-    except BaseExceptionGroup as group:
-        log.critical("a loop of the discovery provider died; stopping", exc_info=group)
-        return _complain("a loop of the discovery provider died, see the log", settings, output)
-    finally:
-        if output is not None:
-            output.close()
+    return daemon.run(
+        settings, lambda output: _serve(settings, output), program="identity-server", what="discovery provider"
+    )
 
 
 def run_and_exit(settings: OidcSettings) -> NoReturn:
     """`run`, then leave without waiting for threads that hang in the kernel."""
-    code = run(settings)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    daemon.leave(run(settings))
 
 
-def _complain(text: str, settings: OidcSettings, output: LogOutput | None) -> int:
-    return complain(
-        text,
-        output,
-        program="identity-server",
-        stderr=sys.stderr,
-        log_file=settings.log_file,
-        log_format=settings.log_format,
-        format_chosen="log_format" in settings.model_fields_set,
-    )
-
-
-async def _serve(settings: OidcSettings, output: LogOutput, limits: WebLimits) -> int:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGUSR2, output.reopen)
+async def _serve(settings: OidcSettings, output: LogOutput) -> int:
+    limits = WebLimits(connections=connections_that_fit(CONNECTIONS, chosen=False))
+    stop = daemon.told_to_stop()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, output.reopen)
     provider = Standalone(settings, SystemClock(), limits)
     try:
         provider.open()
