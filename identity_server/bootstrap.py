@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from attestors.registry import NODE_VERIFIERS, WORKLOAD_ATTESTORS
 from identity_server.audit_log import AuditFile
 from identity_server.domain.server_settings import IssuingSettings
 from identity_server.federating import federating
@@ -42,57 +41,21 @@ from identity_server.opening import (
 )
 from identity_server.ports import KeyManager, UpstreamAuthority
 from identity_server.publish import targets_of
-from identity_server.rpc.agent_api import AgentApi
-from identity_server.rpc.authority_orders_api import AuthorityOrdersApi
-from identity_server.rpc.bundle_api import BundleApi
 from identity_server.rpc.caller import AccessInterceptor, presented_by
 from identity_server.rpc.carried_position import PositionInterceptor
-from identity_server.rpc.debug_api import DebugApi
 from identity_server.rpc.drain import Drain, DrainInterceptor
-from identity_server.rpc.entry_api import EntryApi
-from identity_server.rpc.explain_api import ExplainApi
-from identity_server.rpc.federation_api import FederationApi
-from identity_server.rpc.health_api import SERVICE as HEALTH
-from identity_server.rpc.health_api import HealthApi
-from identity_server.rpc.local_authority_api import LocalAuthorityApi
-from identity_server.rpc.logger_api import LoggerApi
-from identity_server.rpc.propagation_api import LASTING, PropagationApi
-from identity_server.rpc.services import (
-    AGENT,
-    AUTHORITY_ORDERS,
-    BUNDLE,
-    DEBUG,
-    ENTRY,
-    EXPLAIN,
-    FEDERATION,
-    LOCAL_AUTHORITY,
-    LOGGER,
-    PROPAGATION,
-    SVID,
-    TRUST_DOMAIN,
-)
-from identity_server.rpc.svid_api import SvidApi, terms_of, token_terms_of
+from identity_server.rpc.propagation_api import LASTING
 from identity_server.rpc.throttle import Throttle, ThrottleInterceptor
-from identity_server.rpc.trust_domain_api import TrustDomainApi
+from identity_server.rpc_services import Served, rpc_services
 from identity_server.services.abreast import Abreast
 from identity_server.services.absent_servers import AbsentServers
 from identity_server.services.admission import Admissions
 from identity_server.services.attest_agent import AttestAgents
 from identity_server.services.authorities import Authorities
-from identity_server.services.authority_orders import AuthorityOrders
 from identity_server.services.bundle_refresh import BundleRefresh
-from identity_server.services.downstream import Downstream
-from identity_server.services.entitlements import Entitlements
 from identity_server.services.errands import Errands
-from identity_server.services.explain import ExplainEntitlement
-from identity_server.services.federated_bundles import FederatedBundles
-from identity_server.services.federation import Federation
 from identity_server.services.fleet import Fleet
 from identity_server.services.followers import Followers
-from identity_server.services.in_force import InForce
-from identity_server.services.issue_svids import IssueSvids
-from identity_server.services.issue_tokens import IssueTokens
-from identity_server.services.lint_entries import LintEntries
 from identity_server.services.local_authority import LocalAuthorities
 from identity_server.services.lost_history import LostHistory
 from identity_server.services.own_identity import OwnIdentity
@@ -100,10 +63,7 @@ from identity_server.services.progress import Progress
 from identity_server.services.publish_bundle import PublishBundle
 from identity_server.services.registration import Registration
 from identity_server.services.server_agreement import ServerAgreement
-from identity_server.services.server_info import ServerInfo
-from identity_server.services.server_log import ServerLog
 from identity_server.services.shared_progress import SharedProgress
-from identity_server.services.trust_bundles import TrustBundles
 from identity_server.services.upstream_authorities import UpstreamAuthorities
 from identity_server.settings import ServerSettings
 from identity_server.signing.pool import SigningWorkers
@@ -113,7 +73,6 @@ from identity_server.web_endpoints import Published, published
 from spiffe_core.clock import Clock, SystemClock
 from spiffe_core.crypto.keys import KeyKind
 from spiffe_core.runtime.durable import DirectoryLock, lock_directory, private_directory
-from spiffe_core.runtime.logs import LogLevel
 from spiffe_core.runtime.monitor import Monitor
 from spiffe_core.runtime.offload import Offload
 from spiffe_core.runtime.request_id import current_request_id
@@ -123,7 +82,6 @@ from spiffe_core.wire.calls import CallInterceptor
 from spiffe_core.wire.channels import LAST_CALLS_SECONDS
 from spiffe_core.wire.door_server import AGENT_LANES, DoorServer, private_server
 from spiffe_core.wire.front_door import FrontDoor, Limits
-from spiffe_core.wire.services import handlers
 from spiffe_core.wire.status import ErrorInterceptor
 from spiffe_core.wire.tls import ServerTls
 
@@ -330,16 +288,6 @@ async def _compose(  # the one place where everything has a name
         trust_domain=trust_domain,
         new_id=new_id,
     )
-    entitlements = Entitlements(store=store, audit=audit)
-    tokens = IssueTokens(
-        entitlements=entitlements,
-        jwt=authorities.issuers.jwt,
-        wit=authorities.issuers.wit,
-        terms_of=token_terms_of,
-        clock=clock,
-        audit=audit,
-        trust_domain=trust_domain,
-    )
     local = LocalAuthorities(
         authorities=authorities,
         store=store,
@@ -348,9 +296,6 @@ async def _compose(  # the one place where everything has a name
         trust_domain=trust_domain,
         server_id=server_id,
         new_id=new_id,
-    )
-    orders = AuthorityOrders(
-        authorities=authorities, store=store, clock=clock, audit=audit, server_id=server_id, new_id=new_id
     )
     above = UpstreamAuthorities(
         upstream=upstream,
@@ -362,19 +307,9 @@ async def _compose(  # the one place where everything has a name
         server_id=server_id,
         new_id=new_id,
     )
-    downstream = Downstream(issuer=issuer, store=store, audit=audit, ca_ttl=int(settings.ca.ttl.total_seconds()))
     workers = SigningWorkers(settings.ca.signing_workers, clock)
     undo.push_async_callback(workers.close)
     workers.start()
-    issue = IssueSvids(
-        entitlements=entitlements,
-        issuer=issuer,
-        terms_of=terms_of,
-        clock=clock,
-        audit=audit,
-        trust_domain=trust_domain,
-        signers=workers if settings.ca.signing_workers else None,
-    )
     federation = federating(settings.federation, store=store, audit=audit, clock=clock, own=own, metrics=metrics)
     abreast = Abreast(store.state, database.head)
     drain = Drain()
@@ -410,46 +345,28 @@ async def _compose(  # the one place where everything has a name
     )
     watch = monitor(looked_at, metrics)
     undo.callback(watch.close)
-    services = (
-        handlers(AGENT, AgentApi(attest, fleet)),
-        handlers(ENTRY, EntryApi(registration, progress, trust_domain=trust_domain, new_id=new_id)),
-        handlers(SVID, SvidApi(issue, tokens, downstream)),
-        handlers(
-            BUNDLE,
-            BundleApi(
-                TrustBundles(store=store, audit=audit, trust_domain=trust_domain, upstream=upstream),
-                FederatedBundles(store=store, audit=audit),
-                trust_domain=trust_domain,
-            ),
-        ),
-        handlers(
-            TRUST_DOMAIN,
-            TrustDomainApi(Federation(store=store, audit=audit, refresh=federation.refresh), trust_domain=trust_domain),
-        ),
-        handlers(FEDERATION, FederationApi(federation.refresh, federation.invitations)),
-        handlers(LOGGER, LoggerApi(ServerLog(LogLevel(settings.log_level), audit))),
-        handlers(DEBUG, DebugApi(ServerInfo(store=store, chain=lambda: own.identity.chain, clock=clock))),
-        handlers(LOCAL_AUTHORITY, LocalAuthorityApi(local, above)),
-        handlers(AUTHORITY_ORDERS, AuthorityOrdersApi(orders)),
-        handlers(
-            PROPAGATION,
-            PropagationApi(
-                followers,
-                progress,
-                door.caller_of,
-                in_force=InForce(store=store, progress=progress),
-                trust_domain=trust_domain,
-            ),
-        ),
-        handlers(
-            EXPLAIN,
-            ExplainApi(
-                ExplainEntitlement(store=store, clock=clock, progress=progress),
-                LintEntries(store=store, clock=clock, types=(*WORKLOAD_ATTESTORS.names(), *NODE_VERIFIERS.names())),
-                trust_domain=trust_domain,
-            ),
-        ),
-        handlers(HEALTH, HealthApi(lambda: watch.report().ready)),
+    services = rpc_services(
+        Served(
+            settings=settings,
+            clock=clock,
+            server_id=server_id,
+            store=store,
+            audit=audit,
+            authorities=authorities,
+            upstream=upstream,
+            above=above,
+            local=local,
+            own=own,
+            attest=attest,
+            fleet=fleet,
+            registration=registration,
+            followers=followers,
+            progress=progress,
+            federation=federation,
+            workers=workers,
+            door=door,
+            ready=lambda: watch.report().ready,
+        )
     )
     rpc = private_server(
         door,
