@@ -112,7 +112,7 @@ def rpc_services(parts: Served) -> tuple[grpc.GenericRpcHandler, ...]:
     return (
         handlers(AGENT, AgentApi(parts.attest, parts.fleet)),
         handlers(ENTRY, EntryApi(parts.registration, progress, trust_domain=trust_domain, new_id=new_id)),
-        handlers(SVID, _svid_api(parts)),
+        handlers(SVID, SvidApi(*_signing(parts))),
         handlers(
             BUNDLE,
             BundleApi(
@@ -152,7 +152,7 @@ def rpc_services(parts: Served) -> tuple[grpc.GenericRpcHandler, ...]:
     )
 
 
-def _svid_api(parts: Served) -> SvidApi:
+def _signing(parts: Served) -> tuple[IssueSvids, IssueTokens, Downstream]:
     settings, issuers = parts.settings, parts.authorities.issuers
     entitlements = Entitlements(store=parts.store, audit=parts.audit)
     issue = IssueSvids(
@@ -179,4 +179,4 @@ def _svid_api(parts: Served) -> SvidApi:
         audit=parts.audit,
         ca_ttl=int(settings.ca.ttl.total_seconds()),
     )
-    return SvidApi(issue, tokens, downstream)
+    return issue, tokens, downstream

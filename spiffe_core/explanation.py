@@ -8,6 +8,7 @@ The decision is the one that serves workloads (`spiffe_core.entitlement`), asked
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from spiffe_core.entitlement import explain as verdicts_on
@@ -28,10 +29,14 @@ from spiffe_core.near_misses import Miss, nearest_of, told
 from spiffe_core.root_cause import agent_cause, issue_cause, no_match, process_cause, wrong_parent
 from spiffe_core.selectors import Selector, canonical
 
+_NODE_NAME = "spiffe_id"
+"""The type of the one selector that every agent has: its own SPIFFE ID."""
+
 
 def explain(found: Findings, now: datetime) -> Explanation:
     """The chain, the root cause and what would mend it."""
     seconds = now.timestamp()
+    found = _of_workloads(found)
     steps = [_agent(found.agent), *_process(found), _entries(found)]
     verdicts = verdicts_on(found.entries, found.selectors or frozenset()) if found.selectors is not None else ()
     live = [one for one in verdicts if not _expired(one.entry, seconds)]
@@ -50,6 +55,15 @@ def explain(found: Findings, now: datetime) -> Explanation:
         or (issue_cause(matched, found, now) if matched else no_match(found, nearest, gone))
     )
     return Explanation(code, cause, fix, tuple(steps))
+
+
+def _of_workloads(found: Findings) -> Findings:
+    """Without the entries that only name the agent: no process ever has their selectors."""
+    names = tuple(one for one in found.entries if all(part.type == _NODE_NAME for part in one.selectors))
+    if not names:
+        return found
+    others = tuple(one for one in found.entries if one not in names)
+    return replace(found, entries=others, node_names=tuple(sorted(str(one.spiffe_id) for one in names)))
 
 
 def _agent(agent: AgentFacts) -> Step:

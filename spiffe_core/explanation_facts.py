@@ -107,6 +107,9 @@ class Findings:
     types: frozenset[str] = frozenset()
     """The types of selectors that this agent's attestors make."""
     entries: tuple[RegistrationEntry, ...] = ()
+    """What the agent is authorised for."""
+    node_names: tuple[str, ...] = ()
+    """Names that entries give the agent itself, such as the one its join token was made with."""
     elsewhere: Elsewhere | None = None
     """Entries that match and are not this agent's."""
     signed: bool = True

@@ -97,7 +97,7 @@ def issue_cause(matched: Sequence[RegistrationEntry], found: Findings, now: date
 
 def no_match(found: Findings, nearest: Sequence[Miss], gone: Sequence[RegistrationEntry]) -> Cause:
     """What keeps a workload from all entries."""
-    create = create_command(found.agent.agent_id, "ID", found.selectors or ())
+    create = create_command((*found.node_names, found.agent.agent_id)[0], "ID", found.selectors or ())
     if gone:
         entry = gone[0]
         fix = f"{update_command(entry)} -entryExpiry SECONDS"
@@ -110,7 +110,8 @@ def no_match(found: Findings, nearest: Sequence[Miss], gone: Sequence[Registrati
     if found.elsewhere is not None and (closest is None or closest[0] is not Code.SELECTOR_DIFFERS):
         return wrong_parent(found.elsewhere, found.agent.agent_id)
     if not found.entries:
-        text = f"no entry names {found.agent.agent_id}, or a group it is in, as its parent"
+        names = " or ".join((found.agent.agent_id, *found.node_names))
+        text = f"no entry names {names}, or a group it is in, as its parent"
         return Code.NO_ENTRIES, text, create
     return closest or (Code.NOTHING_CLOSE, MEANINGS[Code.NOTHING_CLOSE], create)
 

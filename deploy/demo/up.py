@@ -51,6 +51,7 @@ def tell(stack: LocalStack) -> None:
         "In another terminal, from this directory:\n\n"
         f"export SPIRE_SERVER_PRIVATE_SOCKET={admin}\n"
         f"export SPIFFE_ENDPOINT_SOCKET=unix://{api}\n"
+        f"export SPIRE_AGENT_PRIVATE_SOCKET={stack.agent_admin_socket}\n"
         "export PATH=$PWD/.venv/bin:$PATH\n"
         f"identity-server entry create -parentID {stack.node_id} \\\n"
         f"    -spiffeID spiffe://{stack.trust_domain}/me -selector unix:uid:{os.getuid()}\n"

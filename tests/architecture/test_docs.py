@@ -19,7 +19,6 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-import identity_server.bootstrap
 import identity_server.settings
 import node_agent.settings
 from spiffe_core.runtime.settings import format_duration, resolved

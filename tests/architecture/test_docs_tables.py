@@ -8,7 +8,7 @@ import re
 
 from google.protobuf.message_factory import GetMessageClass
 
-import identity_server.bootstrap
+import identity_server.rpc_services
 import identity_server.settings
 from identity_server.domain.access import ACCESS
 from identity_server.domain.audit import AuditEvent
@@ -29,7 +29,7 @@ class _Call:
 
 def served_by_the_server():
     """Full service name -> class, as the composition root wires them."""
-    module = identity_server.bootstrap
+    module = identity_server.rpc_services
     for node in ast.walk(ast.parse(inspect.getsource(module))):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "handlers":
             descriptor, implementation = node.args

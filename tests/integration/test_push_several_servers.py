@@ -252,7 +252,7 @@ def without_push(monkeypatch):
     def older(service, servicer):
         return handlers(service, servicer if service is not PROPAGATION else object())
 
-    monkeypatch.setattr("identity_server.bootstrap.handlers", older)
+    monkeypatch.setattr("identity_server.rpc_services.handlers", older)
 
 
 async def test_a_new_entry_is_served_in_every_mix_of_old_and_new_while_servers_are_replaced(url, monkeypatch):

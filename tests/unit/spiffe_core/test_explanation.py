@@ -21,6 +21,11 @@ from tests.builders import make_entry, selectors
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 AGENT = AgentFacts("spiffe://example.org/spire/agent/a", member=True, ready=True, pushed=True, synced_before=1.0)
 WEB = make_entry(id="web", selectors=selectors("unix:uid:1000"))
+NAMES_AGENT = make_entry(
+    id="node",
+    spiffe_id="spiffe://example.org/node",
+    selectors=selectors("spiffe_id:spiffe://example.org/spire/agent/a"),
+)
 HELD = {"web": Issue(NOW + timedelta(hours=1))}
 MINE = selectors("unix:uid:1000", "unix:gid:1000", "unix:path:/usr/bin/web")
 
@@ -105,6 +110,18 @@ CASES = {
         Code.NO_ENTRIES,
         "spire/agent/a",
         "entry create -parentID spiffe://example.org/spire/agent/a",
+    ),
+    "no entries but the one that names this agent": (
+        found(entries=(NAMES_AGENT,)),
+        Code.NO_ENTRIES,
+        "spire/agent/a or spiffe://example.org/node",
+        "entry create -parentID spiffe://example.org/node",
+    ),
+    "another user, with an entry that names this agent": (
+        found(entries=(NAMES_AGENT, entry("unix:uid:1001", "k8s:ns:prod"))),
+        Code.TYPE_NOT_ATTESTED,
+        "k8s:ns:prod",
+        "[attestors.k8s]",
     ),
     "another user": (
         found(entries=(entry("unix:uid:1001"),)),
