@@ -165,9 +165,13 @@ _EXAMPLE_ID: Final = {
 }
 
 
+_SECONDS: Final = 90.0
+"""An activation waits up to a minute for agents that do not know the authority yet."""
+
+
 def _call(method: str, fields: dict[str, str], socket_path: str | None, instance: str | None) -> Any:
     with server_channel(socket_path, instance) as channel:
-        return Service(channel, SERVICE)(method, getattr(pb, f"{method}Request")(**fields))
+        return Service(channel, SERVICE, _SECONDS)(method, getattr(pb, f"{method}Request")(**fields))
 
 
 def _print_answer(answer: Any, state: pb.AuthorityState, kind: Kind, heading: str, output: str) -> None:

@@ -31,7 +31,7 @@ def group() -> None:
     """OpenID Connect discovery for JWT-SVIDs: `oidc --config FILE` serves it."""
 
 
-@command("run", example="identity-server oidc --config /etc/muniment/oidc.toml")
+@command("run", example="identity-server oidc run --config /etc/muniment/oidc.toml")
 @flag("--config", default=DEFAULT_CONFIG, show_default=True, metavar="FILE", help="The TOML configuration.")
 def run_command(*, config: str) -> None:
     """Serve the discovery document and the keys until SIGTERM or Ctrl-C.

@@ -61,11 +61,12 @@ def server_channel(socket_path: str | None, instance: str | None) -> Iterator[gr
 
 
 class Service:
-    """One service of the server, with the usual deadline on every call."""
+    """One service of the server, with one deadline for every call: the usual, unless the server may need longer."""
 
-    def __init__(self, channel: grpc.Channel, service: ServiceDescriptor) -> None:
+    def __init__(self, channel: grpc.Channel, service: ServiceDescriptor, seconds: float = CALL_SECONDS) -> None:
         self._stub = Stub(channel, service)
+        self._seconds = seconds
 
     def __call__(self, method: str, request: Any) -> Any:
         """Call a unary method."""
-        return getattr(self._stub, method)(request, timeout=CALL_SECONDS)
+        return getattr(self._stub, method)(request, timeout=self._seconds)

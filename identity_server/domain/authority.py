@@ -31,6 +31,9 @@ AuthorityKind: TypeAlias = Literal["x509", "jwt", "wit"]
 PROPAGATION_SECONDS = 10
 """How long a published authority stands before it signs: two polls of a stock agent (architecture A15)."""
 
+LATE_SECONDS = 60
+"""So long, since it was published, agents and servers are waited for that say what they know and do not know it yet."""
+
 _BACKDATE_SECONDS = 10
 _KEY_SLOT_WORDS: dict[AuthorityKind, str] = {"x509": "x509-CA", "jwt": "JWT-Signer", "wit": "WIT-Signer"}
 
@@ -321,6 +324,14 @@ def settled(slots: Slots, prepared: Authority, now: int, waited: float) -> bool:
     if active is None or not usable(active, now) or active.not_after <= published + PROPAGATION_SECONDS:
         return True
     return now >= published + PROPAGATION_SECONDS or waited >= PROPAGATION_SECONDS
+
+
+def grace(slots: Slots, prepared: Authority, now: int, waited: float) -> float:
+    """How many seconds those may still be waited for who do not know a prepared authority; 0 if the active one ends."""
+    active = slots.active
+    if active is None or not usable(active, now) or active.not_after <= now + LATE_SECONDS:
+        return 0.0
+    return max(0.0, LATE_SECONDS - max(waited, now - prepared.published_at))
 
 
 def usable(authority: Authority, now: int) -> bool:

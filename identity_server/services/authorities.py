@@ -28,6 +28,7 @@ from identity_server.domain.authority import (
     SlotName,
     Slots,
     Status,
+    grace,
     settled,
     usable,
 )
@@ -77,6 +78,8 @@ class Authorities:
         self._seen: dict[AuthorityKind, tuple[str, float, int]] = {}  # the prepared one, since when, at which revision
         self.acknowledged: Callable[[int, float], Awaitable[bool]] = _by_nobody
         """Whether all who must know a new authority acknowledge a revision within so many seconds (`authority_spread`)."""
+        self.told: Callable[[int, float], Awaitable[None]] = _at_once
+        """Returns when all who say what they know have a revision, or after so many seconds."""
         self.issuers, self._lines = lines_of(settings, store=store, clock=clock, entropy=entropy, upstream=upstream)
         """What signs, by kind; the same objects for the process's life."""
         self._pruning = AuthorityPruning(store, self._keys, clock, audit, settings, tuple(self._lines))
@@ -183,6 +186,9 @@ class Authorities:
     async def activate(self, kind: AuthorityKind, authority_id: str, actor: str) -> Authority:
         """Let the prepared authority sign, as soon as all agents have it or it stood in the bundle for 10 s.
 
+        Agents on push streams that have not acknowledged it by then, and servers behind it, are waited for until it has
+        stood for a minute (X.509 only; A15).
+
         Raises:
             InvalidRequest: this id is not that of the authority in the slot that does not sign.
             Internal: that authority is not a prepared one.
@@ -196,6 +202,8 @@ class Authorities:
             if slots.prepared is None or settled(slots, slots.prepared, self._now(), waited):
                 break
             await self._clock.sleep(max(0.05, min(1.0, PROPAGATION_SECONDS - waited)))
+        if not acknowledged:
+            await self._wait_for_the_late(kind, authority_id)
         async with self._busy:
             slots = self.slots(kind)
             if slots.active is None or slots.active.authority_id != authority_id:  # the schedule may have been faster
@@ -353,6 +361,15 @@ class Authorities:
         known, _, revision = self._seen[kind]
         return known == authority_id and await self.acknowledged(revision, PROPAGATION_SECONDS - waited)
 
+    async def _wait_for_the_late(self, kind: AuthorityKind, authority_id: str) -> None:
+        slots = self.slots(kind)
+        waited = self._waited(kind, slots.prepared)
+        if kind != "x509" or slots.prepared is None or self._seen[kind][0] != authority_id:
+            return
+        seconds = grace(slots, slots.prepared, self._now(), waited)
+        if seconds > 0:
+            await self.told(self._seen[kind][2], seconds)
+
     def _waited(self, kind: AuthorityKind, prepared: Authority | None) -> float:
         """How long a prepared authority has been published, by the monotonic clock."""
         if prepared is None:
@@ -378,6 +395,10 @@ class Authorities:
 
 async def _by_nobody(_revision: int, _seconds: float) -> bool:
     return False
+
+
+async def _at_once(_revision: int, _seconds: float) -> None:
+    return
 
 
 def _facts(authority: Authority | None) -> dict[str, object]:

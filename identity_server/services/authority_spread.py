@@ -4,9 +4,15 @@ The ten seconds are for those who poll. They are not needed where nobody can be 
 database is of a version that tells, and has told; where every agent that holds a certificate in force is connected to
 one of them, and has acknowledged; where no agent polls, and no server below this trust domain takes its bundle from us.
 Whatever cannot be told counts as a reason to wait.
+
+After the ten seconds those who do tell are still waited for, until a minute has passed: agents on a push stream that
+have not acknowledged, and servers whose bundle endpoints may still serve the bundle without it (FED-03).
 """
 
 from __future__ import annotations
+
+import contextlib
+import logging
 
 from identity_server.domain.server_settings import PRESENT_SECONDS
 from identity_server.ports import Store
@@ -14,6 +20,8 @@ from identity_server.services.progress import Progress, Standing
 from identity_server.services.shared_progress import SharedProgress
 from spiffe_core.clock import Clock
 from spiffe_core.errors import IdentityError
+
+log = logging.getLogger(__name__)
 
 
 class AuthoritySpread:
@@ -42,6 +50,24 @@ class AuthoritySpread:
             return _complete(standing) and self._agents() <= known and not await self._strangers()
         except IdentityError:
             return False
+
+    async def told(self, revision: int, seconds: float) -> None:
+        """Return when every connected agent and every server has `revision`; after `seconds` at most.
+
+        A server that does not answer may be one that lives, and serves an older bundle.
+        """
+        try:
+            async with contextlib.aclosing(self._progress.wait(revision, seconds)) as standings:
+                async for standing in standings:
+                    silent = 0 if self._shared is None else self._shared.silent()
+                    if not (standing.following_behind or standing.servers_owing or silent):
+                        return
+            log.warning(
+                "an authority signs that not every connected agent and every server has said to know",
+                extra={"facts": {"agents": standing.following_behind, "servers": standing.servers_owing + silent}},
+            )
+        except IdentityError as error:
+            log.warning("nobody can say who knows the new authority: %s", error.public)
 
     def _has_downstream(self) -> bool:
         special = self._store.state.value.special

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 
 from identity_server.domain.agent_progress import AgentProgress, merged
@@ -34,6 +34,8 @@ class Standing:
     reached: int
     behind: tuple[str, ...]
     """The paths of some that have not."""
+    following_behind: int
+    """How many that are connected have not."""
     polling: int
     unknown: tuple[str, ...]
     """The paths of some that only a server knows which does not answer; they do not count."""
@@ -94,7 +96,7 @@ class Progress:
                 news.clear()
             return self.all()
 
-    async def wait(self, revision: int, seconds: float, agent_path: str = "") -> AsyncIterator[Standing]:
+    async def wait(self, revision: int, seconds: float, agent_path: str = "") -> AsyncGenerator[Standing, None]:
         """Tell again and again how many agents have `revision` (0: the newest), until all have or the time is over.
 
         Raises:
@@ -131,6 +133,7 @@ class Progress:
             connected=sum(one.connected for one in agents),
             reached=len(agents) - len(behind),
             behind=tuple(behind[:SHOWN]),
+            following_behind=sum(one.connected and one.revision < revision for one in agents),
             polling=sum(not one.connected for one in agents),
             unknown=tuple(sorted(one.agent_path for one in lost)[:SHOWN]),
             unknown_count=len(lost),

@@ -10,7 +10,7 @@ from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
 from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2
 from spiffe_core.wire._gen.spire.api.server.localauthority.v1 import localauthority_pb2 as pb
 from tests.databases import SHARED_KINDS, url_of
-from tests.doubles.held_follower import seen
+from tests.doubles.held_follower import held_back, seen
 from tests.doubles.live_server import entry, live_server, spiffe_id
 from tests.doubles.server_pair import ended, following, sharing_servers
 
@@ -23,6 +23,11 @@ TEN = 10.0
 async def live():
     async with live_server() as server:
         yield server
+
+
+@pytest.fixture(params=SHARED_KINDS)
+def url(request, tmp_path):
+    return url_of(request.param, tmp_path)
 
 
 async def acknowledged(live, seconds=SOON):
@@ -71,6 +76,51 @@ async def test_who_has_not_acknowledged_is_waited_for(live):
         assert await acknowledged(live, 20)
 
 
+async def activation(live):
+    """One under way whose ten seconds are over."""
+    authority_id = await prepared(live)
+    live.clock.move(TEN + 1)
+    request = pb.ActivateX509AuthorityRequest(authority_id=authority_id)
+    return authority_id, asyncio.ensure_future(live.local.ActivateX509Authority(request, timeout=30))
+
+
+async def test_after_ten_seconds_a_connected_agent_that_does_not_know_it_yet_is_still_waited_for(live):
+    """A15: at most a minute in all; here it says so in time."""
+    async with following(live) as agent:
+        agent.deaf = True
+        authority_id, activating = await activation(live)
+        done, _ = await asyncio.wait({activating}, timeout=SOON)
+        assert not done
+        assert live.server.authorities.active.authority_id != authority_id
+        await agent.acknowledge()
+        await activating
+        assert live.server.authorities.active.authority_id == authority_id
+
+
+async def test_after_a_minute_nobody_is_waited_for(live, caplog, monkeypatch):
+    """A15: one agent that hangs holds up no rotation. (The minute is 12 s here, of which 11 are over.)"""
+    monkeypatch.setattr("identity_server.domain.authority.LATE_SECONDS", TEN + 2)
+    async with following(live) as agent:
+        agent.deaf = True
+        authority_id, activating = await activation(live)
+        await activating
+        assert live.server.authorities.active.authority_id == authority_id
+    assert "not every connected agent" in caplog.text
+
+
+async def test_a_server_whose_bundle_endpoint_may_lag_is_waited_for(url, monkeypatch):
+    """FED-03, N-F-29: a key is served by every replica before it signs, or a minute has passed."""
+    monkeypatch.setattr("identity_server.services.shared_progress.SILENT_SECONDS", 0.3)
+    async with sharing_servers(url) as (one, other):
+        async with held_back(other.server.store):
+            revision = (await one.entries(entry()), one.state.position.revision)[1]
+            telling = asyncio.ensure_future(one.server.authorities.told(revision, 30))
+            done, _ = await asyncio.wait({telling}, timeout=2 * SOON)
+            assert not done
+        await asyncio.wait_for(telling, 20)
+        assert other.state.position.revision >= revision
+
+
 async def test_an_agent_that_polls_is_waited_for(live):
     async with following(live):
         raw = await live.join()
@@ -92,11 +142,6 @@ async def test_a_server_below_this_one_is_waited_for(live):
     async with following(live) as agent:
         await live.entries(entry("/below", parent=agent.path, downstream=True))
         assert not await acknowledged(live, TEN)
-
-
-@pytest.fixture(params=SHARED_KINDS)
-def url(request, tmp_path):
-    return url_of(request.param, tmp_path)
 
 
 async def test_agents_of_other_servers_count_and_servers_that_do_not_tell_are_waited_for(url, monkeypatch):

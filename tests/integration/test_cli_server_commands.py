@@ -143,7 +143,7 @@ def commands(group, context, path=()):
 EVERY_COMMAND = list(commands(root, root.make_context("identity-server", ["entry"])))
 
 
-def test_the_commands_are_those_of_the_issue():
+def test_the_commands_are_those_that_are_documented():
     assert {" ".join(path) for path in EVERY_COMMAND} == {
         "run",
         "validate",
@@ -153,7 +153,12 @@ def test_the_commands_are_those_of_the_issue():
         *(f"agent {verb}" for verb in ("list", "show", "count", "ban", "evict", "purge")),
         "token generate",
         *(f"bundle {verb}" for verb in ("show", "count", "list", "set", "delete")),
-        *(f"federation {verb}" for verb in ("create", "update", "list", "show", "delete", "refresh")),
+        *(
+            f"federation {verb}"
+            for verb in ("create", "update", "list", "show", "delete", "refresh", "invite", "accept")
+        ),
+        *(f"oidc {verb}" for verb in ("run", "validate", "write")),
+        "cloud check",
         *(f"logger {verb}" for verb in ("get", "set", "reset")),
         *(f"upstreamauthority {verb}" for verb in ("taint", "revoke")),
         "debug getinfo",

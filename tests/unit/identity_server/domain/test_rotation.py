@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from identity_server.domain.authority import Authority, Slots, Status
+from identity_server.domain.authority import Authority, Slots, Status, grace
 from identity_server.domain.rotation import (
     DAY,
     Do,
@@ -120,6 +120,21 @@ def test_a_settled_authority_is_known_by_the_monotonic_clock_too() -> None:
     slots = Slots(ACTIVE, late)
     assert Do.NOTHING is next_step(slots, T0 + 20 * HOUR + 6, bundle=ALL, waited=9.0).do
     assert Do.ACTIVATE is next_step(slots, T0 + 20 * HOUR + 6, bundle=ALL, waited=10.0).do
+
+
+@pytest.mark.parametrize(
+    ("after", "waited", "seconds"), [(0, 0.0, 60), (11, 0.0, 49), (0, 11.0, 49), (61, 0.0, 0), (-5, 2.0, 58)]
+)
+def test_who_is_late_is_waited_for_until_a_minute_after_publication(after: int, waited: float, seconds: float) -> None:
+    """A15, by whichever clock is ahead."""
+    fresh = replace(PREPARED, published_at=T0 + HOUR)
+    assert grace(Slots(ACTIVE, fresh), fresh, T0 + HOUR + after, waited) == seconds
+
+
+def test_nobody_is_waited_for_while_the_active_authority_ends() -> None:
+    fresh = replace(PREPARED, published_at=ACTIVE.not_after - 50)
+    assert grace(Slots(ACTIVE, fresh), fresh, ACTIVE.not_after - 40, 10.0) == 0
+    assert grace(Slots(fresh), fresh, T0, 0.0) == 0
 
 
 def test_only_old_authorities_leave_the_journal() -> None:
