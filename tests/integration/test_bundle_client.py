@@ -103,7 +103,7 @@ async def test_who_is_not_the_endpoint_is_refused(identity, who, text):
 
 
 async def test_only_the_endpoints_own_trust_domain_counts():
-    """FED-12, FED-39, FED-44, N-X-18: a root of another stored bundle does not vouch for this one."""
+    """FED-12, FED-32, FED-39, FED-44, N-X-18: a root of another stored bundle does not vouch for this one."""
     elsewhere = trusting(BUNDLE, OTHER.bundle())
     with serving(identity=OTHER.issue(str(SERVER))) as endpoint:
         assert "TLS failed" in await refusal(client().fetch(spiffe(endpoint.url), elsewhere))
@@ -150,7 +150,7 @@ async def test_a_redirect_is_followed_and_forgotten(status):
 
 
 async def test_a_redirect_target_proves_the_same_id(ca_file):
-    """FED-34, N-F-12: the ID that was configured, and in https_web the name of the new host."""
+    """FED-34, FED-41, N-F-12: the ID that was configured, and in https_web the name of the new host."""
     with serving(identity=CA.issue("spiffe://fed.test/other")) as target:
         with Endpoint(SVID, lambda _: redirect(target.url)) as endpoint:
             assert "did not prove to be" in await refusal(client().fetch(spiffe(endpoint.url), trusting(BUNDLE)))

@@ -118,6 +118,23 @@ async def test_bundles_are_fetched_at_their_hint(tasks):
     assert (state.next_at - state.fetched_at).total_seconds() == 600
 
 
+async def test_each_fetch_is_a_line_of_the_log(tasks, caplog):
+    """FED-48: which trust domain, from where, by which profile, with what outcome and sequence."""
+    caplog.set_level(logging.INFO, "identity_server.services.bundle_refresh")
+    rig = Rig(web())
+    rig.serve(replace(OLD.bundle(sequence=7), refresh_hint=60))
+    await rig.tick(tasks)
+    rig.peers.serves.clear()
+    rig.clock.advance(60)
+    await rig.tick(tasks)
+    told = [one.facts for one in caplog.records]
+    where = {"trust_domain": "fed.test", "url": "https://fed.test/", "profile": "https_web"}
+    assert told == [
+        {**where, "outcome": "fetched", "sequence": 7},
+        {**where, "outcome": "failed", "failures": 1},
+    ]
+
+
 async def test_a_peer_that_is_down_keeps_its_bundle_and_is_asked_ever_less(tasks):
     """FED-45, N-F-18, S61: a day away; the bundle stays in force, the count of GETs is small, and the way back is taken."""
     rig = Rig(web())

@@ -49,7 +49,7 @@ async def printed(run, *words, stdin=b""):
 
 
 async def test_bundles_are_set_listed_and_deleted(live, run, tmp_path):
-    """spire_features section 7.1: both formats, a file or standard input, SPIRE's texts."""
+    """FED-38, spire_features section 7.1: both formats, a file or standard input, SPIRE's texts."""
     pem, document = tmp_path / "fed.pem", tmp_path / "b.json"
     pem.write_text(PEM)
     document.write_bytes(dump_bundle(replace(FED)))

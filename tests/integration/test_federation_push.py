@@ -23,7 +23,7 @@ BOUND = 10.0
 
 
 async def test_a_fetched_bundle_and_its_end_reach_a_workloads_open_stream():
-    """FED-46, TDB-15, N-B-07, A9: a new root, then a bundle without keys, which takes all trust away."""
+    """FED-18, FED-46, TDB-15, N-B-07, A9: a new root, then a bundle without keys, which takes all trust away."""
     served = [OLD.bundle(sequence=1)]
     svid = OLD.issue("spiffe://fed.test/spire/server")
     with Endpoint(svid, lambda _: answer(dump_bundle(served[0]))) as endpoint:

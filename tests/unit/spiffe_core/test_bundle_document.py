@@ -301,7 +301,7 @@ FULL = TrustBundle(
 
 
 def test_the_published_document_has_the_members_of_the_standard_and_no_others():
-    """X509-36..39, TDB-05..17, WIT-36."""
+    """X509-36..39, TDB-05..17, TDB-10, TDB-17, TDB-19, WIT-36."""
     published = json.loads(dump_bundle(FULL))
     assert published.keys() == {"keys", "spiffe_sequence", "spiffe_refresh_hint"}
     ec_entry, rsa_entry, jwt_entry, wit_entry = published["keys"]
@@ -340,6 +340,11 @@ def test_a_hint_inside_a_map_changes_nothing():
     assert load_bundle_map(data)[OTHER_TD].bundle.refresh_hint == 0
 
 
+def test_a_map_may_be_empty():
+    """TDB-22."""
+    assert load_bundle_map(b'{"trust_domains":{}}') == {}
+
+
 def test_a_map_has_each_domain_once():
     """TDB-23."""
     with pytest.raises(InvalidBundle, match="two bundles of one trust domain"):
@@ -367,6 +372,7 @@ BAD_MAPS = {
 
 @pytest.mark.parametrize(("data", "error", "rule"), BAD_MAPS.values(), ids=BAD_MAPS)
 def test_bad_maps_are_refused_as_a_unit(data, error, rule):
+    """TDB-24, TDB-29."""
     assert TrustDomain("a") in load_bundle_map(b'{"trust_domains":{"a":%b}}' % EMPTY)
     with pytest.raises(error) as refusal:
         load_bundle_map(data)

@@ -68,6 +68,7 @@ def test_what_is_no_url_of_an_endpoint(url, words):
 
 
 def test_the_profile_and_the_endpoint_id_belong_together():
+    """FED-17, FED-36."""
     url, who = "https://fed.test/", sid("spiffe://fed.test/spire/server")
     FederationRelationship(OTHER_TD, url, EndpointProfile.HTTPS_WEB)
     FederationRelationship(OTHER_TD, url, EndpointProfile.HTTPS_SPIFFE, who)

@@ -65,7 +65,7 @@ def test_an_authority_is_published_tainted_and_withdrawn_among_its_kind(kind: Au
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_what_expired_a_day_ago_leaves_the_bundle(kind: AuthorityKind) -> None:
-    """R31: whichever server's it is; never one that is still in force."""
+    """FED-04, R31: whichever server's it is; never one that is still in force."""
     shifts = {"gone": timedelta(0), "fresh": timedelta(seconds=2), "kept": timedelta(days=-1)}
     made = {name: make(kind, name, END + shift) for name, shift in shifts.items()}
     bundle = TrustBundle(TD)
