@@ -17,18 +17,20 @@ from typing import Any, Protocol
 
 import grpc.aio
 
-from benchmarks.driver import AGENT, ENTRY
+from benchmarks.driver import AGENT, BUNDLE, ENTRY
 from benchmarks.measure import Row, cpu_of, median, resident_mb
 from benchmarks.targets import UNLIMITED
 from deploy.demo.stack import LocalStack
 from spiffe_core.wire._gen import workload_pb2
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
+from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
 from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2
 from spiffe_core.wire.channels import unix_channel
 from spiffe_core.wire.services import Stub
+from tests.authority import SpiffeTestCA
 from tests.doubles.push_crowd import PushAgent
 
-TRUST_DOMAIN = "bench.test"
+TRUST_DOMAIN, OTHER_DOMAIN = "bench.test", "other.test"
 HEADER = (("workload.spiffe.io", "true"),)
 API = workload_pb2.DESCRIPTOR.services_by_name["SpiffeWorkloadAPI"]
 JOINING = 16
@@ -90,8 +92,51 @@ class Workload:
             if hints == ([] if hint is None else [hint]):
                 return time.perf_counter()
 
+    async def sees_root(self, root: bytes) -> float:
+        """When it first has this as the other trust domain's bundle."""
+        while True:
+            answer = await asyncio.wait_for(self._stream.read(), 60)
+            if answer.federated_bundles.get(f"spiffe://{OTHER_DOMAIN}") == root:
+                return time.perf_counter()
+
+    async def ended(self) -> float:
+        """When its stream is ended because there is no identity for it any more."""
+        assert await asyncio.wait_for(self._stream.code(), 60) is grpc.StatusCode.PERMISSION_DENIED
+        return time.perf_counter()
+
     def leave(self) -> None:
         self._stream.cancel()
+
+
+async def bundles_of(stack: Pair, admin: grpc.aio.Channel, workload: Workload, changes: int) -> list[dict[str, float]]:
+    """Another trust domain's bundle replaced so often: milliseconds from each call to what the workload reads."""
+    roots = [SpiffeTestCA(OTHER_DOMAIN).der for _ in range(2)]
+    bundles, lives = Stub(admin, BUNDLE), []
+    for number in range(changes + 1):
+        root = roots[number % 2]
+        bundle = {"trust_domain": OTHER_DOMAIN, "x509_authorities": [{"asn1": root}]}
+        start = time.perf_counter()
+        answer = await bundles.BatchSetFederatedBundle(
+            bundle_pb2.BatchSetFederatedBundleRequest(bundle=[bundle]), timeout=30
+        )
+        assert answer.results[0].status.code == 0, answer
+        if number == 0:
+            entry = {**_entry(stack, "/federated"), "federates_with": [OTHER_DOMAIN]}
+            await Stub(admin, ENTRY).BatchCreateEntry(entry_pb2.BatchCreateEntryRequest(entries=[entry]), timeout=30)
+        seen = await workload.sees_root(root) - start
+        if number:
+            lives.append({"bundle replaced": seen * 1000})
+    return lives
+
+
+async def ban_of(admin: grpc.aio.Channel, workload: Workload) -> float:
+    """The agent of the workload banned: milliseconds from the call to the end of the workload's stream."""
+    agents = Stub(admin, AGENT)
+    known = await agents.ListAgents(agent_pb2.ListAgentsRequest(), timeout=30)
+    (own,) = [one for one in known.agents if one.agent_version.startswith("muniment/")]
+    start = time.perf_counter()
+    await agents.BanAgent(agent_pb2.BanAgentRequest(id=own.id), timeout=30)
+    return (await workload.ended() - start) * 1000
 
 
 async def changes_of(stack: Pair, entries: Any, workload: Workload, path: str) -> dict[str, float]:
@@ -126,8 +171,9 @@ def percentiles(
     for what in lives[0]:
         values = sorted(life[what] for life in lives)
         last = values[min(len(values) - 1, int(len(values) * 0.99))]
-        rows.append(median(row, f"entry {what}: p50", values, "ms", target=target, at_most=p50, note=note))
-        rows.append(Row(row, f"entry {what}: p99", last, "ms", target=target, at_most=p99, note=note))
+        name = what if " " in what else f"entry {what}"
+        rows.append(median(row, f"{name}: p50", values, "ms", target=target, at_most=p50, note=note))
+        rows.append(Row(row, f"{name}: p99", last, "ms", target=target, at_most=p99, note=note))
     return rows
 
 
@@ -153,8 +199,12 @@ async def b7(agents: int, changes: int, *, bars: bool = True, push: bool = True)
         await asyncio.sleep(REST_SECONDS if bars else 1)
         resting = (cpu_of(stack.server.pid) - idle).total / (time.perf_counter() - at)
         memory = resident_mb(stack.server.pid)
+        replaced = await bundles_of(stack, admin, workload, changes)
+        banned = await ban_of(admin, workload)
     note = f"{agents} agents connected, {'pushed' if push else 'polled every 5 s'}"
     rows = percentiles("b7", lives, note, p50=P50_MS if bars else None, p99=P99_MS if bars else None)
+    rows += percentiles("b7", replaced, note, p50=P50_MS if bars else None, p99=P99_MS if bars else None)
+    rows.append(Row("b7", "agent banned, its workload's stream ended", banned, "ms", note="once"))
     rows.append(Row("b7", "server CPU for each change", used / (3 * changes) * 1000, "ms", note=note))
     rows.append(Row("b8", "server CPU at rest", resting * 100, "% of a core", note=note))
     rows.append(Row("b8", "server memory", memory, "MB", note=note))
