@@ -45,7 +45,8 @@ class ByCall:
         return getattr(answer, FIELDS[verb]).authority_id
 
 
-async def rotate_x509(act, streams, handshakes, calls):
+async def rotate_x509(act, streams, handshakes, calls, *, before_revoke=None):
+    """Through all steps under load. `before_revoke` returns when those who are not looked at here have moved too."""
     old = await act.active("x509")
     await streams.until_under(old)
     new = await act("x509", "prepare")
@@ -61,6 +62,8 @@ async def rotate_x509(act, streams, handshakes, calls):
     await calls.until_under(new)
     await handshakes.after(SLOW_SECONDS)  # until slow workloads have moved too
     assert handshakes.failures == []
+    if before_revoke is not None:
+        await before_revoke()
     await act("x509", "revoke", old)
     gone = await streams.until_roots({new}, {old})
     await asyncio.gather(handshakes.more(5), calls.more(5))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,18 @@ def fetch(agent: StockAgent) -> str:
         return ""
 
 
+def serials(server: LocalStack) -> set[str]:
+    """Those of the agents' own SVIDs that are in use."""
+    return {one["x509svid_serial_number"] for one in server.admin_json("agent", "list")["agents"]}
+
+
+async def renewed(server: LocalStack, before: set[str]) -> None:
+    """A stock agent replaces its own SVID within seconds after those of its workloads; without a new one it is lost."""
+    async with asyncio.timeout(30):
+        while await asyncio.to_thread(serials, server) & before:
+            await asyncio.sleep(0.2)
+
+
 async def test_a_stock_agent_and_its_workloads_follow_a_forced_rotation(server: LocalStack, agent: StockAgent) -> None:
     """X.509 by SPIRE's own command line, JWT by the API: nothing fails, and every stream moves before revoke."""
     token = server.admin_json("token", "generate")["value"]
@@ -71,7 +84,9 @@ async def test_a_stock_agent_and_its_workloads_follow_a_forced_rotation(server: 
         by_command = ByCommand(Commands(agent.program.with_name("spire-server"), server.admin_socket).json)
         by_call = ByCall(Stubs(admin))
         new_jwt = await by_call("jwt", "prepare")
-        await rotate_x509(by_command, streams, handshakes, calls)
+        await rotate_x509(
+            by_command, streams, handshakes, calls, before_revoke=partial(renewed, server, serials(server))
+        )
         await rotate_tokens("jwt", new_jwt, by_call, jwt)
         await asyncio.gather(*(one.more(3) for one in loads))
         assert [failure for one in (streams, *loads) for failure in one.failures] == []
