@@ -9,6 +9,9 @@ FOREIGN := .venv-foreign/.installed
 # Quick tests over real sockets of what only sockets can show; they count for coverage with the pure ones.
 SOCKETS := $(addprefix tests/integration/test_,front_door.py reflection.py jwt_source.py workload_api_service.py workload_api_tokens.py)
 
+# What runs beside the unit tests, in a process of its own.
+QUICK := tests/property tests/contract tests/architecture $(SOCKETS)
+
 # Daemons by the dozen on however many cores there are: a test that fails among them has one more try with the machine
 # to itself. What was tried again stands in the output; more than five failures are not tried again.
 CROWDED := $(SOCKETS:%=--ignore=%) tests/scenarios tests/interop tests/integration
@@ -37,7 +40,10 @@ up: $(RUNTIME)
 
 test: check $(FOREIGN)
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -q tests/unit tests/property tests/contract tests/architecture $(SOCKETS) $(PYTEST_ARGS)
+	@$(BIN)/coverage run -m pytest -q $(QUICK) $(PYTEST_ARGS) > .quick.txt 2>&1 & beside=$$!; \
+	$(BIN)/coverage run -m pytest -q tests/unit $(PYTEST_ARGS); unit=$$?; \
+	wait $$beside; quick=$$?; cat .quick.txt; \
+	for code in $$unit $$quick; do [ $$code -eq 0 ] || [ $$code -eq 5 ] || exit $$code; done
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=65 > .coverage-report.txt || { tail -60 .coverage-report.txt; exit 1; }
 	@tail -1 .coverage-report.txt
@@ -71,7 +77,7 @@ audit: $(DEV)
 	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements/runtime.txt
 
 clean:
-	rm -rf .venv .venv-foreign .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info .coverage* .again.txt
+	rm -rf .venv .venv-foreign .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info .coverage* .again.txt .quick.txt
 
 .venv/bin/pip:
 	@echo "making .venv ..."
