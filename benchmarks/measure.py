@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from rich.console import Console
 from rich.table import Table
 
+from tests.doubles.cpu_time import cpu_seconds
+
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -65,8 +67,12 @@ class Cpu:
 
 
 def cpu_of(pid: int) -> Cpu:
-    """What a process used so far, thread by thread (nanoseconds of the scheduler), with its children."""
+    """What a process used so far, thread by thread (nanoseconds of the scheduler), with its children.
+
+    Threads that have ended count too, in the kernel's ticks of 10 ms: a server lets idle ones go.
+    """
     cpu = Cpu()
+    whole = cpu_seconds(pid)
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
             used = int((task / "schedstat").read_text().split()[0]) / 1e9
@@ -75,6 +81,7 @@ def cpu_of(pid: int) -> Cpu:
             continue
         kind = "main" if int(task.name) == pid else "gRPC threads" if _grpc(name) else "other threads"
         cpu.parts[kind] = cpu.parts.get(kind, 0.0) + used
+    cpu.parts["ended threads"] = max(0.0, whole - sum(cpu.parts.values()))
     for child in children(pid):
         cpu.parts["worker processes"] = cpu.parts.get("worker processes", 0.0) + cpu_of(child).total
     cpu.total = sum(cpu.parts.values())
