@@ -133,20 +133,22 @@ class _Worker:
     @property
     def open(self) -> bool:
         """Whether it takes orders."""
-        return self._writer is not None
+        return self._writer is not None and not self._writer.transport.is_closing()
 
     async def sign(self, key: SigningKey, taken: frozenset[str], orders: Orders) -> Leaves | None:
-        """Send, and wait for the answer; None if the process ends before."""
+        """Send to an `open` worker, and wait for the answer; None if the process ends before."""
         assert self._writer is not None
+        frames = b""
         if self._told is None or self._told[0] is not key or self._told[1] is not taken:
-            self._writer.write(key_frame(key, to_pkcs8(key.key).reveal(), taken))
+            frames = key_frame(key, to_pkcs8(key.key).reveal(), taken)
             self._told = (key, taken)
         self._count += 1
         number = self._count
         answer: asyncio.Future[Leaves | None] = asyncio.get_running_loop().create_future()
         self.waiting[number] = answer
         try:
-            self._writer.write(sign_frame(number, orders))
+            # one write: the first of two may find the process gone and close the transport under the second
+            self._writer.write(frames + sign_frame(number, orders))
             return await answer
         finally:
             self.waiting.pop(number, None)
@@ -156,7 +158,9 @@ class _Worker:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                self.process = await self._offload(_start, theirs.fileno())
+                # on the loop's own thread: a worker is killed with the *thread* that started it (PR_SET_PDEATHSIG),
+                # and a pool's thread ends when it is idle; it takes some milliseconds, once
+                self.process = _start(theirs.fileno())
             reader, self._writer = await asyncio.open_connection(sock=ours)
             while True:
                 body, head = sizes(await reader.readexactly(PREFIX.size))

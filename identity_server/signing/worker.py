@@ -30,7 +30,8 @@ _PR_SET_PDEATHSIG = 1
 
 def main(descriptor: int) -> None:
     """Serve one socket to its end."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # prctl(2): no orphan keeps a CA's key
+    # prctl(2): no orphan keeps a CA's key, even one that is stopped; "parent" is the thread that started us
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     refuse_dumps()
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal's Ctrl-C reaches us as well; the server decides
         signal.signal(number, signal.SIG_IGN)

@@ -5,10 +5,13 @@ import os
 import resource
 import signal
 import socket
+import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+import uvloop
 from cryptography import x509
 
 from identity_server.domain.issuance import parent_of
@@ -20,6 +23,7 @@ from spiffe_core.clock import SystemClock
 from spiffe_core.crypto.csr import build_csr
 from spiffe_core.crypto.keys import KeyKind, generate, spki_der
 from spiffe_core.errors import ConfigError
+from spiffe_core.runtime.offload import Offload
 from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.x509_verify import verify_x509_svid
 from tests.authority import SpiffeTestCA, trusting
@@ -232,6 +236,43 @@ async def test_a_worker_lets_no_leaf_outlive_what_the_authority_may(workers):
     end = int(ca.now.timestamp()) + 100
     (leaf,) = await workers.sign(key_of(ca, not_after=end), frozenset(), [(order(ca), CSRS[0])])
     assert leaf.not_after == end
+
+
+async def test_a_worker_lives_on_when_the_threads_of_its_pool_have_ended(monkeypatch):
+    """prctl(2) PR_SET_PDEATHSIG: the thread that starts a process takes it along; an idle pool's threads end."""
+    monkeypatch.setattr(pool, "Offload", partial(Offload, idle_seconds=1.5))
+    made = SigningWorkers(1, SystemClock(), first_pause=SECONDS)
+    made.start()
+    try:
+        await until(lambda: made.ready == 1)
+        await until(lambda: not any(one.name.startswith("signing-") for one in threading.enumerate()))
+        ca = SpiffeTestCA("example.org")
+        (leaf,) = await made.sign(key_of(ca), frozenset(), [(order(ca), CSRS[0])])
+        assert leaf is not None
+    finally:
+        await made.close()
+
+
+def test_orders_to_a_worker_that_just_died_come_back_unsigned_on_the_daemons_own_loop():
+    """R39: uvloop closes a transport at the first write that fails, and a further one would raise."""
+
+    async def kills():
+        made, ca = SigningWorkers(1, SystemClock(), first_pause=0.01), SpiffeTestCA("example.org")
+        key, orders = key_of(ca), [(order(ca), CSRS[0])] * 20
+        made.start()
+        try:
+            for _ in range(5):
+                await until(lambda: made.ready == 1)
+                calls = []
+                os.kill(made.pids[0], signal.SIGKILL)
+                while made.pids:  # one order in each round of the loop: one meets the transport as it closes
+                    calls.append(asyncio.ensure_future(made.sign(key, frozenset(), orders)))
+                    await asyncio.sleep(0)
+                assert None in await asyncio.gather(*calls)
+        finally:
+            await made.close()
+
+    uvloop.run(kills())
 
 
 async def test_two_authorities_in_turn_have_their_own_signatures(workers):
