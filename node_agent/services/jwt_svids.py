@@ -85,6 +85,7 @@ class JwtSvids:
         self._retry = FIRST_RETRY
         self._wake = asyncio.Event()
         self.on_unknown_authority: Callable[[], None] = lambda: None
+        membership.on_change.append(self._wake.set)
 
     def __len__(self) -> int:
         return len(self._cache)
@@ -124,12 +125,14 @@ class JwtSvids:
     async def run(self) -> None:
         """Replace used tokens ahead of time, until cancelled."""
         while True:
-            now = self._steady.now()
+            next_at = None  # nothing can be fetched by an agent that is no member, however long it has been due
             if self._membership.session.is_member:
+                now = self._steady.now()
                 while self._due and self._due[0][0] <= now:
                     _, key = heapq.heappop(self._due)
                     self._refresh(key, now)
-            await self._steady.wait(self._due[0][0] if self._due else None, self._wake)
+                next_at = self._due[0][0] if self._due else None
+            await self._steady.wait(next_at, self._wake)
 
     async def _token(self, entry: RegistrationEntry, audience: tuple[str, ...]) -> JwtSvid:
         if entry.jwt_svid_include_jti:

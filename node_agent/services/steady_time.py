@@ -53,10 +53,13 @@ class SteadyTime:
     async def wait(self, until: float | None, wake: asyncio.Event, *, keep: bool = False) -> None:
         """Return when the line reaches `until` (None: some seconds) or `wake` is set, or sooner.
 
-        `wake` is cleared unless `keep` says that the caller will.
+        `wake` is cleared unless `keep` says that the caller will. Others get a turn in any case: whoever asks again and
+        again for a moment that has passed wastes time, and does not stop the process.
         """
         seconds = _SLICE if until is None else min(max(until - self.now(), 0.0), _SLICE)
-        if not wake.is_set() and seconds > 0:
+        if wake.is_set() or seconds <= 0:
+            await asyncio.sleep(0)
+        else:
             try:
                 async with asyncio.timeout(seconds):
                     await wake.wait()

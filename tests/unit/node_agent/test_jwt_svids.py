@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from node_agent.services.jwt_svids import MOST_PER_ENTRY, JwtSvids
-from spiffe_core.errors import NoIdentityIssued, NotFound, Unavailable
+from spiffe_core.errors import NoIdentityIssued, NotFound, Refusal, Unavailable
 from spiffe_core.jwt_verify import verify_jwt_svid
 from spiffe_core.spiffe_id import SpiffeId
 from tests.builders import make_entry, selectors
@@ -107,6 +107,49 @@ async def test_a_used_token_is_replaced_ahead_and_an_unused_one_is_not():
     asked = len(world.server.jwt_asked)
     assert (await one(jwt)).token != first.token
     assert len(world.server.jwt_asked) == asked
+
+
+async def looks_of(world, jwt):
+    """How often the refresher looks at the clock while everybody else gets ten turns; it is stopped at a thousand."""
+    looks, monotonic = 0, world.clock.monotonic
+
+    def counted():
+        nonlocal looks
+        looks += 1
+        if looks > 1000:
+            raise AssertionError("the refresher never rests")
+        return monotonic()
+
+    world.clock.monotonic = counted
+    runner = asyncio.ensure_future(jwt.run())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    world.clock.monotonic = monotonic
+    return looks, runner
+
+
+async def test_an_agent_that_was_evicted_rests_while_a_token_is_due_and_refreshes_it_once_it_is_back():
+    """R40, A19: what is due cannot be had by an agent that is no member; it must not keep the loop from everybody."""
+    world, jwt = await serving()
+    first = await one(jwt)
+    await one(jwt)  # used since it came: due at half of its life
+    world.membership.refused(Refusal.AGENT_NOT_ATTESTED, world.membership.session.generation)
+    assert not world.membership.session.is_member
+    world.clock.advance(151)
+    looks, runner = await looks_of(world, jwt)
+    assert looks < 20
+    world.server.tokens["t2"] = None
+    world.token.token = "t2"
+    await world.membership.advance()
+    async with asyncio.timeout(10):
+        while not jwt._under_way:
+            await asyncio.sleep(0)
+    await asyncio.gather(*jwt._under_way.values())
+    asked = len(world.server.jwt_asked)
+    assert (await one(jwt)).token != first.token
+    assert len(world.server.jwt_asked) == asked
+    runner.cancel()
+    await asyncio.gather(runner, return_exceptions=True)
 
 
 async def test_while_the_server_is_away_a_token_is_served_until_it_ends():

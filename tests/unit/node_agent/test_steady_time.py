@@ -78,3 +78,12 @@ async def test_a_wait_for_the_past_returns_at_once_and_takes_the_wake_with_it():
     wake.set()
     await steady.wait(steady.now() - 1, wake, keep=True)
     assert wake.is_set()
+
+
+async def test_whoever_waits_for_the_past_again_and_again_lets_others_have_a_turn():
+    """A loop over something that cannot be done although it is due must never hold the event loop."""
+    steady, turns = SteadyTime(FakeClock()), []
+    asyncio.get_running_loop().call_soon(turns.append, "another's")
+    for _ in range(3):
+        await steady.wait(steady.now() - 1, asyncio.Event())
+    assert turns == ["another's"]
