@@ -236,9 +236,11 @@ class Listener:
                 self._closing.wait(_RECONNECT_SECONDS)
 
     def _listen(self, connection: psycopg.Connection[Any]) -> None:
+        either = select.poll()  # not select.select: a busy server's descriptors have numbers above its limit of 1,023
+        for descriptor in (connection.fileno(), self._stop_read):
+            either.register(descriptor, select.POLLIN)
         while not self._closing.is_set():
-            ready, _, _ = select.select([connection.fileno(), self._stop_read], [], [])
-            if self._stop_read in ready:
+            if self._stop_read in (descriptor for descriptor, _ in either.poll()):
                 return
             for _ in connection.notifies(timeout=0):
                 self._ring()
