@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+from spiffe_core.errors import Unavailable
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -37,7 +39,11 @@ class Offload:
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
     async def __call__(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `fn` on a thread of the pool; its result or exception is this call's."""
+        """Run `fn` on a thread of the pool; its result or exception is this call's.
+
+        Raises:
+            Unavailable: the system gives no thread to run it on.
+        """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
         context = contextvars.copy_context()
@@ -65,11 +71,29 @@ class Offload:
         with self._lock:
             self._jobs += 1
             if self._jobs > self._threads and self._threads < self._limit:
-                self._threads += 1
-                self._started += 1
-                threading.Thread(target=self._serve, name=f"{self._name}-{self._started}", daemon=True).start()
+                self._another()
             self._work.put(run)
         return await done
+
+    def _another(self) -> None:
+        """Start one more thread. One that the system does not give is not counted: the next call asks again.
+
+        Raises:
+            Unavailable: there is none yet that could do the work.
+        """
+        self._started += 1
+        thread = threading.Thread(target=self._serve, name=f"{self._name}-{self._started}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if not self._threads:
+                self._jobs -= 1
+                raise Unavailable(
+                    f"no thread could be started for {self._name}; raise the limit on processes and threads "
+                    "(TasksMax, ulimit -u)"
+                ) from error
+        else:
+            self._threads += 1
 
     def _serve(self) -> None:
         while True:

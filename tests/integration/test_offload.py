@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 
+from spiffe_core.errors import Unavailable
 from spiffe_core.runtime.offload import Offload
 
 
@@ -81,3 +82,36 @@ async def test_errors_come_back_and_nothing_of_a_call_is_kept():
         return gone() is None
 
     await until(dropped)
+
+
+async def test_a_thread_the_system_refuses_is_asked_for_again_at_the_next_call(monkeypatch):
+    """R7: at the limit of threads a call is told so; it does not wait for ever, nor do those after the limit is lifted."""
+    offload = Offload("scarce", 1)
+
+    class Refused(threading.Thread):
+        def start(self):
+            raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(threading, "Thread", Refused)
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="no thread could be started for scarce"):
+                await asyncio.wait_for(offload(int), 20)
+    assert await asyncio.wait_for(offload(int, 7), 20) == 7
+
+
+async def test_with_one_thread_refused_those_there_are_do_the_work(monkeypatch):
+    offload, gate = Offload("few", 2), threading.Event()
+    blocked = asyncio.ensure_future(offload(gate.wait, 20))
+    await until(lambda: alive("few"))
+
+    def refuse(_self):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(threading.Thread, "start", refuse)
+        waiting = asyncio.ensure_future(offload(int, 7))
+        await asyncio.sleep(0)
+    gate.set()
+    assert await blocked
+    assert await asyncio.wait_for(waiting, 20) == 7
