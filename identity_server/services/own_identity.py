@@ -1,7 +1,8 @@
 """The server's own X.509-SVID: spiffe://<trust domain>/spire/server, with a key that never leaves memory.
 
 Renewed with a new key at half-life, and at once when the authority that signed it is tainted or leaves the bundle
-(spire_features section 13.1). While a renewal fails the old one stays in force until it really expires.
+(spire_features section 13.1), or when the clock fell back to before it begins: agents would refuse it until then (R18).
+While a renewal fails the old one stays in force until it really expires.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from spiffe_core.bundle import BundleSet, TrustBundle
 from spiffe_core.clock import Clock
 from spiffe_core.crypto.keys import KeyKind, generate, to_pkcs8
 from spiffe_core.errors import Unavailable
-from spiffe_core.lifetime import renew_at
+from spiffe_core.lifetime import BACKDATE, renew_at
 from spiffe_core.runtime.offload import Offload
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.wire.tls import TlsIdentity
@@ -54,6 +55,7 @@ class OwnIdentity:
         self._trusted = BundleSet(TrustBundle(trust_domain))
         self._authority_id = ""
         self._judged: TrustBundle | None = None
+        self._begins_at: datetime | None = None
         self._ends_at: datetime | None = None
         self.renew_at: datetime | None = None
 
@@ -110,6 +112,7 @@ class OwnIdentity:
         self._identity = TlsIdentity(issued.chain, to_pkcs8(key))
         self._authority_id = signer.authority.published_as if signer is not None else ""
         self._judged = None
+        self._begins_at = now - BACKDATE
         self._ends_at = datetime.fromtimestamp(issued.not_after, UTC)
         self.renew_at = renew_at(now, self._ends_at, jitter=self._jitter())
         self._on_renewed(self._clock.monotonic() - began)
@@ -122,7 +125,10 @@ class OwnIdentity:
         return max(0.0, (self.renew_at - self._clock.now()).total_seconds())
 
     def _due(self) -> bool:
-        if self._identity is None or self.renew_at is None or self._clock.now() >= self.renew_at:
+        now = self._clock.now()
+        if self._identity is None or self.renew_at is None or now >= self.renew_at:
+            return True
+        if self._begins_at is not None and now < self._begins_at:
             return True
         bundles = self._store.state.value.bundles
         if bundles is None or bundles.own is self._judged:

@@ -94,3 +94,15 @@ async def test_a_prepared_authority_that_was_tainted_is_never_activated(live):
     slots = authorities.slots("x509")
     assert slots.prepared is None
     assert slots.active.authority_id != prepared.authority_id
+
+
+async def test_the_servers_own_certificate_follows_a_clock_that_fell_back(live):
+    """R18: the authority is old enough to sign on; a certificate that begins two hours from now is refused until then."""
+    live.clock.move(3 * 3600)
+    await live.server.own.tick()
+    later = live.server.own.identity
+    live.clock.move(-2 * 3600)
+    assert await live.server.own.tick()
+    assert live.server.own.identity is not later
+    verify_x509_svid(live.server.own.identity.chain, live.state.bundles.get, now=live.clock.now())
+    assert not await live.server.own.tick(), "once, not in a loop"
