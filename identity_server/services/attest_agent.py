@@ -148,7 +148,7 @@ class AttestAgents:
         kind = attestation.verifier.name
         try:
             joined = await self._join(attestation, verdict)
-        except IdentityError as error:
+        except BaseException as error:  # also of a node that went away: what was stored for it stays
             # the ID of a node that came with a token holds the token, which may still be good
             path = "" if attestation.token_digest else verdict.agent_path
             self.refused(caller, kind, error, path)
@@ -163,8 +163,8 @@ class AttestAgents:
         self._audit.record(event)
         return joined
 
-    def refused(self, caller: Caller, attestation_type: str, error: IdentityError, agent_path: str = "") -> None:
-        """Record that a node's attempt came to nothing. Every field may be a stranger's."""
+    def refused(self, caller: Caller, attestation_type: str, error: BaseException, agent_path: str = "") -> None:
+        """Record that a node's attempt came to nothing, or was interrupted. Every field may be a stranger's."""
         event = AgentAttested(
             attestation_type=attestation_type[:MAX_TYPE_BYTES],
             actor=caller.actor,

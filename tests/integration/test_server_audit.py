@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 
 import grpc
@@ -310,3 +311,28 @@ async def test_a_strict_audit_log_refuses_certificates_it_cannot_record(tmp_path
             os.close(full)
         (result,) = await sign(agent, wanted(mine, KEY))
         assert result.status.code == 0
+
+
+async def test_an_attestation_whose_node_went_away_while_it_was_stored_is_written(live):
+    """A16: the agent may stand in the database now; the line says that nobody knows, not nothing."""
+    gate = threading.Event()
+    token, store = await live.token(), live.server.store
+    held = asyncio.ensure_future(store.execute(lambda _: gate.wait(30)))
+    try:
+        stub = (await live.dial()).agent
+        call = stub.AttestAgent(timeout=30)
+        await call.write(params(token, KEY))
+        async with asyncio.timeout(20):
+            while not store._writer._queue.qsize():
+                await asyncio.sleep(0.005)
+        call.cancel()
+        async with asyncio.timeout(20):
+            while not (found := await lines(live, "attestation")):
+                await asyncio.sleep(0.005)
+    finally:
+        gate.set()
+        await held
+    (line,) = found
+    assert (line["outcome"], line["attestation_type"]) == ("failed", "join_token")
+    assert "interrupted" in line["reason"]
+    assert token not in json.dumps(line)
