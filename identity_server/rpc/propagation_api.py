@@ -24,7 +24,7 @@ from identity_server.services.followers import HEARTBEAT_SECONDS, Follower, Foll
 from identity_server.services.in_force import InForce
 from identity_server.services.progress import Progress
 from spiffe_core.bundle import TrustBundle
-from spiffe_core.errors import InvalidRequest
+from spiffe_core.errors import InvalidRequest, Unavailable
 from spiffe_core.runtime.supervise import spawn
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.wire import convert
@@ -87,8 +87,7 @@ class PropagationApi:
                 held: dict[str, tuple[int, int]] = {}
                 if first.hello.position:
                     yield pb.FollowResponse(compare=True).SerializeToString()
-                    async with asyncio.timeout(STAMPS_SECONDS):
-                        held = await _stamps(messages)
+                    held = await _stamps(messages)
                 delta = self._followers.first(follower, held)
             else:
                 delta = self._followers.next(follower, heartbeat=True)
@@ -233,7 +232,19 @@ class PropagationApi:
 
 
 async def _stamps(messages: AsyncIterator[pb.FollowRequest]) -> dict[str, tuple[int, int]]:
-    """What the agent says it holds."""
+    """What the agent says it holds.
+
+    Raises:
+        Unavailable: it does not say so in time.
+    """
+    try:
+        async with asyncio.timeout(STAMPS_SECONDS):
+            return await _told(messages)
+    except TimeoutError:
+        raise Unavailable(f"stamps were asked for and not sent within {STAMPS_SECONDS:.0f} s; open it again") from None
+
+
+async def _told(messages: AsyncIterator[pb.FollowRequest]) -> dict[str, tuple[int, int]]:
     held: dict[str, tuple[int, int]] = {}
     async for message in messages:
         if message.WhichOneof("step") != "stamps":

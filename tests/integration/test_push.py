@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 from deploy.demo.stack import free_port
+from identity_server.rpc import propagation_api
 from identity_server.rpc.services import PROPAGATION
 from spiffe_core.wire._gen.muniment.server.propagation.v1 import propagation_pb2 as pb
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
@@ -210,6 +211,18 @@ async def test_after_a_restart_of_the_server_only_what_differs_is_sent(folder):
         assert answer.all_bundles
         assert not answer.all_entries
         call.cancel()
+
+
+async def test_an_agent_that_keeps_its_stamps_to_itself_is_told_to_open_the_stream_again(raw, monkeypatch):
+    """A9: it was asked and says nothing; that is no failure of ours."""
+    monkeypatch.setattr(propagation_api, "STAMPS_SECONDS", 0.05)
+    call = Stub(raw.dialer.channel(), PROPAGATION).Follow(timeout=30)
+    await call.write(pb.FollowRequest(hello=pb.Hello(position="1.1.1")))
+    assert (await call.read()).compare
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call.read()
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "stamps" in refused.value.details()
 
 
 async def test_many_entries_come_in_parts(live, raw):
