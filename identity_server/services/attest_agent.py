@@ -24,7 +24,6 @@ from spiffe_core.entry import RegistrationEntry, similarity
 from spiffe_core.errors import (
     AgentRefused,
     Forbidden,
-    IdentityError,
     Internal,
     InvalidCsr,
     InvalidRequest,
