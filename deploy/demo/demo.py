@@ -117,7 +117,7 @@ def play(stack: LocalStack, workloads: list[Workload]) -> None:
     console.print(Panel(f"A trust domain of its own: [bold]{domain}[/bold]\nin {stack.folder}", border_style="cyan"))
 
     stack.start_server()
-    step("identity server is up: its certificate authority stands in the trust bundle")
+    step("identity server is up; its authority stands in the trust bundle")
     stack.prepare_join()
     step("join token made, good once; the trust bundle handed to the node")
     stack.start_agent()

@@ -21,6 +21,7 @@ SERVER: Final = Daemon(
     name="server",
     start="identity-server run --config FILE",
     forbidden="use the admin socket of the server itself, which --socket-path names",
+    usual=server_socket(uid=0),
 )
 _INSTANCE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 

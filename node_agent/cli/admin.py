@@ -24,6 +24,7 @@ AGENT_ADMIN: Final = Daemon(
     name="agent",
     start="node-agent run --config FILE",
     forbidden="run this as root or as the agent's user",
+    usual=agent_admin_socket(uid=0),
 )
 
 

@@ -16,9 +16,10 @@ from workload_api.address import ENVIRONMENT_VARIABLE, TcpAddress, UnixAddress, 
 AGENT: Final = Daemon(
     name="agent",
     start="node-agent run --config FILE",
-    forbidden="no registration entry matches this process; `identity-server entry create` makes one, "
-    f"for example with --selector unix:uid:{os.getuid()}. An administrator of this node "
-    "learns what keeps this process from the entries there are with `node-agent explain ID`, the ID in parentheses",
+    forbidden="mostly because no registration entry matches this process: `node-agent explain ID` tells an administrator "
+    "of this node why, and `identity-server entry create` makes an entry, "
+    f"for example with --selector unix:uid:{os.getuid()}",
+    usual=agent_socket(uid=0),
 )
 _INSTANCE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 

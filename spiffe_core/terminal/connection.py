@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import stat
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from spiffe_core.wire.channels import channel_options
 from spiffe_core.wire.status import from_rpc_error
 
 MAX_SOCKET_PATH_BYTES = 107
+_REFUSAL_ID = re.compile(r"\(([0-9a-f]{8})\)\Z")
 CALL_SECONDS = 30.0
 """How long a command waits for one answer."""
 
@@ -33,8 +35,10 @@ class Daemon:
     name: str
     start: str
     forbidden: str
-    """What to do when it says PERMISSION_DENIED."""
+    """What to do when it says PERMISSION_DENIED; the word ID becomes the id of the refusal, where there is one."""
     flag: str = "--socket-path"
+    usual: Path | None = None
+    """Where one that runs for the whole machine has its socket."""
 
 
 def check_socket(path: str, daemon: Daemon) -> None:
@@ -63,6 +67,8 @@ def _no_connection(path: str, error: OSError, daemon: Daemon) -> Failure:
     started = f"is the {daemon.name} running? start it with: {daemon.start}"
     if error.errno in {errno.ENOENT, errno.ENOTDIR}:
         advice = f"{started} (or name its socket with {daemon.flag})"
+        if daemon.usual is not None and str(daemon.usual) != path and _is_there(daemon.usual):
+            advice = f"this machine's {daemon.name} has one at {daemon.usual}: name it with {daemon.flag}"
         return Failure(f"there is no socket at {path}", advice, final=False)
     if error.errno in {errno.EACCES, errno.EPERM}:
         return Failure(
@@ -73,6 +79,13 @@ def _no_connection(path: str, error: OSError, daemon: Daemon) -> Failure:
         return Failure(what, started, final=False)
     reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
     return Failure(f"cannot connect to {path}: {reason}", started)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -101,7 +114,10 @@ _ADVICE = {
 def failure_of(error: grpc.RpcError, daemon: Daemon) -> Failure:
     """A failed call in words."""
     told = from_rpc_error(error)
-    advice = daemon.forbidden if told.kind is Kind.FORBIDDEN else _ADVICE.get(told.kind, "").format(name=daemon.name)
+    advice = _ADVICE.get(told.kind, "").format(name=daemon.name)
+    if told.kind is Kind.FORBIDDEN:
+        refusal = _REFUSAL_ID.search(told.public)
+        advice = daemon.forbidden.replace("explain ID", f"explain {refusal[1] if refusal else 'ID'}")
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return Failure(f"the {daemon.name} did not answer in time", advice)
     return Failure(clean(told.public), advice, final=told.kind is not Kind.UNAVAILABLE)

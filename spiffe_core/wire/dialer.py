@@ -333,4 +333,6 @@ class Dialer:
             )
         if isinstance(error, TimeoutError):
             return Unavailable(f"{where} did not answer within {_CONNECT_SECONDS:.0f} s")
+        if isinstance(error, ConnectionError) and error.errno:  # asyncio's own text repeats the address, not the cause
+            return Unavailable(f"cannot reach {where}: {os.strerror(error.errno)}")
         return Unavailable(f"cannot reach {where}: {error.strerror if isinstance(error, OSError) else error}")

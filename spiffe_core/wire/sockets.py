@@ -100,10 +100,8 @@ def listen_tcp(host: str, port: int, *, table: str = "") -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        hint = f"another process has it; stop that one or set {port_key}" if error.errno == errno.EADDRINUSE else ""
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror}. {hint}".strip(), field=port_key
-        ) from error
+        hint = f"; another process has it: stop that one or set {port_key}" if error.errno == errno.EADDRINUSE else ""
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}{hint}", field=port_key) from error
     return listener
 
 

@@ -295,3 +295,13 @@ def test_every_page_is_reachable_from_the_readme():
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
 def test_pages_name_no_path_of_somebodys_machine(page):
     assert not re.search(r"(?<!\w)/(?:home|root|work|Users)/\w", page.read_text())  # but the API has pki/root/sign-...
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_every_table_is_one(page):
+    """A table that an empty line cuts in two, or that text follows at once, is shown as lines full of bars."""
+    lines = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL).splitlines()
+    for before, line, after in zip(["", *lines], lines, [*lines[1:], ""], strict=False):
+        if line.startswith("|"):
+            assert before.startswith("|") or re.fullmatch(r"\|[-| ]+\|", after), f"begins without a header: {line}"
+            assert not after or after.startswith(("|", "<!--")), f"stands right below a table: {after}"

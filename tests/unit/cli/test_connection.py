@@ -2,6 +2,8 @@
 
 import errno
 import os
+import socket
+from dataclasses import replace
 
 import pytest
 
@@ -23,7 +25,7 @@ from spiffe_core.terminal.connection import _no_connection
     ],
 )
 def test_each_reason_has_its_words(daemon, code, what, advice, final):
-    failure = _no_connection("/s", OSError(code, os.strerror(code)), daemon)
+    failure = _no_connection("/s", OSError(code, os.strerror(code)), replace(daemon, usual=None))
     assert failure.what.startswith(what)
     assert advice.format(name=daemon.name, start=daemon.start) in failure.advice
     assert failure.final is final
@@ -31,3 +33,17 @@ def test_each_reason_has_its_words(daemon, code, what, advice, final):
 
 def test_a_timeout_is_no_answer():
     assert _no_connection("/s", TimeoutError(), SERVER).what == "cannot connect to /s: no answer"
+
+
+def test_the_socket_of_the_whole_machine_is_named_to_who_looked_elsewhere(tmp_path):
+    """A user other than root is told where the daemon is, instead of to start another one."""
+    usual = tmp_path / "api.sock"
+    daemon = replace(AGENT, usual=usual)
+    missing = FileNotFoundError(errno.ENOENT, "No such file or directory")
+    assert "start it with" in _no_connection("/s", missing, daemon).advice
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(usual))
+        assert (
+            _no_connection("/s", missing, daemon).advice
+            == f"this machine's agent has one at {usual}: name it with --socket-path"
+        )
