@@ -1,7 +1,11 @@
 """Which container, and which pod, a process is in, out of /proc/<pid>/cgroup: pure (integrations section 7b).
 
 A cgroup path is set by whoever made the container, and the kernel shows it to the agent as it is; the mount table of a
-process, in contrast, can be arranged by the process itself, so it is asked only when no cgroup names a container.
+process, in contrast, can be arranged by the process itself, so it is asked only when no cgroup names a container (and
+`containers` only asks it where the process cannot have arranged it).
+
+systemd gives each user a control group to do with as he likes, `user@<uid>.service`. Whatever is named below it was named
+by that user (`Place.made_by`): a container of his own perhaps, or somebody else's name.
 
 A path is read from its root, because a container that may write to its own control group can make others below it and
 move into them, named as it likes; it cannot make one above. The first segment that holds `pod` and a UUID names the pod,
@@ -24,6 +28,7 @@ _CONTAINER = re.compile(r"(?<!libpod_pod_)(?<![0-9a-zA-Z])([0-9a-f]{64})(?![0-9a
 _POD = re.compile(
     r"pod([0-9a-fA-F]{8}[-_][0-9a-fA-F]{4}[-_][0-9a-fA-F]{4}[-_][0-9a-fA-F]{4}[-_][0-9a-fA-F]{12})(?![0-9a-fA-F])"
 )
+_DELEGATED = re.compile(r"(?:^|/)user@(\d{1,10})\.service(?=/)")
 _PODMAN_USER = re.compile(r"(?:^|/)user-(\d{1,10})\.slice(?:/|$)")
 _CGROUP_FIELDS = 3
 _MOUNT_FIELDS = 6
@@ -33,13 +38,15 @@ _MOUNT_FIELDS = 6
 class Place:
     """A container and, if the path says so, the pod it belongs to.
 
-    `podman` says that Podman made it, for the user `podman_uid` (0 for the system's own).
+    `podman` says that Podman made it, for the user `podman_uid` (0 for the system's own). `made_by` is the user who could
+    choose the names in the path, 0 where nobody but root could.
     """
 
     container_id: str
     pod_uid: str = ""
     podman: bool = False
     podman_uid: int = 0
+    made_by: int = 0
 
 
 def container_of(cgroup: str, mountinfo: str = "") -> Place | None:
@@ -68,11 +75,13 @@ def _place(path: str) -> Place | None:
     container = _CONTAINER.search(path, pod.end() if pod is not None else 0)
     if container is None:
         return None
+    delegated = _DELEGATED.search(path, 0, container.start())
+    made_by = int(delegated[1]) if delegated is not None else 0
     if pod is not None:
-        return Place(container[1], pod[1].replace("_", "-").lower())
+        return Place(container[1], pod[1].replace("_", "-").lower(), made_by=made_by)
     podman = path[: container.start()].endswith("/libpod-")
     user = _PODMAN_USER.search(path) if podman else None
-    return Place(container[1], podman=podman, podman_uid=int(user[1]) if user is not None else 0)
+    return Place(container[1], podman=podman, podman_uid=int(user[1]) if user is not None else 0, made_by=made_by)
 
 
 def _paths_of_cgroup(text: str) -> list[str]:
@@ -93,7 +102,7 @@ def _paths_of_mounts(text: str) -> list[str]:
 
 
 def _lines(text: str) -> list[str]:
-    lines = text.splitlines()
+    lines = text.split("\n")  # the kernel's own end of a line; a name may hold what Python takes for others
     if len(lines) > MAX_LINES * 64 or any(len(line) > MAX_LINE_BYTES for line in lines):
         raise PreconditionFailed("the process's cgroups cannot be read: too many lines, or too long ones")
     return lines

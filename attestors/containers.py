@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 def locate(proc: ProcFs, subject: Subject, *, verbose: bool = False) -> Place | None:
     """Where `subject` runs now; None for a process in no container.
 
-    Its mounts, which it can arrange itself, are only looked at when no control group names a container.
+    Its mounts, which it can arrange itself, are only looked at when no control group names a container, and only where it
+    cannot have arranged them: anybody can make a user namespace and mount another container's control group there.
     `verbose` tells the log what was read and what it says.
 
     Raises:
@@ -34,6 +35,8 @@ def locate(proc: ProcFs, subject: Subject, *, verbose: bool = False) -> Place | 
             if place is None:
                 mounts = process.mountinfo()
                 place = container_of(cgroup, mounts)
+                if place is not None and process.may_have_arranged_mounts():
+                    place = None
             subject.require_alive()
             if verbose:
                 _tell(subject.pid, cgroup, mounts, place)
@@ -41,6 +44,14 @@ def locate(proc: ProcFs, subject: Subject, *, verbose: bool = False) -> Place | 
     except OSError as error:
         subject.require_alive()
         raise Unavailable("the control groups of the calling process cannot be read", error=str(error)) from error
+
+
+def named_by_user(place: Place) -> str:
+    """Why nothing is said of a container whose name somebody but root could choose."""
+    return (
+        f"the process's control group lies below user@{place.made_by}.service, where that user can name containers as he "
+        "likes: whose container it is cannot be told"
+    )
 
 
 def require_container_locator(attestor: str, wanted: bool) -> None:

@@ -4,6 +4,10 @@ Selectors, all of type `docker`: `label:<key>:<value>`, `env:<KEY>=<value>`, `im
 `image_config_digest:<sha256:...>`. The container is found by the process's control groups, and looked up by its id at
 the engine that made it; a container that engine does not know gives no selectors. What is asked of the engine is fixed
 for a container's life, so it is kept by container id.
+
+A user's own Podman is asked about containers of that user, and says what the user wants it to say: whoever registers such
+a container names `unix:uid` beside what the engine says. No other engine is asked about a container whose name a user
+could choose (`attestors.cgroups`).
 """
 
 from __future__ import annotations
@@ -13,12 +17,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Lock
 from typing import Any, ClassVar
 
 from attestors.api import Findings, Subject
 from attestors.cgroups import Place
-from attestors.containers import locate, require_container_locator
+from attestors.containers import locate, named_by_user, require_container_locator
 from attestors.procfs import ProcFs
 from attestors.sources import Source, trouble_of
 from spiffe_core.errors import ConfigError, InvalidRequest, Unavailable
@@ -95,6 +100,8 @@ class DockerAttestor:
             return Findings(frozenset(), ("the process runs in no container",))
         if place.pod_uid:
             return Findings(frozenset(), ("the container belongs to a Kubernetes pod",))
+        if place.made_by and not place.podman and not _belongs_to(self._socket(place), place.made_by):
+            return Findings(frozenset(), (named_by_user(place),))
         findings = self._recall(place)
         if findings is None:
             with self._source(place).asked():
@@ -142,6 +149,14 @@ class DockerAttestor:
             self._kept.move_to_end(place)
             while len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
+
+
+def _belongs_to(socket_path: str, uid: int) -> bool:
+    """Whether an engine is the user's own: only that one is asked about a container whose name he could choose."""
+    try:
+        return Path(socket_path).stat().st_uid == uid
+    except OSError:
+        return False
 
 
 def selectors_of(container: dict[str, Any]) -> frozenset[Selector]:

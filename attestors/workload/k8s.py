@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 from attestors.api import Findings, KubernetesObject, PodContainer, Subject
 from attestors.cgroups import Place, container_of
-from attestors.containers import locate, require_container_locator
+from attestors.containers import locate, named_by_user, require_container_locator
 from attestors.kube_config import KubeAccess, PodSurroundings, from_pod
 from attestors.procfs import ProcFs
 from attestors.sources import Source, trouble_of
@@ -127,6 +127,8 @@ class K8sAttestor:
         place = locate(self._ports.proc, subject, verbose=self._settings.verbose_container_locator_logs)
         if place is None:
             return Findings(frozenset(), ("the process runs in no container",))
+        if place.made_by:
+            return Findings(frozenset(), (named_by_user(place),))
         found = self._find(place, deadline - _MARGIN_SECONDS)
         labels = {} if found.ephemeral else self._labels(found, deadline - _MARGIN_SECONDS)
         if locate(self._ports.proc, subject) != place:
@@ -195,7 +197,7 @@ class K8sAttestor:
                     place = container_of(process.cgroup())
             except (OSError, PreconditionFailed):
                 continue
-            if place is not None and place.container_id in wanted:
+            if place is not None and not place.made_by and place.container_id in wanted:
                 seen.setdefault(place.container_id, []).append(pid)
         return seen
 

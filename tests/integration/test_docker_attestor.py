@@ -1,6 +1,7 @@
 """The Docker attestor against an engine's API over a real Unix socket."""
 
 import json
+import os
 import time
 
 import pytest
@@ -9,6 +10,7 @@ from attestors.procfs import ProcFs
 from attestors.workload.docker import DockerAttestor, DockerPorts, DockerSettings
 from spiffe_core.errors import ConfigError, Unavailable
 from tests.doubles.docker_engine import ID, engine_at
+from tests.doubles.privileges import need_root
 
 UNKNOWN = "b" * 64
 
@@ -92,6 +94,17 @@ def test_podmans_containers_are_asked_of_podman_and_of_the_right_user(engine, tm
         podman_socket_path_template=f"unix://{tmp_path}/%d.sock",
     )
     assert "docker:label:app:web" in values(made.attest(Process(tmp_path, path), soon()))
+
+
+@pytest.mark.parametrize(("owner", "told"), [(1000, True), (1001, False)])
+def test_an_engine_is_not_asked_about_a_container_that_another_user_could_name(engine, tmp_path, owner, told):
+    """S19's kind: anybody may make a control group called like somebody's container below his own user@UID.service."""
+    need_root()
+    os.chown(tmp_path / "docker.sock", owner, -1)
+    path = f"0::/user.slice/user-1000.slice/user@1000.service/user.slice/docker-{ID}.scope\n"
+    found = attestor(tmp_path).attest(Process(tmp_path, path), soon())
+    assert bool(found.selectors) == told
+    assert told or "name containers as he likes" in found.notes[0]
 
 
 @pytest.mark.parametrize(("status", "body"), [(500, b"{}"), (200, b"no json"), (200, b"[]"), (200, b'{"Config": 5}')])

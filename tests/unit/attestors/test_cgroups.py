@@ -11,7 +11,7 @@ NODE = "6469646e742065787065637420616e796f6e6520746f20726561642074686973"[:64]
 POD = "2c48913c-b29f-11e7-9350-020968147796"
 DASHED, UNDERSCORED = POD, POD.replace("-", "_")
 IN_POD, ALONE = Place(ID, POD), Place(ID)
-LIBPOD, ROOTLESS = Place(ID, podman=True), Place(ID, podman=True, podman_uid=1000)
+LIBPOD, ROOTLESS = Place(ID, podman=True), Place(ID, podman=True, podman_uid=1000, made_by=1000)
 
 
 def v1(path):
@@ -79,7 +79,7 @@ CGROUPS = {
     "Docker v2": (f"0::/system.slice/docker-{ID}.scope", ALONE),
     "Docker v2 cgroupfs": (f"0::/docker/{ID}", ALONE),
     "Docker with a parent of its own": (v1(f"/my-parent/{ID}"), ALONE),
-    "Docker rootless": (f"0::/user.slice/user-1000.slice/user@1000.service/user.slice/docker-{ID}.scope", ALONE),
+    "Docker rootless": (f"0::/user.slice/user-1000.slice/user@1000.service/user.slice/docker-{ID}.scope", Place(ID, made_by=1000)),
     "ECS": (v1(f"/ecs/task-name/0f9a0a52b6934c1f/{ID}"), ALONE),
     "Podman": (f"0::/machine.slice/libpod-{ID}.scope", LIBPOD),
     "Podman with its own child": (f"0::/machine.slice/libpod-{ID}.scope/container", LIBPOD),
@@ -117,6 +117,24 @@ FORGED = {
     "below its own container": (f"0::/docker/{ID}/docker/{OTHER}", ALONE),
     "a pod below a container": (f"0::/system.slice/docker-{ID}.scope/x/{OTHER}", ALONE),
 }
+
+
+BELOW_USER = "/user.slice/user-1000.slice/user@1000.service"
+MADE_BY_USER = {
+    "a pod's group": (f"0::{BELOW_USER}/kubepods/pod{DASHED}/{ID}", Place(ID, POD, made_by=1000)),
+    "a Docker container's": (f"0::{BELOW_USER}/app.slice/docker-{ID}.scope", Place(ID, made_by=1000)),
+    "a second line for Python": (f"0::{BELOW_USER}/x\u20280::/docker-{ID}.scope", Place(ID, made_by=1000)),
+    "a form feed": (f"0::{BELOW_USER}/x\x0c0::/kubepods/pod{DASHED}/{ID}", Place(ID, POD, made_by=1000)),
+    "root's own manager": (f"0::/user.slice/user-0.slice/user@0.service/docker-{ID}.scope", ALONE),
+    "a login session, which is root's": (f"0::/user.slice/user-1000.slice/session-3.scope/docker-{ID}.scope", ALONE),
+}
+
+
+@pytest.mark.parametrize("case", MADE_BY_USER)
+def test_what_lies_in_a_users_own_control_group_was_named_by_that_user(case):
+    """S19's kind: systemd lets every user make control groups below user@UID.service and call them what he likes."""
+    text, expected = MADE_BY_USER[case]
+    assert container_of(text) == expected
 
 
 @pytest.mark.parametrize("case", FORGED)
