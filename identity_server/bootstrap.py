@@ -339,6 +339,7 @@ async def _compose(  # the one place where everything has a name
         drain=drain,
         door=door,
         throttle=throttle,
+        abreast=abreast,
         upstream_error=upstream_error,
         publishing=publishing,
         endpoint_troubles=endpoints.troubles,

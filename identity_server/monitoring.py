@@ -27,6 +27,7 @@ from identity_server.domain.state import State
 from identity_server.ports import AuditLog, Store
 from identity_server.rpc.drain import Drain
 from identity_server.rpc.throttle import Throttle
+from identity_server.services.abreast import Abreast
 from identity_server.services.authorities import Authorities
 from identity_server.services.own_identity import OwnIdentity
 from identity_server.services.publish_bundle import Observe, PublishBundle
@@ -78,6 +79,7 @@ class Parts:
     drain: Drain
     door: FrontDoor
     throttle: Throttle
+    abreast: Abreast
     upstream_error: Callable[[], str | None]
     publishing: PublishBundle
     endpoint_troubles: Callable[[], tuple[str, ...] | None]
@@ -289,6 +291,8 @@ def _gauges(parts: Parts, metrics: Metrics, made: Monitor) -> None:
         "bundles": lambda: len(parts.store.state.value.bundles.all()) if parts.store.state.value.bundles else 0,
         "datastore_revision": lambda: parts.store.state.value.position.revision,
         "datastore_event_lag_seconds": lambda: parts.store.lag,
+        "behind_calls_refused": lambda: parts.abreast.behind,
+        "behind_calls_waiting": lambda: parts.abreast.waiting,
         "settings_differ": lambda: len(parts.agreement.differences),
         "bundle_published_sequence": lambda: _published(parts.publishing, lambda one: float(one.sequence or 0)),
         "bundle_publish_behind_seconds": lambda: _published(parts.publishing, lambda one: one.behind_seconds),

@@ -50,8 +50,8 @@ class Abreast:
 
     @property
     def waiting(self) -> int:
-        """How many calls are held now."""
-        return sum(self._waiting.values())
+        """How many calls are held now. Any thread may ask."""
+        return sum(list(self._waiting.values()))
 
     async def reached(self, caller: str, position: Position) -> None:
         """Return once this server is as far as `position`, or has found that the log is not.

@@ -136,7 +136,7 @@ def test_a_pod_mounts_what_it_has_and_has_what_it_mounts(name):
     mounted = {one["name"] for container in pod["containers"] for one in container["volumeMounts"]}
     assert mounted == set(volumes(found, pod))
     for volume in pod["volumes"]:
-        if "configMap" in volume and volume["configMap"]["name"] != "trust-bundle":  # which is made by hand
+        if "configMap" in volume and volume["configMap"]["name"] != "trust-bundle":  # which the server publishes
             assert ("ConfigMap", volume["configMap"]["name"]) in BY_NAME
     assert ("ServiceAccount", pod["serviceAccountName"]) in BY_NAME
     if found["kind"] != "Pod":
@@ -241,9 +241,31 @@ def test_roles_hold_what_is_asked_and_no_more():
         ("authentication.k8s.io", "tokenreviews", "create", True),
         ("", "nodes", "get", True),
         ("", "pods", "get", False),
+        ("", "configmaps", "get", False),
+        ("", "configmaps", "patch", False),
+        ("", "configmaps", "create", False),
     }
     assert rights("node-agent") == {("", "nodes/pods", "get", True), ("", "nodes/proxy", "get", True)}
     assert rights("spiffe-csi-driver") == set()
+
+
+def test_the_server_publishes_the_bundle_that_agents_mount(settings):
+    """TDB-06: the ConfigMap, its key and its format are those of the agents' volume, and the role is the one of the page.
+
+    `tests/interop/test_kube_config_map.py` shows with a real API server that the page's role suffices.
+    """
+    (place,) = settings("server")[1].publish.k8s_configmap.values()
+    _, agent = settings("agent")
+    (mount,) = [one for one in AGENT[1]["containers"][0]["volumeMounts"] if one["name"] == "bundle"]
+    (volume,) = [one for one in AGENT[1]["volumes"] if one["name"] == "bundle"]
+    assert agent.trust_bundle_path == Path(mount["mountPath"]) / place.configmap_key
+    assert (place.namespace, place.configmap_name) == (AGENT[0]["metadata"]["namespace"], volume["configMap"]["name"])
+    assert place.format == agent.trust_bundle_format == "pem"
+    assert place.kubeconfig_path is None, "by the service account of its own pod"
+    page = (ROOT / "docs" / "publishing.md").read_text()
+    (block,) = [one.partition("```")[0] for one in page.split("```yaml\n")[1:] if "configmaps" in one]
+    for one in yaml.load_all(block, Loader=Strict):
+        assert BY_NAME[one["kind"], one["metadata"]["name"]] == one
 
 
 def test_the_workload_api_reaches_workloads_by_the_csi_driver(settings):

@@ -13,6 +13,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 from prometheus_client.parser import text_string_to_metric_families
 
+from identity_server.domain.state import Position
+from identity_server.services import abreast
 from spiffe_core.crypto.csr import build_csr
 from spiffe_core.crypto.keys import KeyKind, generate
 from spiffe_core.runtime.request_id import current_request_id
@@ -20,6 +22,7 @@ from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
 from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
 from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2
+from spiffe_core.wire.positions import POSITION
 from tests.doubles.live_server import entry, live_server, sign, wanted
 
 KEY = generate(KeyKind.EC_P256)
@@ -115,6 +118,20 @@ async def test_a_well_server_is_live_and_ready_and_says_how_long_it_can_sign(liv
     assert document["server.ca"]["authority_id"] == live.server.authorities.active.authority_id
     assert document["catalog.datastore"]["revision"] == live.state.position.revision
     assert document["audit"]["lost_lines"] == 0
+
+
+async def test_calls_that_a_server_behind_turns_away_are_counted(live, monkeypatch):
+    """A8: an agent that was told more elsewhere is refused, and an administrator sees how often."""
+    monkeypatch.setattr(abreast, "MAX_WAITING", 0)
+    agent = await live.join()
+    here = live.state.position
+    ahead = ((POSITION, str(Position(here.epoch, here.revision + 1, here.token))),)
+    for _ in range(2):
+        with pytest.raises(grpc.aio.AioRpcError, match="catch up"):
+            await agent.entry.GetAuthorizedEntries(entry_pb2.GetAuthorizedEntriesRequest(), timeout=10, metadata=ahead)
+    found = await scraped(live)
+    assert found["spire_server_behind_calls_refused", ()] == 2
+    assert found["spire_server_behind_calls_waiting", ()] == 0
 
 
 async def test_an_expired_authority_means_not_ready_and_not_serving(live):
