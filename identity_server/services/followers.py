@@ -30,6 +30,8 @@ from spiffe_core.clock import Clock
 from spiffe_core.errors import Exhausted, Unavailable
 
 MAX_STREAMS = 20_000
+MAX_STREAMS_EACH = 16
+"""Of one agent. It has one, and a few more for a minute when its connection broke unseen."""
 MAX_TOUCHED = 1_000
 """A stream with more entries to look at looks at everything."""
 MAX_LEFT = 20_000
@@ -85,12 +87,14 @@ class Followers:
         """A stream for the agent that presented itself, and that says it is at `position`.
 
         Raises:
-            Exhausted: there are too many streams.
+            Exhausted: there are too many streams, of all or of this agent.
         """
         if len(self._open) >= MAX_STREAMS:
             raise Exhausted("too many agents follow this server; use another one", streams=MAX_STREAMS)
         assert presented.spiffe_id is not None, "the access table lets only agents in here"
         path = presented.spiffe_id.path
+        if len(self._by_agent.get(path, ())) >= MAX_STREAMS_EACH:
+            raise Exhausted("too many push streams of this agent are open; close some", streams=MAX_STREAMS_EACH)
         follower = Follower(presented, path)
         follower.sent = self._known(path, position)
         self._open.add(follower)

@@ -11,6 +11,8 @@ from spiffe_core.errors import Exhausted
 from spiffe_core.wire.peer import TlsPeer
 
 FEWEST: Final = 16
+MOST_OF_ONE_ID: Final = 64
+"""A node or a controller has one or two connections, each with a hundred streams of some 35 KB of this process's memory."""
 SLOW_SECONDS: Final = 1.0
 """A handshake that has taken longer gives way to a new one when there is no room for both."""
 
@@ -31,14 +33,15 @@ class Shares:
     def of_tls(self, peer: TlsPeer, connections: int) -> dict[Hashable, int]:
         """Take what one more connection of `peer` counts against, of so many connections altogether.
 
-        An eighth for one SPIFFE ID. Those without a certificate, who may be anybody, have half of all together, and an
-        eighth for one address: with it taken, no node of that address can join, and every node that has is served.
+        An eighth for one SPIFFE ID, `MOST_OF_ONE_ID` at most. Those without a certificate, who may be anybody, have half
+        of all together, and an eighth for one address: with it taken, no node of that address can join, and every node
+        that has is served.
 
         Raises:
             Exhausted: it holds as much already.
         """
         eighth = max(connections // 8, FEWEST)
-        wanted: dict[Hashable, int] = {peer.spiffe_id: eighth}
+        wanted: dict[Hashable, int] = {peer.spiffe_id: min(eighth, MOST_OF_ONE_ID)}
         if peer.spiffe_id is None:
             address = peer.address.rpartition(":")[0]
             wanted = {"anonymous": max(connections // 2, FEWEST), ("anonymous", address): eighth}

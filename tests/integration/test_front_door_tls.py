@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from spiffe_core.bundle import BundleSet
+from spiffe_core.errors import Exhausted
 from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.wire import shares, tls_admission
 from spiffe_core.wire.peer import TlsPeer
@@ -256,6 +257,18 @@ async def test_one_identity_cannot_take_every_connection():
                 await asyncio.sleep(0.01)
         async with dialing(domain, agent) as dialer:
             assert await who(dialer) == f"tls {AGENT_ID}"
+
+
+def test_however_large_the_door_one_identity_has_a_few_dozen_connections():
+    """S53: with an eighth of 8,192 it could hold a hundred thousand streams, some gigabytes of ours."""
+    held, agent = shares.Shares(), TlsPeer("203.0.113.1:1", spiffe_id=AGENT_ID)
+    for _ in range(64):
+        held.of_tls(agent, 8_192)
+    with pytest.raises(Exhausted):
+        held.of_tls(agent, 8_192)
+    node_behind_nat = TlsPeer("203.0.113.1:2")
+    for _ in range(8_192 // 8):
+        held.of_tls(node_behind_nat, 8_192)
 
 
 async def test_slow_handshakes_give_way_when_there_is_no_room(monkeypatch):

@@ -245,6 +245,15 @@ def test_there_is_a_limit(hub, opened, presented, monkeypatch):
         pass
 
 
+def test_one_agent_cannot_take_the_streams_of_all_others(hub, opened, presented):
+    """S53: a node that was broken into."""
+    for _ in range(module.MAX_STREAMS_EACH):
+        begun(hub, opened, presented)
+    with pytest.raises(Exhausted, match="of this agent"), hub.follow(presented(), ""):
+        pass
+    begun(hub, opened, presented, OTHER)
+
+
 def test_nothing_is_left_of_streams_that_ended(hub, server, presented):
     for _ in range(3):
         with hub.follow(presented(), "") as stream:
