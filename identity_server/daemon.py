@@ -55,12 +55,13 @@ def _with_room(settings: ServerSettings) -> ServerSettings:
 
 
 async def _serve(settings: ServerSettings, output: LogOutput, *, reset_keys: bool) -> int:
-    stop = daemon.told_to_stop()
+    stop, loop = daemon.told_to_stop(), asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR2, output.reopen)  # also while it waits for its database: unhandled, it kills
     server = await _assembled(settings, stop, reset_keys=reset_keys)
     if server is None:
         return 0
     try:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, _reopen, server, output)
+        loop.add_signal_handler(signal.SIGUSR2, _reopen, server, output)
         await server.open_doors()
         _announce(server)
         server.monitor.systemd.ready(f"serving trust domain {settings.trust_domain}")

@@ -225,6 +225,23 @@ async def test_sigusr2_follows_rotated_files(short):
         await server.end()
 
 
+async def test_sigusr2_does_not_end_a_server_that_waits_for_its_database(short):
+    """R25: logs are rotated that night too; unhandled, the signal kills."""
+    absent = {"url": f"postgresql://muniment@/none?host={short / 'no-database'}"}
+    async with daemon_at(short, database=absent, log_file=str(short / "log")) as server:
+        log = short / "log"
+        async with asyncio.timeout(30):
+            while not (log.exists() and "cannot start yet" in log.read_text()):
+                await asyncio.sleep(0.02)
+        log.rename(short / "rotated")
+        server.process.send_signal(signal.SIGUSR2)
+        async with asyncio.timeout(30):
+            while not log.exists():
+                assert server.process.returncode is None
+                await asyncio.sleep(0.02)
+        assert (await server.end())[0] == 0
+
+
 async def test_the_servers_own_certificate_is_renewed_before_its_half_life_is_long_over(short):
     """spire_features 13.1: half-life counts from issue; the listener presents the new one to the next connection."""
     async with live_server(svid={"default_x509_ttl": "4s"}) as live:
