@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib.metadata
 import inspect
 import typing
@@ -92,7 +93,7 @@ class Registry:
 
     def _declared(self) -> tuple[PluginPoint, ...]:
         if self._points is None:
-            self._points = tuple(importlib.metadata.entry_points(group=self.group))
+            self._points = tuple(_installed().select(group=self.group))
         return tuple(self._points)
 
     def _check(self, name: str, where: str, plugin: Any) -> None:
@@ -110,6 +111,12 @@ class Registry:
                 problem = f"is not a {self._protocol.__name__}: it lacks {', '.join(missing)}()"
         if problem:
             raise ConfigError(f"{self.group}: {name!r} ({where}) {problem}", field=name)
+
+
+@functools.cache
+def _installed() -> importlib.metadata.EntryPoints:
+    """Of every distribution: reading them takes a file each, and several registries ask."""
+    return importlib.metadata.entry_points()
 
 
 def settings_from(settings: Any, options: Mapping[str, object], name: str) -> Any:

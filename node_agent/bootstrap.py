@@ -90,6 +90,8 @@ VERSION = "muniment/0.1.0"
 SERVER_PATH = "/spire/server"
 DRAIN_SECONDS = 8.0
 ADMIN_CONNECTIONS = 256
+STARTING_SECONDS = 3.0
+"""After the agent's own start its servers may still be starting: for so long nobody listening there is no failure."""
 FLUSH_SECONDS = 2.0
 """For the last bytes to pass the front door once gRPC has written them."""
 
@@ -385,7 +387,7 @@ def _client(settings: AgentSettings, node: NodeRecord, clock: Clock, draw: Calla
         svid = node.state.svid
         return None if svid is None else TlsIdentity(svid.chain, svid.key)
 
-    servers = Servers(settings.servers, seed=own_seed(settings), draw=draw)
+    servers = Servers(settings.servers, seed=own_seed(settings), draw=draw, starting_seconds=STARTING_SECONDS)
 
     def dialer(whom: Callable[[], DialTrust], who: Callable[[], TlsIdentity | None]) -> Dialer:
         return Dialer.among(servers, trust=whom, identity=who, now=clock.now)

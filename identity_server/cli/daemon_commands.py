@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from identity_server.cli.server import SERVER, admin_socket, server_flags
+from spiffe_core.runtime.collector import all_of_it_stays
 from spiffe_core.runtime.openssl import groups_chosen
 from spiffe_core.terminal.configuration import config_file, config_flags, overrides, print_settings
 from spiffe_core.terminal.flags import F, command, flag
@@ -55,8 +56,9 @@ def _load(config: str, given: Mapping[str, Any]) -> tuple[Path, Any]:
 def run_command(*, config: str, reset_keys: bool | None, **given: Any) -> None:
     """Run the server until SIGTERM or Ctrl-C."""
     groups_chosen()
-    _, settings = _load(config, given)
-    from identity_server.daemon import run_and_exit
+    with all_of_it_stays():
+        _, settings = _load(config, given)
+        from identity_server.daemon import run_and_exit
 
     run_and_exit(settings, reset_keys=bool(reset_keys))
 

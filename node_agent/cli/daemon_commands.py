@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from node_agent.cli.endpoint import AGENT, endpoint, endpoint_flags
+from spiffe_core.runtime.collector import all_of_it_stays
 from spiffe_core.terminal.configuration import config_file, config_flags, overrides, print_settings
 from spiffe_core.terminal.flags import F, command, flag
 from spiffe_core.terminal.health import check_health
@@ -87,8 +88,9 @@ def _load(config: str, given: Mapping[str, Any]) -> tuple[Path, Any]:
 @settings_flags
 def run_command(*, config: str, **given: Any) -> None:
     """Run the agent until SIGTERM or Ctrl-C."""
-    _, settings = _load(config, given)
-    from node_agent.daemon import run_and_exit
+    with all_of_it_stays():
+        _, settings = _load(config, given)
+        from node_agent.daemon import run_and_exit
 
     run_and_exit(settings)
 

@@ -232,31 +232,53 @@ class Dialer:
             roots = bundle.x509_roots
         context = client_context(self._identity(), roots)
         context.verify_flags |= _NO_CHECK_TIME
-        failures: list[IdentityError] = []
-        with contextlib.suppress(TimeoutError):
+        loop = asyncio.get_running_loop()
+        failures: list[tuple[Place, Exception]] = []
+        try:
             async with asyncio.timeout(_DIAL_SECONDS):
-                places = await self.servers.order()
-                for place in places:
-                    await asyncio.sleep(self.servers.hesitation(place))
-                    splice = Splice(
-                        buffer=_BUFFER_BYTES, stall=_STALL_SECONDS, on_close=lambda: None, on_gone=self._look_for_gone
-                    )
-                    self._splices[splice] = None
-                    try:
-                        await self._connect(splice, place, context, trust, alone=len(places) == 1)
-                    except BaseException as error:
-                        splice.abort()
-                        self.servers.failed(place)
-                        if not isinstance(error, IdentityError | OSError):  # TimeoutError is an OSError
-                            raise
-                        failures.append(self._in_words(place, error))
-                        continue
-                    self._splices[splice] = place
-                    self.servers.opened(place)
-                    return splice
-        if not failures:
-            raise TimeoutError
-        raise next((one for one in failures if isinstance(one, VerificationFailed)), failures[0])
+                while True:
+                    failures.clear()
+                    splice = await self._first_that_answers(context, trust, failures)
+                    if splice is not None:
+                        return splice
+                    nobody_listens = all(isinstance(error, ConnectionRefusedError) for _, error in failures)
+                    pause = self.servers.pause(loop.time()) if nobody_listens else None
+                    if pause is None:
+                        break
+                    await asyncio.sleep(pause)
+        except TimeoutError:
+            if not failures:
+                raise
+        finally:
+            for place, _ in failures:
+                self.servers.failed(place)
+        said = [self._in_words(place, error) for place, error in failures]
+        raise next((one for one in said if isinstance(one, VerificationFailed)), said[0])
+
+    async def _first_that_answers(
+        self, context: ssl.SSLContext, trust: DialTrust, failures: list[tuple[Place, Exception]]
+    ) -> Splice | None:
+        """A connection to a server that proves itself; None if none does, and `failures` says why."""
+        places = await self.servers.order()
+        for place in places:
+            await asyncio.sleep(self.servers.hesitation(place))
+            splice = Splice(
+                buffer=_BUFFER_BYTES, stall=_STALL_SECONDS, on_close=lambda: None, on_gone=self._look_for_gone
+            )
+            self._splices[splice] = None
+            try:
+                await self._connect(splice, place, context, trust, alone=len(places) == 1)
+            except BaseException as error:
+                splice.abort()
+                if not isinstance(error, IdentityError | OSError):  # TimeoutError is an OSError
+                    self.servers.failed(place)
+                    raise
+                failures.append((place, error))
+                continue
+            self._splices[splice] = place
+            self.servers.opened(place)
+            return splice
+        return None
 
     async def _connect(
         self, splice: Splice, place: Place, context: ssl.SSLContext, trust: DialTrust, *, alone: bool

@@ -7,6 +7,9 @@ families those of the family that the resolver puts first come first (RFC 6724).
 
 Where a connection is open, new ones go there too. Otherwise the first address of the order is dialled that did not fail
 lately; one that failed rests, longer each time, and is still tried when all others have failed.
+
+Servers and clients are often started together, and the client is ready first. So for a client's first seconds, until
+it has reached a server, one that nobody listens at yet is no failure: it is dialled again a moment later.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ FIRST_REST: Final = 1.0
 LONGEST_REST: Final = 60.0
 JITTER: Final = 0.2
 LONGEST_HESITATION: Final = 1.0
+SHORTEST_PAUSE: Final = 0.02
+PAUSE_SHARE: Final = 0.05
+"""Of the time waited so far: whoever waits for a server that is starting waits hardly longer than that takes."""
 PATIENCE: Final = 3
 """So many calls in a row may end with "unavailable" before the next server is tried."""
 
@@ -68,17 +74,25 @@ def in_order(places: Iterable[Place], seed: bytes) -> list[Place]:
 class Servers:
     """The servers of one client. Belongs to the event loop; several dialers may share it.
 
-    `draw` gives a number in [-1, 1] for the jitter of rests and moves.
+    `draw` gives a number in [-1, 1] for the jitter of rests and moves. For `starting_seconds` from the first dial a
+    server may still be starting.
     """
 
     def __init__(
-        self, names: Sequence[tuple[str, int]], *, seed: bytes = b"", draw: Callable[[], float] = lambda: 0.0
+        self,
+        names: Sequence[tuple[str, int]],
+        *,
+        seed: bytes = b"",
+        draw: Callable[[], float] = lambda: 0.0,
+        starting_seconds: float = 0.0,
     ) -> None:
         if not 0 < len(names) <= MAX_NAMES:
             raise ValueError(f"between 1 and {MAX_NAMES} servers are named")
         self._names = tuple(dict.fromkeys(names))
         self._seed = seed
         self._draw = draw
+        self._starting_seconds = starting_seconds
+        self._begun: float | None = None
         self._found: dict[tuple[str, int], tuple[Place, ...]] = {}
         self._failures: dict[Place, tuple[int, float]] = {}
         self._open: Counter[Place] = Counter()
@@ -143,6 +157,14 @@ class Servers:
         rest = min(LONGEST_REST, FIRST_REST * 2.0 ** (times - 1)) * (1 + JITTER * self._draw())
         self._failures[place] = times, asyncio.get_running_loop().time() + rest
         self._unavailable = 0
+
+    def pause(self, now: float) -> float | None:
+        """Seconds until servers that all refuse connections are dialled again; None if that counts as a failure."""
+        self._begun = now if self._begun is None else self._begun
+        waited = now - self._begun
+        if self.current is not None or waited >= self._starting_seconds:
+            return None
+        return max(SHORTEST_PAUSE, waited * PAUSE_SHARE) * (1 + JITTER * self._draw())
 
     def hesitation(self, place: Place) -> float:
         """Seconds to wait before a move to another server, so that not all clients of one that died come at once."""

@@ -1,5 +1,6 @@
 """An agent that knows several servers: who does not answer or is not the server is passed over (A9)."""
 
+import asyncio
 import socket
 
 import pytest
@@ -10,9 +11,11 @@ from spiffe_core.errors import Reason, VerificationFailed
 from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.wire.channels import unix_channel
 from spiffe_core.wire.dialer import Dialer, DialTrust
-from spiffe_core.wire.servers import Servers
+from spiffe_core.wire.servers import SHORTEST_PAUSE, Servers
+from spiffe_core.wire.tls import ServerTls
 from tests.doubles.live_agent import agent_folder, live_agent, pem_bundle, token_file
 from tests.doubles.live_server import live_server
+from tests.doubles.tls_domain import CLOCK, listening, who
 
 
 async def test_an_agent_joins_the_server_that_proves_itself_among_others():
@@ -43,6 +46,39 @@ async def test_when_none_will_do_the_error_is_the_one_that_tells_most():
                     await call(b"", timeout=20)
             assert isinstance(dialer.last_error, VerificationFailed)
             assert dialer.last_error.reason is Reason.UNKNOWN_AUTHORITY
+        finally:
+            await dialer.close()
+
+
+class Waiting(Servers):
+    """Tells when a dial goes on because the servers may be starting."""
+
+    def __init__(self, names):
+        super().__init__(names, starting_seconds=30.0)
+        self.again = asyncio.Event()
+
+    def pause(self, now):
+        seconds = super().pause(now)
+        self.again.set()
+        return None if seconds is None else min(seconds, SHORTEST_PAUSE)
+
+
+async def test_a_call_to_a_server_that_is_starting_is_answered_as_soon_as_it_listens():
+    """B1: nobody listens yet; the call waits in the same dial, instead of failing and being tried at the next poll."""
+    async with listening() as domain:
+        names = [("127.0.0.1", free_port())]
+        servers = Waiting(names)
+        dialer = Dialer.among(servers, trust=domain.trust, identity=lambda: None, now=CLOCK.now)
+        await dialer.start()
+        try:
+            call = asyncio.ensure_future(who(dialer, timeout=30))
+            for _ in range(3):
+                await servers.again.wait()
+                servers.again.clear()
+            host, port = names[0]
+            domain.door.listen_tcp(host, port, ServerTls(lambda: domain.identity, lambda: domain.bundles, CLOCK.now))
+            assert await call == "tls anonymous"
+            assert servers.current.port == port
         finally:
             await dialer.close()
 

@@ -6,7 +6,18 @@ from collections import Counter
 
 import pytest
 
-from spiffe_core.wire.servers import FIRST_REST, LONGEST_HESITATION, LONGEST_REST, PATIENCE, Place, Servers, in_order
+from spiffe_core.wire.servers import (
+    FIRST_REST,
+    JITTER,
+    LONGEST_HESITATION,
+    LONGEST_REST,
+    PATIENCE,
+    PAUSE_SHARE,
+    SHORTEST_PAUSE,
+    Place,
+    Servers,
+    in_order,
+)
 
 
 def place(number, rank=0):
@@ -85,6 +96,29 @@ async def test_only_a_move_to_another_server_is_put_off_by_chance():
     servers.opened(first)
     assert servers.hesitation(first) == 0.0
     assert [servers.hesitation(second) for _ in range(3)] == [LONGEST_HESITATION / 2, LONGEST_HESITATION, 0.0]
+
+
+@pytest.mark.parametrize("drawn", [-1.0, 0.0, 1.0])
+def test_a_server_that_is_starting_is_dialled_again_soon_and_not_for_ever(drawn):
+    """B1: whoever waits for it waits hardly longer than it takes; after three seconds it is away as any other."""
+    servers = Servers([("id.test", 8081)], draw=lambda: drawn, starting_seconds=3.0)
+    now, dials = 100.0, 1
+    while (pause := servers.pause(now)) is not None:
+        waited = now - 100.0
+        assert pause <= max(SHORTEST_PAUSE, PAUSE_SHARE * waited) * (1 + JITTER)
+        now, dials = now + pause, dials + 1
+    assert now <= 103.0 + 3.0 * PAUSE_SHARE * (1 + JITTER)
+    assert dials < 100
+    assert servers.pause(now + 3600) is None
+
+
+def test_no_server_is_starting_for_a_client_that_has_reached_one_or_gives_them_no_time():
+    assert Servers([("id.test", 8081)]).pause(1.0) is None
+    reached = Servers([("id.test", 8081)], starting_seconds=3.0)
+    assert reached.pause(1.0) is not None
+    reached.opened(PLACES[0])
+    reached.closed(PLACES[0])
+    assert reached.pause(1.1) is None
 
 
 async def test_a_server_that_goes_on_being_unavailable_is_left_if_there_is_another():
