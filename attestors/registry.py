@@ -114,8 +114,8 @@ class Registry:
 
 
 @functools.cache
-def _installed() -> importlib.metadata.EntryPoints:
-    """Of every distribution: reading them takes a file each, and several registries ask."""
+def _installed() -> Any:
+    """Every group of every distribution, to `select` from: reading them takes a file each, and several registries ask."""
     return importlib.metadata.entry_points()
 
 
