@@ -40,7 +40,7 @@ from node_agent.services.workload_svids import WorkloadSvids
 from node_agent.settings import AgentSettings
 from node_agent.state_dir import DamagedState, StateDirectory
 from spiffe_core.clock import Clock
-from spiffe_core.errors import ConfigError, Unavailable
+from spiffe_core.errors import ConfigError, IdentityError, Unavailable
 from spiffe_core.explanation_facts import AgentFacts
 from spiffe_core.wire.front_door import FrontDoor, Limits
 from spiffe_core.wire.peer import TlsPeer, peer_pidfd_supported
@@ -126,9 +126,14 @@ class OwnFiles:
         self._sets = FileSets(files, self._client, clock)
 
     async def run(self) -> None:
-        """Keep the files current, until cancelled."""
+        """Keep the files current, until cancelled; an agent that cannot goes on serving everybody else."""
         try:
             await self._sets.run()
+        except IdentityError as error:
+            text = (
+                "the files of files_config are not kept current any more: %s; correct its socket and restart the agent"
+            )
+            log.error(text, error.public)  # noqa: TRY400  # the text says it all
         finally:
             await self._client.close()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, pkcs12
 
-from node_agent.file_sets.jks import AUTHORITY_ALIAS, key_store
+from node_agent.file_sets.jks import AUTHORITY_ALIAS, NOT_ASCII, key_store
 from node_agent.file_sets.settings import FileSet
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.bundle_document import dump_bundle_map
@@ -62,12 +62,14 @@ def x509_files(
         wanted.bundle: Content(certificates_pem(roots)),
         wanted.combined: Content(chain + key, private=True),
     }
+    if wanted.pkcs12_password_file is not None:
+        _readable(password)
     if wanted.pkcs12:
         files[wanted.pkcs12] = Content(_pkcs12(svid, roots, password), private=True)
     if wanted.pkcs12_truststore:
         files[wanted.pkcs12_truststore] = Content(_truststore(roots, password))
     if wanted.jks:
-        store = key_store(svid.chain, svid.key, roots, jks_password.decode(), created=svid.not_before)
+        store = key_store(svid.chain, svid.key, roots, _text(jks_password), created=svid.not_before)
         files[wanted.jks] = Content(store, private=True)
     if wanted.bundle_map:
         files[wanted.bundle_map] = Content(grpc_bundle_map(bundles))
@@ -82,6 +84,20 @@ def grpc_bundle_map(bundles: Iterable[TrustBundle]) -> bytes:
 def token_files(tokens: Mapping[str, str]) -> dict[str, Content]:
     """Name to content of JWT-SVIDs."""
     return {name: Content(token.encode("ascii"), private=True) for name, token in tokens.items()}
+
+
+def _readable(pkcs12_password: bytes) -> None:
+    try:
+        pkcs12_password.decode()
+    except UnicodeDecodeError:
+        raise ConfigError("pkcs12_password_file: must hold UTF-8 text", field="pkcs12_password_file") from None
+
+
+def _text(jks_password: bytes) -> str:
+    try:
+        return jks_password.decode("ascii")
+    except UnicodeDecodeError:
+        raise ConfigError(NOT_ASCII, field="jks_password_file") from None
 
 
 def _pkcs12(svid: X509Svid, roots: Iterable[bytes], password: bytes) -> bytes:

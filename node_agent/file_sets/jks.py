@@ -21,6 +21,7 @@ from spiffe_core.errors import ConfigError
 KEY_ALIAS: Final = "svid"
 """Java looks aliases up in lower case."""
 AUTHORITY_ALIAS: Final = "authority-{}"
+NOT_ASCII: Final = "jks_password_file: must hold ASCII characters"
 _MAGIC, _VERSION = 0xFEEDFEED, 2
 _PRIVATE, _TRUSTED = 1, 2
 _WORDS = b"Mighty Aphrodite"
@@ -38,7 +39,7 @@ def key_store(
         ConfigError: the password is not ASCII, which Java's tools could not type.
     """
     if not password.isascii():
-        raise ConfigError("jks_password_file: must hold ASCII characters", field="jks_password_file")
+        raise ConfigError(NOT_ASCII, field="jks_password_file")
     secret = password.encode("utf-16-be")
     moment = int(created.timestamp() * 1000)
     hidden = _protected(key.reveal(), secret)

@@ -5,42 +5,90 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from spiffe_core.errors import Unavailable
 
 _MAX_PID_BYTES = 32
 _MAX_OUTPUT = 2000
+_CHUNK = 64 * 1024
 _NOBODY = 2**22 + 1
 """No process has this number: 0 and less would be a whole group."""
 
 
 async def run_command(words: Sequence[str], seconds: float) -> None:
-    """Run a command and wait for it.
+    """Run a command and wait for it; what it leaves running, such as a daemon it has started, is not waited for.
+
+    It has a process group of its own, which is ended with it when it takes too long, and when this call is cancelled.
 
     Raises:
         Unavailable: it could not be started, failed, or did not end in time (it is killed then).
     """
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    said = _LastWords(reading)
     try:
-        process = await asyncio.create_subprocess_exec(
-            *words,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-    except OSError as error:
-        raise Unavailable(f"{words[0]}: could not be started: {error.strerror}") from None
-    try:
-        async with asyncio.timeout(seconds):
-            output, _ = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise Unavailable(f"{words[0]}: did not end within {seconds:g} s and was killed") from None
-    if process.returncode:
-        text = output[-_MAX_OUTPUT:].decode(errors="replace").strip()
-        raise Unavailable(f"{words[0]}: ended with exit code {process.returncode}: {text}")
+        os.set_blocking(writing, True)  # for the command; the other end does not wait
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *words, stdin=subprocess.DEVNULL, stdout=writing, stderr=writing, start_new_session=True
+            )
+        except OSError as error:
+            raise Unavailable(f"{words[0]}: could not be started: {error.strerror}") from None
+        finally:
+            os.close(writing)
+        try:
+            async with asyncio.timeout(seconds):
+                code = await process.wait()
+        except TimeoutError:
+            _end(process.pid)
+            await process.wait()
+            raise Unavailable(f"{words[0]}: did not end within {seconds:g} s and was killed") from None
+        except asyncio.CancelledError:
+            _end(process.pid)
+            raise
+        if code:
+            raise Unavailable(f"{words[0]}: ended with exit code {code}: {said.text()}")
+    finally:
+        said.close()
+
+
+class _LastWords:
+    """The end of what a command writes, read as it comes so that it never waits for us. Owns the descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._kept = b""
+        asyncio.get_running_loop().add_reader(descriptor, self._read)
+
+    def text(self) -> str:
+        """What it was, once the command has ended."""
+        while self._read():
+            pass
+        return self._kept.decode(errors="replace").strip()
+
+    def close(self) -> None:
+        """Read no more."""
+        asyncio.get_running_loop().remove_reader(self._descriptor)
+        os.close(self._descriptor)
+
+    def _read(self) -> bool:
+        try:
+            data = os.read(self._descriptor, _CHUNK)
+        except BlockingIOError:
+            return False
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._descriptor)
+        self._kept = (self._kept + data)[-_MAX_OUTPUT:]
+        return bool(data)
+
+
+def _end(group: int) -> None:
+    """Kill a command, and what it has started in its process group."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
 
 
 def send_signal(name: str, pid_file: Path) -> None:

@@ -2,7 +2,7 @@
 
 A set is written when its content differs from what was written last: the X.509 state arrived or changed, or a token
 passed half of its life. A set that fails (a full disk, a reload that did not work) is tried again with growing pauses
-and does not hold up the others. While the agent is away the files stay as they are. When the identity is taken away
+and does not hold up the others; a token that cannot be had does not hold up the certificate beside it. While the agent is away the files stay as they are. When the identity is taken away
 they stay as well, until they expire, and the log says so: whoever reads them cannot be told.
 """
 
@@ -13,7 +13,7 @@ import grp
 import logging
 import os
 import pwd
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from node_agent.file_sets.content import Content, chosen, token_files, x509_file
 from node_agent.file_sets.notify import run_command, send_signal
 from node_agent.file_sets.settings import FileSet, FilesSettings
 from node_agent.file_sets.swap import Ownership, swap
+from node_agent.services.steady_time import SteadyTime
 from spiffe_core.clock import Clock
 from spiffe_core.crypto.jose import read_compact, read_object
 from spiffe_core.errors import ConfigError, Forbidden, IdentityError, InvalidRequest, Unavailable
@@ -29,7 +30,7 @@ from spiffe_core.runtime.durable import read_private
 from spiffe_core.runtime.offload import Offload
 from spiffe_core.runtime.supervise import spawn
 from spiffe_core.spiffe_id import SpiffeId
-from workload_api.client import Redacted, WorkloadApiClient
+from workload_api.client import FetchedJwt, Redacted, WorkloadApiClient
 from workload_api.x509_context import X509Context
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class _State:
     x509: tuple[tuple[X509Context, bytes, bytes], dict[str, Content]] | None = field(default=None, repr=False)
     written: dict[str, Content] = field(default_factory=dict, repr=False)
     tokens: dict[str, str] = field(default_factory=dict, repr=False)
+    tokens_for: SpiffeId | None = None
     tokens_due: float = 0.0
     to_notify: bool = False
     retry_at: float = 0.0
@@ -60,6 +62,7 @@ class FileSets:
 
     def __init__(self, settings: FilesSettings, client: WorkloadApiClient, clock: Clock) -> None:
         self._settings, self._client, self._clock = settings, client, clock
+        self._steady = SteadyTime(clock)
         self._sets = [_State(one, ownership(one)) for one in settings.sets]
         self._context: X509Context | None = None
         self._wake = asyncio.Event()
@@ -96,10 +99,10 @@ class FileSets:
             await self._bring_up_to_date(one)
 
     async def write_due(self) -> float | None:
-        """Write what is due now; when to look again, by the monotonic clock."""
+        """Write what is due now; when to look again, on the steady line."""
         looks: list[float] = []
         for one in self._sets:
-            now = self._clock.monotonic()
+            now = self._steady.now()
             if one.wanted.wants_x509 and self._context is None:
                 continue
             if now >= one.retry_at:
@@ -115,7 +118,8 @@ class FileSets:
         return min(looks, default=None)
 
     async def _bring_up_to_date(self, one: _State) -> None:
-        files = await self._content(one)
+        trouble = await self._refresh_tokens(one)
+        files = self._content(one)
         if files != one.written:
             await self._disk(swap, one.wanted.directory, files, one.owner)
             one.written, one.to_notify = files, True
@@ -123,20 +127,40 @@ class FileSets:
         if one.to_notify:
             await self._notify(one.wanted)
             one.to_notify = False
+        if trouble is not None:
+            raise trouble
 
-    async def _content(self, one: _State) -> dict[str, Content]:
+    def _content(self, one: _State) -> dict[str, Content]:
         files: dict[str, Content] = {}
         wanted = one.wanted
-        spiffe_id = SpiffeId.parse(wanted.spiffe_id) if wanted.spiffe_id else None
         if wanted.wants_x509 and self._context is not None:
             files.update(self._x509_files(one, self._context))
-            spiffe_id = chosen(self._context, wanted).spiffe_id
-        if (wanted.jwt or wanted.jwt_bundle) and self._clock.monotonic() >= one.tokens_due:
-            await self._fetch_tokens(one, spiffe_id)
         files.update(token_files(one.tokens))
         if wanted.jwt_bundle:
             files[wanted.jwt_bundle] = Content(files[wanted.jwt_bundle].data)  # no secret
         return files
+
+    async def _refresh_tokens(self, one: _State) -> IdentityError | None:
+        """Fetch tokens that are due; why that failed, where those at hand still go with the certificate.
+
+        Raises:
+            IdentityError: it failed, and the set would not be whole, or of one identity, with what is at hand.
+        """
+        wanted = one.wanted
+        spiffe_id = SpiffeId.parse(wanted.spiffe_id) if wanted.spiffe_id else None
+        if wanted.wants_x509 and self._context is not None:
+            spiffe_id = chosen(self._context, wanted).spiffe_id
+        if not wanted.jwt and not wanted.jwt_bundle:
+            return None
+        if spiffe_id == one.tokens_for and self._steady.now() < one.tokens_due:
+            return None
+        try:
+            await self._fetch_tokens(one, spiffe_id)
+        except IdentityError as error:
+            if not one.tokens or one.tokens_for != spiffe_id:
+                raise
+            return error
+        return None
 
     def _x509_files(self, one: _State, context: X509Context) -> dict[str, Content]:
         """As before while nothing they are made of has changed: stores differ each time they are made."""
@@ -154,16 +178,16 @@ class FileSets:
         tokens: dict[str, str] = {}
         life = 600.0
         for file in one.wanted.jwt:
-            fetched = await self._client.fetch_jwt(file.audience, spiffe_id=spiffe_id)
-            tokens[file.name] = fetched[0].token
-            life = min(life, _end_of(fetched[0].token) - self._clock.now().timestamp())
+            fetched = _chosen_token(await self._client.fetch_jwt(file.audience, spiffe_id=spiffe_id), one.wanted)
+            tokens[file.name] = fetched.token
+            life = min(life, _end_of(fetched.token) - self._clock.now().timestamp())
         if one.wanted.jwt_bundle:
             bundles = await self._client.fetch_jwt_bundles()
             owner = spiffe_id or (await self._client.fetch_x509()).default.spiffe_id
             tokens[one.wanted.jwt_bundle] = _own_bundle(bundles, str(owner.trust_domain.id))
             life = min(life, 120.0)
-        one.tokens = tokens
-        one.tokens_due = self._clock.monotonic() + max(life / 2, _LEAST_TOKEN_LIFE)
+        one.tokens, one.tokens_for = tokens, spiffe_id
+        one.tokens_due = self._steady.now() + max(life / 2, _LEAST_TOKEN_LIFE)
 
     async def _notify(self, wanted: FileSet) -> None:
         if wanted.command:
@@ -191,18 +215,14 @@ class FileSets:
     def _failed(self, one: _State, error: IdentityError | OSError) -> None:
         pause = min(FIRST_RETRY * 2.0**one.failures, LONGEST_RETRY)
         one.failures = min(one.failures + 1, 20)
-        one.retry_at = self._clock.monotonic() + pause
+        one.retry_at = self._steady.now() + pause
         text = error.public if isinstance(error, IdentityError) else f"{error.strerror}: {error.filename}"
         facts = {"directory": str(one.wanted.directory)}
         log.error("a set of files is not up to date, trying again in %.0f s: %s", pause, text, extra={"facts": facts})
 
     async def _rest(self, until: float | None) -> None:
-        try:
-            seconds = None if until is None else max(until - self._clock.monotonic(), 0.0)
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
-        except TimeoutError:
-            return
+        while not self._wake.is_set() and (until is None or self._steady.now() < until):
+            await self._steady.wait(until, self._wake, keep=True)
         self._wake.clear()
 
 
@@ -230,6 +250,20 @@ def _password(path: Path | None, name: str) -> bytes:
     if not password:
         raise ConfigError(f"{path}: holds no password", field=name)
     return password
+
+
+def _chosen_token(fetched: Sequence[FetchedJwt], wanted: FileSet) -> FetchedJwt:
+    """The token of the identity a set is written for; which one that is, its certificate has told if it has one.
+
+    Raises:
+        ConfigError: no identity of this process has that hint.
+    """
+    if wanted.wants_x509 or not wanted.hint:
+        return fetched[0]
+    for one in fetched:
+        if one.hint == wanted.hint:
+            return one
+    raise ConfigError(f"{wanted.directory}: no identity of this process has the hint {wanted.hint}", field="hint")
 
 
 def _end_of(token: str) -> float:

@@ -48,6 +48,8 @@ def swap(directory: Path, files: Mapping[str, Content], owner: Ownership) -> Non
         directory, owner
     )  # every name below is looked up in this descriptor, whatever becomes of the path
     try:
+        for name in files:
+            _is_linked(folder, directory, name)
         version = f"{_VERSION}{secrets.token_hex(8)}"
         os.mkdir(version, 0o700, dir_fd=folder)
         try:
@@ -56,9 +58,12 @@ def swap(directory: Path, files: Mapping[str, Content], owner: Ownership) -> Non
         except BaseException:
             shutil.rmtree(version, ignore_errors=True, dir_fd=folder)
             raise
-        for name in files:
-            _link_once(folder, directory, name)
-        _tidy(folder, keep=version, names=frozenset(files))
+        try:
+            for name in files:
+                if not _is_linked(folder, directory, name):
+                    os.symlink(f"{DATA}/{name}", name, dir_fd=folder)
+        finally:
+            _tidy(folder, keep=version, names=frozenset(files))
     finally:
         os.close(folder)
 
@@ -110,14 +115,17 @@ def _replace_link(folder: int, name: str, target: str) -> None:
     os.fsync(folder)
 
 
-def _link_once(folder: int, directory: Path, name: str) -> None:
-    target = f"{DATA}/{name}"
+def _is_linked(folder: int, directory: Path, name: str) -> bool:
+    """Whether the name leads to the present set already; False if nothing has that name.
+
+    Raises:
+        ConfigError: it is somebody else's.
+    """
     try:
-        if os.readlink(name, dir_fd=folder) == target:
-            return
+        if os.readlink(name, dir_fd=folder) == f"{DATA}/{name}":
+            return True
     except FileNotFoundError:
-        os.symlink(target, name, dir_fd=folder)
-        return
+        return False
     except OSError:
         pass
     raise ConfigError(f"{directory / name}: is not ours; remove it, or choose another name", field="directory")

@@ -1,11 +1,15 @@
 """Identities as files: what stands in them, the swap, and what is refused."""
 
+import asyncio
 import json
 import os
+import signal
 import stat
 import threading
+import time
 
 import pytest
+import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, pkcs12
 
@@ -220,6 +224,57 @@ def test_a_disk_that_refuses_leaves_the_old_set(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert (target / "svid.key").read_bytes() == b"key 1"
     assert len([name for name in os.listdir(target) if name.startswith(".v-")]) == 1
+
+
+def test_a_name_that_is_not_ours_leaves_nothing_behind_however_often_it_is_tried(tmp_path):
+    """R12: a set that is refused again and again must not fill the disk with copies of keys."""
+    target = tmp_path / "tls"
+    target.mkdir()
+    (target / "svid.key").write_text("precious")
+    for number in range(3):
+        with pytest.raises(ConfigError, match="is not ours"):
+            swap(target, content(number), Ownership())
+    assert os.listdir(target) == ["svid.key"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "password", "rule"),
+    [("pkcs12", b"\xff\xfe", "UTF-8"), ("pkcs12_truststore", b"\xff", "UTF-8"), ("jks", b"\xff", "ASCII")],
+)
+def test_a_password_that_is_no_text_is_refused_by_name(tmp_path, context, kind, password, rule):
+    """Anything but an error of ours would end the agent that writes the files."""
+    field = f"{kind.removesuffix('_truststore')}_password_file"
+    chosen_set = wanted(tmp_path, **{kind: "store", field: "/p"})
+    with pytest.raises(ConfigError, match=f"{field}: must hold {rule}"):
+        x509_files(context, chosen_set, password, password)
+
+
+LEAVES_A_CHILD = ["sh", "-c", 'sleep 30 & echo $! > "$1"; echo started', "sh"]
+
+
+def _make_loop(kind):
+    return uvloop.new_event_loop() if kind == "uvloop" else asyncio.new_event_loop()
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_what_a_command_leaves_running_is_not_waited_for_and_what_hangs_is_ended_with_its_children(tmp_path, kind):
+    """A reload that starts a daemon, which keeps the pipe open, is no failure; under both loops, that of `files` and the agent's."""
+
+    async def tell():
+        began = time.monotonic()
+        await run_command([*LEAVES_A_CHILD, str(tmp_path / "daemon")], 20)
+        with pytest.raises(Unavailable, match=r"did not end within 0\.5 s and was killed"):
+            await run_command(["sh", "-c", "sleep 30; :"], 0.5)
+        with pytest.raises(Unavailable, match=r"exit code 3: x+$") as refusal:
+            await run_command(["sh", "-c", "head -c 300000 /dev/zero | tr '\\0' x; exit 3"], 20)
+        assert len(refusal.value.public) < 2100
+        return time.monotonic() - began
+
+    with asyncio.Runner(loop_factory=lambda: _make_loop(kind)) as runner:
+        took = runner.run(tell())
+    daemon = int((tmp_path / "daemon").read_text())
+    os.kill(daemon, signal.SIGKILL)  # alive still
+    assert took < 20
 
 
 async def test_commands_run_without_a_shell_and_are_bounded(tmp_path):
