@@ -14,7 +14,7 @@ import uvloop
 
 from spiffe_core.errors import IdentityError
 from spiffe_core.runtime.logs import LogOutput, setup_logging
-from spiffe_core.runtime.process import refuse_dumps
+from spiffe_core.runtime.process import hand_back_memory, refuse_dumps
 from spiffe_core.runtime.refusal import complain
 from spiffe_core.wire.wake_ups import drain_wake_ups
 
@@ -68,6 +68,7 @@ def run(
     try:
         output = setup_logging(settings.log_level, settings.log_file or None, style=settings.log_format)
         refuse_dumps()
+        hand_back_memory()
         drain_wake_ups()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve(output))

@@ -231,8 +231,8 @@ class Follower:
         """What the subjects are now: read in this snapshot, but for those whose content is known."""
         uow = SqlUnitOfWork(connection, ReadOnly(), self._trust_domain)
         unread: dict[int, list[str]] = {}
+        named: list[str] = []
         known_entries: list[RegistrationEntry] = []
-        entries: dict[str, EntryRecord | None] = {}
         agents: dict[str, AttestedAgent | None] = {}
         told: set[str] = set()
         for (kind, subject), value in touched.items():
@@ -241,7 +241,7 @@ class Follower:
                 continue
             name = subject.decode() if kind not in _NOT_IN_STATE else ""
             if kind == EventKind.ENTRY:
-                entries[name] = None
+                named.append(name)
             elif kind == EventKind.AGENT:
                 agents[name] = value if isinstance(value, AttestedAgent) else None
             if isinstance(value, RegistrationEntry):
@@ -249,7 +249,8 @@ class Follower:
             elif value is UNREAD and name:
                 unread.setdefault(kind, []).append(name)
         stored = uow.entries.many(unread.get(EventKind.ENTRY, ()))
-        entries.update(self._records((*known_entries, *stored.values())))
+        records = dict(self._records((*known_entries, *stored.values())))  # its keys, which stay, are the records' ids
+        entries = {**records, **dict.fromkeys(name for name in named if name not in records)}
         agents.update(uow.agents.many(unread.get(EventKind.AGENT, ())))
         names = unread.get(EventKind.BUNDLE, ())
         related = unread.get(EventKind.RELATIONSHIP, ())
