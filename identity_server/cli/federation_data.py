@@ -1,9 +1,15 @@
-"""Files of federation relationships: what `federation create -data` reads, in SPIRE's form."""
+"""Files of federation relationships: what `federation create -data` reads.
+
+`{"federationRelationships": [...]}` as SPIRE's CLI documents it, and what `federation list -output json` prints, so that
+relationships can be carried from one server to another.
+"""
 
 from __future__ import annotations
 
 import json
 from typing import Any, Final
+
+from google.protobuf import json_format
 
 from identity_server.cli.bundle_files import FORMATS, parse_bundle, read_file
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
@@ -43,16 +49,28 @@ def described(given: dict[str, str], place: str = "") -> Relationship:
 
 
 def read_relationships(file: str) -> list[Relationship]:
-    """The relationships in `{"federationRelationships": [...]}`; unknown keys are refused by name."""
+    """The relationships in `{"federationRelationships": [...]}`, or as lists print them; unknown keys are refused by name."""
     name = "standard input" if file == "-" else file
     try:
         tree = json.loads(read_file(file, "--data"))
     except (ValueError, RecursionError) as error:
         raise Failure(f"{name}: is not JSON: {error}") from None
+    if isinstance(tree, dict) and "federation_relationships" in tree:
+        return _printed(tree["federation_relationships"], f"{name}: federation_relationships")
     items = tree.get("federationRelationships") if isinstance(tree, dict) else None
     if not isinstance(items, list) or not items:
         raise Failure(f"{name}: federationRelationships: must be a list of objects")
     return [_relationship(item, f"{name}: federationRelationships[{number}].") for number, item in enumerate(items)]
+
+
+def _printed(items: Any, place: str) -> list[Relationship]:
+    """Relationships as lists print them, message by message."""
+    if not isinstance(items, list) or not items:
+        raise Failure(f"{place}: must be a list of objects")
+    try:
+        return [json_format.ParseDict(item, Relationship()) for item in items]
+    except (json_format.ParseError, TypeError, AttributeError) as error:
+        raise Failure(f"{place}: {error}", "give what `federation list -output json` printed") from None
 
 
 def _relationship(item: Any, place: str) -> Relationship:

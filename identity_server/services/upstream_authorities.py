@@ -27,6 +27,7 @@ from identity_server.services.upstream_commands import (
     anchors_in_force,
     follow,
     followed,
+    issuer_id,
     revoke_root,
     taint_root,
 )
@@ -42,7 +43,11 @@ log = logging.getLogger(__name__)
 
 
 class UpstreamAuthorities:
-    """Belongs to the event loop. Without an upstream every command is refused and there is nothing to follow."""
+    """Belongs to the event loop.
+
+    Without an upstream there is nothing to follow, and commands are refused but for the root of an upstream that is not
+    configured any more.
+    """
 
     def __init__(
         self,
@@ -68,7 +73,7 @@ class UpstreamAuthorities:
         """Mark an upstream root as no longer to be relied on: everything below it rotates at once.
 
         Raises:
-            PreconditionFailed: there is no upstream.
+            PreconditionFailed: there is no upstream, and there was none.
             InvalidRequest: it is not the root of an old authority alone.
         """
         self._require(key_id)
@@ -83,13 +88,14 @@ class UpstreamAuthorities:
         """Take a tainted upstream root out of the bundle: what is below it is refused from then on.
 
         Raises:
-            PreconditionFailed: there is no upstream, or it still publishes this root: it would come back.
+            PreconditionFailed: there is no upstream and there was none, or it still publishes this root: it would come back.
             InvalidRequest: it is not the root of an old authority alone.
             Internal: it is not tainted.
         """
-        upstream = self._require(key_id)
+        self._require(key_id)
         now = self._now()
-        if any(one.key_id == key_id for one in upstream.view.value.x509_authorities):
+        upstream = self._upstream
+        if upstream is not None and any(one.key_id == key_id for one in upstream.view.value.x509_authorities):
             raise PreconditionFailed(
                 f"upstream {upstream.name} still publishes this authority, so it would come back; take it out there first"
             )
@@ -196,12 +202,15 @@ class UpstreamAuthorities:
         if active.anchor_id in tainted:
             await self._authorities.activate("x509", fresh.authority_id, "upstream")
 
-    def _require(self, key_id: str) -> UpstreamAuthority:
-        if self._upstream is None:
+    def _require(self, key_id: str) -> None:
+        """An upstream, or an authority of ours from when there was one: its root is still in the bundle."""
+        if self._upstream is None and not any(
+            one.upstream_chain and key_id in {one.anchor_id, issuer_id(one)}
+            for one in self._store.state.value.authorities
+        ):
             raise PreconditionFailed("upstream authority is not configured")
         if not key_id:
             raise InvalidRequest(f"{NOT_VALID}: no subject key ID provided", field=FIELD)
-        return self._upstream
 
     def _about(self, caller: Caller, verb: str, key_id: str) -> AuthorityChanged:
         bundles = self._store.state.value.bundles

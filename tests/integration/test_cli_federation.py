@@ -165,6 +165,20 @@ async def test_relationships_are_read_from_a_file(run, tmp_path):
     assert (code, "cannot use other flags" in err) == (1, True)
 
 
+async def test_what_a_list_prints_can_be_read_back(run):
+    """Relationships and their bundles are carried to another server, from SPIRE's too, in the form of its API."""
+    await printed(run, "federation", "create", *WEB[:4], *("-bundleEndpointProfile", "https_web"))
+    shown = json.loads(await printed(run, "federation", "list", "-output", "json"))
+    shown["federation_relationships"][0]["trust_domain"] = "b.test"
+    data = json.dumps(shown).encode()
+    await printed(run, "federation", "create", "-data", "-", stdin=data)
+    copied = json.loads(await printed(run, "federation", "show", "-trustDomain", "b.test", "-output", "json"))
+    assert copied == shown["federation_relationships"][0]
+    shown["federation_relationships"][0]["profile"] = "x"
+    code, _, err = await run("federation", "create", "-data", "-", stdin=json.dumps(shown).encode())
+    assert (code, "federation_relationships: " in err, '"profile"' in err) == (1, True, True), err
+
+
 async def test_the_log_is_turned_and_turned_back(run):
     root = logging.getLogger()
     before = root.level

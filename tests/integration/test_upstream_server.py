@@ -149,6 +149,31 @@ async def test_the_root_is_replaced_without_a_gap(files):
         assert len([one for one in server.server.store.state.value.authorities if one.kind == "x509"]) == 1
 
 
+async def test_an_upstream_is_left_without_a_gap(files, tmp_path):
+    """Spire_features 20: without [upstream] the next authority is its own root, and the old root can be taken out."""
+    above = SpiffeTestCA(ttl=timedelta(days=2))
+    files.root(above)
+    async with live_server(tmp_path / "s", upstream=files.settings()) as server:
+        first = await minted(server)
+    async with live_server(tmp_path / "s") as server:
+        verified((await minted(server)).cert_chain, above)
+        taint = pb.TaintX509UpstreamAuthorityRequest(subject_key_id=ski(above))
+        code, words = await refused(server.local.TaintX509UpstreamAuthority(taint, timeout=10))
+        assert (code, "current authority" in words) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+        await rotate(server)
+        ours = server.state.bundles.own.x509_roots
+        assert (len(ours), ours[0]) == (2, above.der)
+        verified(first.cert_chain, above)
+        assert len((await minted(server)).cert_chain) == 1, "signed by a root"
+        stranger = pb.TaintX509UpstreamAuthorityRequest(subject_key_id=X509Authority(ours[1]).key_id)
+        code, words = await refused(server.local.TaintX509UpstreamAuthority(stranger, timeout=10))
+        assert (code, words) == (grpc.StatusCode.FAILED_PRECONDITION, "upstream authority is not configured")
+        await server.local.TaintX509UpstreamAuthority(taint, timeout=10)
+        revoke = pb.RevokeX509UpstreamAuthorityRequest(subject_key_id=ski(above))
+        await server.local.RevokeX509UpstreamAuthority(revoke, timeout=10)
+        assert server.state.bundles.own.x509_roots == ours[1:]
+
+
 async def test_only_the_root_of_an_old_authority_can_be_tainted(files):
     """Spire_wire 5.6: SPIRE's codes and words, case by case."""
     old, new = SpiffeTestCA(name="old", ttl=timedelta(days=2)), SpiffeTestCA(name="new", ttl=timedelta(days=2))
