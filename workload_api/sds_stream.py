@@ -156,6 +156,7 @@ class DeltaStream:
                 self._everything = False
             self._names.pop(name, None)
             self._held.pop(name, None)
+            self._told_missing.discard(name)
         check_names(list(self._names))
 
     def state_changed(self) -> None:

@@ -3,7 +3,7 @@
 A token is served until half of its life is over. One that someone used is replaced ahead of that moment in the
 background, so that whoever asks finds one that is fresh. One that nobody used is replaced when it is asked for; if the
 server does not answer soon, the old one is served as long as it is good (spire_features 17.3). Several callers who ask
-for the same token wait for one request.
+for the same token wait for one request; requests beyond what is asked at once queue up, for as long as somebody waits.
 
 What the server sends is verified like anybody's token before it is handed out, with the bundle that workloads verify it
 with. A token that a tainted key signed is dropped at once. Entries with `jwt_svid_include_jti` get a token of their own
@@ -16,7 +16,8 @@ import asyncio
 import contextlib
 import heapq
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from node_agent.domain.entry_cache import stamp_of
 from node_agent.domain.token_cache import HeldToken, TokenCache, TokenKey
@@ -81,6 +82,8 @@ class JwtSvids:
         self._refreshes = asyncio.Semaphore(REFRESHES_AT_ONCE)
         self._under_way: dict[TokenKey, asyncio.Task[JwtSvid]] = {}
         self._tasks: set[asyncio.Task[JwtSvid]] = set()
+        self._callers: Counter[TokenKey] = Counter()
+        self._queued: set[TokenKey] = set()
         self._due: list[tuple[float, TokenKey]] = []
         self._retry = FIRST_RETRY
         self._wake = asyncio.Event()
@@ -149,13 +152,28 @@ class JwtSvids:
             if now < held.renew_at:
                 return held.svid
         try:
-            async with self._patience(PATIENCE_SECONDS if held is None else PATIENCE_WITH_TOKEN_SECONDS):
-                return await asyncio.shield(self._fetch(key, entry, self._requests))
+            with self._waiting_for(key):
+                async with self._patience(PATIENCE_SECONDS if held is None else PATIENCE_WITH_TOKEN_SECONDS):
+                    return await asyncio.shield(self._fetch(key, entry, self._requests))
         except IdentityError as error:
             if held is None or self._cache.peek(key) is not held or self._has_ended(held):
                 raise _could_not(error) from error
             log.info("serving an older JWT-SVID: %s", error.public, extra={"facts": {"entry_id": entry.id}})
             return held.svid
+
+    @contextlib.contextmanager
+    def _waiting_for(self, key: TokenKey) -> Iterator[None]:
+        """A request whose turn has not come when the last one who waits for it leaves is not made: its place is free."""
+        self._callers[key] += 1
+        try:
+            yield
+        finally:
+            self._callers[key] -= 1
+            if not self._callers[key]:
+                del self._callers[key]
+                if key in self._queued:
+                    self._queued.discard(key)
+                    self._under_way.pop(key).cancel()
 
     @contextlib.asynccontextmanager
     async def _patience(self, seconds: float) -> AsyncIterator[None]:
@@ -171,16 +189,20 @@ class JwtSvids:
         if task is None:
             task = spawn(self._fetch_and_hold(key, entry, lane), "fetch a JWT-SVID", self._tasks)
             self._under_way[key] = task
+            self._queued.add(key)
             task.add_done_callback(lambda done: self._ended(key, done))
         return task
 
     def _ended(self, key: TokenKey, task: asyncio.Task[JwtSvid]) -> None:
-        self._under_way.pop(key, None)
+        if self._under_way.get(key) is task:
+            del self._under_way[key]
+            self._queued.discard(key)
         if not task.cancelled():
             task.exception()  # whoever waited has heard it; asyncio need not report it again
 
     async def _fetch_and_hold(self, key: TokenKey, entry: RegistrationEntry, lane: asyncio.Semaphore) -> JwtSvid:
         async with lane:
+            self._queued.discard(key)
             svid = _with_hint(await self._ask(entry, key.audience), entry.hint)
         present = self._workloads.entries.get(entry.id)
         if present is None or present.spiffe_id != entry.spiffe_id or self._workloads.banned:
@@ -219,6 +241,7 @@ class JwtSvids:
         if held is None or entry is None or not held.used or now < held.renew_at:
             return
         task = self._fetch(key, entry, self._refreshes)
+        self._queued.discard(key)  # wanted, whoever leaves
         task.add_done_callback(lambda done: self._refreshed(key, held, done))
 
     def _refreshed(self, key: TokenKey, held: HeldToken, task: asyncio.Task[JwtSvid]) -> None:

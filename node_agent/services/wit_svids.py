@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -127,15 +127,16 @@ class WitSvids:
                 following.wake.clear()
                 version = entitlement.version
                 wanted = self._workloads.matching(selectors)
+                if following.watch.value is not None:  # what was withdrawn goes at once, however long the server takes
+                    _publish(following, self._view(wanted)[0])
                 try:
                     await self._fetch_missing(wanted)
                     retry = 0.0
                 except IdentityError as error:
                     retry = min(max(FIRST_RETRY, retry * 2), LONGEST_RETRY)
                     log.warning("WIT-SVIDs could not be fetched, trying again in %.0f s: %s", retry, error.public)
-                view, due = self._view(wanted)
-                if view != following.watch.value:
-                    following.watch.publish(view)
+                view, due = self._view(self._workloads.matching(selectors))
+                _publish(following, view)
                 if retry:
                     due = self._steady.now() + retry * (1 + _JITTER * self._draw())
                 await self._rest(due, following.wake, entitlement, version)
@@ -212,14 +213,17 @@ class WitSvids:
             return check(await self._server.fetch_bundle())  # signed by a key newer than the bundle at hand
 
     def _view(self, wanted: Sequence[RegistrationEntry]) -> tuple[WitView | None, float | None]:
-        """What may be handed out now, and when to look again. None when there is an identity but no token yet."""
+        """What may be handed out now, and when to look again. None when there is an identity but no token yet.
+
+        The token of a name that an entry no longer has is not served for an instant longer.
+        """
         now = self._steady.now()
-        held = [self._held[entry.id] for entry in wanted if entry.id in self._held]
-        good = [one for one in held if now < one.ends_at]
-        due = min((one.renew_at for one in good), default=None)
+        held = [(self._held[entry.id], entry) for entry in wanted if entry.id in self._held]
+        good = [(one, entry) for one, entry in held if now < one.ends_at and one.identity.spiffe_id == entry.spiffe_id]
+        due = min((one.renew_at for one, _ in good), default=None)
         if wanted and not good:
             return None, due
-        return WitView(tuple(one.identity for one in good)), due
+        return WitView(tuple(replace(one.identity, hint=entry.hint) for one, entry in good)), due
 
     def _tidy(self) -> None:
         """Forget tokens that have ended, and those of entries that are gone."""
@@ -229,6 +233,11 @@ class WitSvids:
     def _wake_all(self) -> None:
         for following in self._following.values():
             following.wake.set()
+
+
+def _publish(following: _Following, view: WitView | None) -> None:
+    if view != following.watch.value:
+        following.watch.publish(view)
 
 
 async def _wake_at_change(entitlement: Watch[WorkloadView | None], version: int, wake: asyncio.Event) -> None:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from node_agent.services.jwt_svids import MOST_PER_ENTRY, JwtSvids
+from node_agent.services.jwt_svids import MOST_PER_ENTRY, REQUESTS_AT_ONCE, JwtSvids
 from spiffe_core.errors import NoIdentityIssued, NotFound, Refusal, Unavailable
 from spiffe_core.jwt_verify import verify_jwt_svid
 from spiffe_core.spiffe_id import SpiffeId
@@ -84,6 +84,28 @@ async def test_a_caller_that_leaves_does_not_cancel_the_others_request():
     world.server.gate.set()
     assert (await stayer).token
     assert len(world.server.jwt_asked) == 1
+
+
+async def test_callers_who_ask_for_ever_new_audiences_and_leave_leave_no_queue_behind():
+    """S53: otherwise one user fills memory, and everybody else's first token waits behind requests nobody waits for."""
+    world, jwt = await serving()
+    world.server.gate = asyncio.Event()
+    stayer = asyncio.ensure_future(one(jwt, ("first",)))
+    for number in range(10 * REQUESTS_AT_ONCE):
+        leaver = asyncio.ensure_future(one(jwt, (f"flood-{number}",)))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        leaver.cancel()
+        await asyncio.gather(leaver, return_exceptions=True)
+    assert len(jwt._tasks) <= REQUESTS_AT_ONCE
+    last = asyncio.ensure_future(one(jwt, ("flood-7",)))  # asked for once more by somebody who stays
+    await asyncio.sleep(0)
+    world.server.gate.set()
+    assert (await stayer).token
+    assert (await last).token
+    assert len(world.server.jwt_asked) <= REQUESTS_AT_ONCE + 1
+    assert not jwt._queued
+    assert not jwt._callers
 
 
 async def test_past_half_its_life_a_token_is_replaced_when_asked_for():

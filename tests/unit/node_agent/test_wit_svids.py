@@ -118,6 +118,44 @@ async def test_a_removed_entry_empties_the_set():
         assert (await next_view(watch, version)).wit_svids == ()
 
 
+async def test_the_token_of_a_name_that_an_entry_no_longer_has_is_withdrawn_at_once():
+    """WAPI-54: also while the server cannot make the new one; and the new hint comes with the old token."""
+    world, wit = await serving()
+    with wit.subscribe_wit(UID) as watch:
+        (old,) = (await next_view(watch)).wit_svids
+        version = watch.version
+        world.server.publish(make_entry(hint="first", revision_number=1))
+        await world.sync.once()
+        assert (await next_view(watch, version)).wit_svids[0].hint == "first"
+        version = watch.version
+        renamed = SpiffeId.parse("spiffe://example.org/renamed")
+        world.server.publish(make_entry(spiffe_id=renamed, revision_number=2))
+        await world.sync.once()
+        world.server.troubles_of["issue_wits"] = Unavailable("away")
+        await world.fetch()
+        assert await next_view(watch, version) is None
+        version = watch.version
+        nudge(wit)
+        (new,) = (await next_view(watch, version)).wit_svids
+    assert (new.spiffe_id, new.token != old.token) == (renamed, True)
+
+
+async def test_a_withdrawn_identity_goes_while_the_token_of_another_is_waited_for():
+    """WAPI-54: a server that takes its time must not keep in force what it has withdrawn."""
+    other = make_entry(id="entry-2", spiffe_id=SpiffeId.parse("spiffe://example.org/other"))
+    world, wit = await serving(make_entry(), other)
+    with wit.subscribe_wit(UID) as watch:
+        await next_view(watch)
+        version = watch.version
+        world.server.remove("entry-1")
+        world.server.publish(make_entry(id="entry-3", spiffe_id=SpiffeId.parse("spiffe://example.org/third")))
+        await world.sync.once()
+        world.server.gate = asyncio.Event()
+        left = [str(one.spiffe_id) for one in (await next_view(watch, version)).wit_svids]
+        assert left == ["spiffe://example.org/other"]
+        world.server.gate.set()
+
+
 async def test_a_tainted_keys_tokens_are_replaced_at_once():
     world, wit = await serving()
     with wit.subscribe_wit(UID) as watch:

@@ -274,6 +274,16 @@ class TestDelta:
         assert [one.name for one in response.resources] == [WEB]
         assert not response.removed_resources
 
+    def test_names_that_lead_to_nothing_are_forgotten_when_they_are_unsubscribed(self, view):
+        """S53: one stream that tries out names must not fill the agent's memory."""
+        stream = delta()
+        for number in range(10):
+            names = [f"spiffe://example.org/{number}/{tail}" for tail in range(100)]
+            stream.request(subscribe(*names))
+            assert len(stream.answer(secrets(view)).removed_resources) == 100
+            stream.request(subscribe(gone=names))
+        assert len(stream._told_missing) <= 100
+
     def test_a_name_asked_for_again_is_sent_again(self, view):
         stream = delta()
         stream.request(subscribe("default"))
