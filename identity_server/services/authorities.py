@@ -98,6 +98,11 @@ class Authorities:
         """The X.509 authority that signs now."""
         return self._lines["x509"].seated
 
+    def believes_clock(self) -> bool:
+        """Look at the clock; False for an hour after it jumped, in which nothing is deleted for having expired."""
+        self._pruning.look_at_clock()
+        return self._pruning.clock_is_believed
+
     @property
     def key_trouble(self) -> str:
         """Why a key cannot be used now, "" if all can. For health."""

@@ -45,9 +45,14 @@ class AuthorityPruning:
             self._not_until = self._clock.monotonic() + PRUNE_PAUSE_SECONDS
             log.warning("clock jump: the wall clock moved by %+.0f s", jump, extra={"facts": {"seconds": round(jump)}})
 
+    @property
+    def clock_is_believed(self) -> bool:
+        """False for so long after a jump: what a wrong clock deletes is gone."""
+        return self._clock.monotonic() >= self._not_until
+
     async def run(self) -> None:
         """Prune, if there is something to prune and the clock can be believed."""
-        if self._clock.monotonic() < self._not_until:
+        if not self.clock_is_believed:
             return
         now, settings, kinds = int(self._clock.now().timestamp()), self._settings, self._kinds
         state = self._store.state.value

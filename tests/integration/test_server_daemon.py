@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2
 
 from identity_server import daemon
 from identity_server.domain.state import HistoryChange, Position
+from identity_server.services import authority_pruning
 from spiffe_core.crypto.keys import KeyKind, generate
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
 from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
@@ -267,7 +268,8 @@ async def test_banned_agents_are_cut_off_by_the_guard(short):
         task.cancel()
 
 
-async def test_pruning_takes_what_has_expired(short):
+async def test_pruning_takes_what_has_expired(short, monkeypatch):
+    monkeypatch.setattr(authority_pruning, "PRUNE_PAUSE_SECONDS", 0.0)
     async with live_server() as live:
         now = int(live.clock.now().timestamp())
         await live.entries(entry("/a", expires_at=now + 5), entry("/b"))
@@ -277,6 +279,17 @@ async def test_pruning_takes_what_has_expired(short):
         assert (await live.entry.CountEntries(entry_pb2.CountEntriesRequest())).count == 1
         gone = await live.server.store.execute(lambda uow: uow.join_tokens.prune(2**40))
         assert gone == 0
+
+
+async def test_nothing_is_deleted_for_having_expired_right_after_a_clock_jump(short):
+    """R17: a clock that is a year ahead for a minute must not cost the registrations that end before."""
+    async with live_server() as live:
+        now = int(live.clock.now().timestamp())
+        await live.entries(entry("/a", expires_at=now + 86_400))
+        live.clock.move(365 * 86_400)
+        await daemon.prune(live.server)
+        live.clock.move(-365 * 86_400)
+        assert (await live.entry.CountEntries(entry_pb2.CountEntriesRequest())).count == 1
 
 
 async def test_a_loop_that_dies_of_a_bug_ends_the_server(short, monkeypatch):
