@@ -18,7 +18,7 @@ from identity_server.domain.publication import BundleFormat, Outcome, Publicatio
 from identity_server.domain.state import State
 from identity_server.domain.upstream import UpstreamCa, UpstreamView
 from identity_server.repositories import UnitOfWork
-from spiffe_core.bundle import JwtAuthority, TrustBundle
+from spiffe_core.bundle import JwtAuthority, TrustBundle, WitAuthority
 from spiffe_core.bundle_document import LoadedBundle
 from spiffe_core.crypto.keys import AuthorityKey, AuthorityPublicKey, KeyKind
 from spiffe_core.runtime.watch import Watch
@@ -128,6 +128,10 @@ class UpstreamAuthority(Protocol):
             Unimplemented: this upstream publishes no JWT keys; ours stay local to this server's bundle.
             Unavailable: the upstream cannot be reached or refuses now.
         """
+        ...
+
+    async def publish_wit_authority(self, authority: WitAuthority) -> tuple[WitAuthority, ...]:
+        """The same for the key that signs our WIT-SVIDs; raises the same."""
         ...
 
     async def close(self) -> None:

@@ -116,7 +116,13 @@ def rpc_services(parts: Served) -> tuple[grpc.GenericRpcHandler, ...]:
         handlers(
             BUNDLE,
             BundleApi(
-                TrustBundles(store=store, audit=audit, trust_domain=trust_domain, upstream=parts.upstream),
+                TrustBundles(
+                    store=store,
+                    audit=audit,
+                    trust_domain=trust_domain,
+                    upstream=parts.upstream,
+                    wit=settings.wit.enabled,
+                ),
                 FederatedBundles(store=store, audit=audit),
                 trust_domain=trust_domain,
             ),

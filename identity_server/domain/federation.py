@@ -11,7 +11,7 @@ import enum
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from spiffe_core.bundle import JwtAuthority, TrustBundle
+from spiffe_core.bundle import JwtAuthority, TrustBundle, WitAuthority
 from spiffe_core.errors import Conflict, InvalidRequest
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 
@@ -95,15 +95,17 @@ def untainted(bundle: TrustBundle) -> TrustBundle:
     )
 
 
-def with_published_key(bundle: TrustBundle, key: JwtAuthority) -> TrustBundle:
-    """Add a JWT key that somebody else signs with. One that stands there already is left as it is, tainted or not.
+def with_published_key(bundle: TrustBundle, key: JwtAuthority | WitAuthority) -> TrustBundle:
+    """Add a token key that somebody else signs with. One that stands there already is left as it is, tainted or not.
 
     Raises:
         Conflict: its key ID stands for another key. Replacing that would hand somebody else's tokens to the caller.
     """
     for known in (*bundle.jwt_authorities, *bundle.wit_authorities):
         if known.key_id == key.key_id:
-            if isinstance(known, JwtAuthority) and known.public_key == key.public_key:
+            if type(known) is type(key) and known.public_key == key.public_key:
                 return bundle
             raise Conflict(f"key_id: {key.key_id!r} stands for another key in this bundle; choose another key ID")
+    if isinstance(key, WitAuthority):
+        return bundle.with_wit_authority(replace(key, tainted=False) if key.tainted else key)
     return bundle.with_jwt_authority(replace(key, tainted=False) if key.tainted else key)

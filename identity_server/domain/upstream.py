@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spiffe_core.bundle import JwtAuthority, X509Authority
+from spiffe_core.bundle import JwtAuthority, WitAuthority, X509Authority
 from spiffe_core.errors import InvalidBundle
 
 MAX_CHAIN = 9
@@ -42,8 +42,9 @@ class UpstreamCa:
 class UpstreamView:
     """The trust domain's authorities as the upstream shows them now. Ours follow: added, tainted and withdrawn.
 
-    `jwt_authorities` stays empty where the upstream publishes no JWT keys.
+    `jwt_authorities` and `wit_authorities` stay empty where the upstream publishes no keys.
     """
 
     x509_authorities: tuple[X509Authority, ...] = ()
     jwt_authorities: tuple[JwtAuthority, ...] = ()
+    wit_authorities: tuple[WitAuthority, ...] = ()

@@ -13,8 +13,8 @@ from identity_server.rpc.batches import completed, read_each, worded
 from identity_server.rpc.caller import Context, current_caller
 from identity_server.services.federated_bundles import BundleEdit, FederatedBundles, Outcome
 from identity_server.services.trust_bundles import TrustBundles
-from spiffe_core.bundle import TrustBundle
-from spiffe_core.errors import IdentityError, InvalidRequest, Unimplemented
+from spiffe_core.bundle import TrustBundle, WitAuthority
+from spiffe_core.errors import IdentityError, InvalidRequest
 from spiffe_core.spiffe_id import TrustDomain
 from spiffe_core.wire import convert
 from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
@@ -84,10 +84,11 @@ class BundleApi:
         return bundle_pb2.PublishJWTAuthorityResponse(jwt_authorities=convert.jwt_authorities_to_proto(keys))
 
     async def PublishWITAuthority(
-        self, _request: bundle_pb2.PublishWITAuthorityRequest, _context: Context
+        self, request: bundle_pb2.PublishWITAuthorityRequest, _context: Context
     ) -> bundle_pb2.PublishWITAuthorityResponse:
-        """Not offered, as in SPIRE."""
-        raise Unimplemented("WIT-SVID functionality is not yet implemented")
+        """Trust the key with which a downstream server signs WIT-SVIDs, where they are switched on."""
+        keys = await self._bundles.publish_wit_authority(current_caller(), lambda: _wit_authority(request))
+        return bundle_pb2.PublishWITAuthorityResponse(wit_authorities=convert.wit_authorities_to_proto(keys))
 
     async def ListFederatedBundles(
         self, request: bundle_pb2.ListFederatedBundlesRequest, _context: Context
@@ -183,6 +184,13 @@ class BundleApi:
         if trust_domain == self._trust_domain:
             raise InvalidRequest(f"{action} is not allowed", field="trust_domain")
         return trust_domain
+
+
+def _wit_authority(request: bundle_pb2.PublishWITAuthorityRequest) -> WitAuthority:
+    if not request.HasField("wit_authority"):
+        raise InvalidRequest("missing WIT authority", field="wit_authority")
+    (key,) = worded("invalid WIT authority", lambda: convert.wit_authorities_from_proto([request.wit_authority]))
+    return key
 
 
 def _trust_domain(name: str) -> TrustDomain:

@@ -68,5 +68,16 @@ def lines_of(
         )
     if settings.wit is not None:
         wit = WitIssuer(store=store, clock=clock, default_ttl=int(settings.wit.default_ttl.total_seconds()))
-        lines.append(TokenLine(wit, key_kind=settings.wit.key_kind, lifetime=settings.ca_ttl, entropy=entropy))
+        lines.append(
+            TokenLine(wit, key_kind=settings.wit.key_kind, lifetime=settings.ca_ttl, entropy=entropy)
+            if upstream is None
+            else UpstreamTokenLine(
+                wit,
+                key_kind=settings.wit.key_kind,
+                lifetime=settings.ca_ttl,
+                entropy=entropy,
+                upstream=upstream,
+                clock=clock,
+            )
+        )
     return Issuers(issuer, jwt, wit), {line.kind: line for line in lines}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from identity_server.domain.access import Caller
@@ -13,8 +13,8 @@ from identity_server.domain.listing import Page
 from identity_server.ports import AuditLog, Store, UnitOfWork, UpstreamAuthority
 from identity_server.services.audited import audited
 from identity_server.services.registration import page_limit
-from identity_server.services.upstream_lines import publish_upstream
-from spiffe_core.bundle import JwtAuthority, TrustBundle, X509Authority
+from identity_server.services.upstream_lines import publish_upstream, publish_wit_upstream
+from spiffe_core.bundle import JwtAuthority, TrustBundle, WitAuthority, X509Authority
 from spiffe_core.errors import InvalidRequest, NotFound, Unimplemented
 from spiffe_core.spiffe_id import TrustDomain
 
@@ -23,9 +23,16 @@ class TrustBundles:
     """Reads from the latest state; adds authorities that others sign with."""
 
     def __init__(
-        self, *, store: Store, audit: AuditLog, trust_domain: TrustDomain, upstream: UpstreamAuthority | None = None
+        self,
+        *,
+        store: Store,
+        audit: AuditLog,
+        trust_domain: TrustDomain,
+        upstream: UpstreamAuthority | None = None,
+        wit: bool = False,
     ) -> None:
         self._store = store
+        self._wit = wit
         self._upstream = upstream
         self._audit = audit
         self._trust_domain = trust_domain
@@ -98,8 +105,32 @@ class TrustBundles:
         with audited(self._audit, self._change(caller, "publish", given)):
             return (await self._store.execute(lambda uow: _append(uow, given))).jwt_authorities
 
+    async def publish_wit_authority(
+        self, caller: Caller, given_key: Callable[[], WitAuthority]
+    ) -> tuple[WitAuthority, ...]:
+        """The same for the key with which a downstream server signs WIT-SVIDs; all WIT keys of the trust domain.
+
+        `given_key` reads it once that matters.
+
+        Raises:
+            Unimplemented: WIT-SVIDs are switched off.
+            Conflict, Unavailable: as for a JWT key.
+        """
+        if not self._wit:
+            raise Unimplemented("WIT functionality is disabled")
+        key = given_key()
+        given = untainted(TrustBundle(self._trust_domain, wit_authorities=(key,)))
+        if self._upstream is not None:
+            with contextlib.suppress(Unimplemented):
+                above = await publish_wit_upstream(self._upstream, given.wit_authorities[0])
+                keys = {one.key_id: one for one in (*above, key)}
+                given = untainted(TrustBundle(self._trust_domain, wit_authorities=tuple(keys.values())))
+        with audited(self._audit, self._change(caller, "publish", given)):
+            return (await self._store.execute(lambda uow: _append(uow, given))).wit_authorities
+
     def _change(self, caller: Caller, change: str, given: TrustBundle) -> BundleChanged:
         ids = [one.key_id for one in given.x509_authorities] + [one.key_id for one in given.jwt_authorities]
+        ids += [one.key_id for one in given.wit_authorities]
         return BundleChanged(
             change=change, trust_domain=str(self._trust_domain), actor=caller.actor, authority_ids=" ".join(ids)
         )
@@ -112,7 +143,8 @@ def _append(uow: UnitOfWork, given: TrustBundle) -> TrustBundle:
     after = before
     for authority in given.x509_authorities:
         after = after.with_x509_authority(authority.der)
-    for key in given.jwt_authorities:
+    published: tuple[JwtAuthority | WitAuthority, ...] = (*given.jwt_authorities, *given.wit_authorities)
+    for key in published:
         after = with_published_key(after, key)
     if after is before:
         return before

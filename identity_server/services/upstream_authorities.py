@@ -160,6 +160,7 @@ class UpstreamAuthorities:
 
     async def _store_followed(self, view: UpstreamView, expected: TrustBundle, now: int) -> None:
         ids = [one.key_id for one in expected.x509_authorities] + [one.key_id for one in expected.jwt_authorities]
+        ids += [one.key_id for one in expected.wit_authorities]
         event = BundleChanged(
             change="follow upstream",
             trust_domain=str(self._trust_domain),
@@ -179,8 +180,13 @@ class UpstreamAuthorities:
         x509 = {one.key_id for one in view.x509_authorities}
         jwt = {one.key_id for one in view.jwt_authorities}
         gone = {one.key_id for one in self._shown.x509_authorities if one.tainted} - x509
-        gone_keys = {one.key_id for one in self._shown.jwt_authorities if one.tainted} - jwt
-        self._withdrawn = Withdrawn((self._withdrawn.x509 | gone) - x509, (self._withdrawn.jwt | gone_keys) - jwt)
+        wit = {one.key_id for one in view.wit_authorities}
+        gone_jwt = {one.key_id for one in self._shown.jwt_authorities if one.tainted} - jwt
+        gone_wit = {one.key_id for one in self._shown.wit_authorities if one.tainted} - wit
+        before = self._withdrawn
+        self._withdrawn = Withdrawn(
+            (before.x509 | gone) - x509, (before.jwt | gone_jwt) - jwt, (before.wit | gone_wit) - wit
+        )
         self._shown = view
 
     async def _leave_tainted(self, view: UpstreamView) -> None:

@@ -9,13 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from identity_server.domain.authority import Authority, Forget, Slots, Status, decide
+from identity_server.domain.authority import Authority, AuthorityKind, Forget, Slots, Status, decide
 from identity_server.domain.federation import with_published_key
 from identity_server.domain.orders import Order
-from identity_server.domain.published import published_ids, signing_ids, tainted_ids, with_roots
+from identity_server.domain.published import (
+    published_ids,
+    signing_ids,
+    tainted_ids,
+    with_roots,
+    with_tainted,
+    without_published,
+)
 from identity_server.domain.upstream import UpstreamView
 from identity_server.ports import UnitOfWork
-from spiffe_core.bundle import TrustBundle
+from spiffe_core.bundle import JwtAuthority, TrustBundle, WitAuthority
 from spiffe_core.crypto.certificates import read_certificate
 from spiffe_core.errors import Conflict, Internal, InvalidRequest, NotFound
 from spiffe_core.spiffe_id import TrustDomain
@@ -30,6 +37,7 @@ class Withdrawn:
 
     x509: frozenset[str] = frozenset()
     jwt: frozenset[str] = frozenset()
+    wit: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +55,28 @@ def followed(bundle: TrustBundle, view: UpstreamView, withdrawn: Withdrawn, in_f
     """
     after = with_roots(bundle, (one.der for one in view.x509_authorities))
     conflicts = []
-    for key in view.jwt_authorities:
+    published: tuple[JwtAuthority | WitAuthority, ...] = (*view.jwt_authorities, *view.wit_authorities)
+    for key in published:
         try:
             after = with_published_key(after, key)
         except Conflict:
             conflicts.append(key.key_id)
-    for one in view.x509_authorities:
-        if one.tainted and one.key_id not in in_force:
-            after = after.with_x509_tainted(one.key_id)
-    for key in view.jwt_authorities:
-        if key.tainted and key.key_id not in conflicts:
-            after = after.with_jwt_tainted(key.key_id)
-    for key_id in (withdrawn.x509 & tainted_ids(after, "x509")) - in_force:
-        after = after.without_x509_authority(key_id)
-    for key_id in withdrawn.jwt & tainted_ids(after, "jwt"):
-        after = after.without_jwt_authority(key_id)
+    bad: dict[AuthorityKind, set[str]] = {
+        "x509": {one.key_id for one in view.x509_authorities if one.tainted} - in_force,
+        "jwt": {one.key_id for one in view.jwt_authorities if one.tainted}.difference(conflicts),
+        "wit": {one.key_id for one in view.wit_authorities if one.tainted}.difference(conflicts),
+    }
+    for kind, ids in bad.items():
+        for key_id in sorted(ids):
+            after = with_tainted(after, kind, key_id)
+    gone: dict[AuthorityKind, frozenset[str]] = {
+        "x509": withdrawn.x509 - in_force,
+        "jwt": withdrawn.jwt,
+        "wit": withdrawn.wit,
+    }
+    for kind, withdrawn_ids in gone.items():
+        for key_id in sorted(withdrawn_ids & tainted_ids(after, kind)):
+            after = without_published(after, kind, key_id)
     if after is not bundle:
         after = replace(after, sequence=bundle.sequence + 1)
     return Followed(after, tuple(conflicts))

@@ -1,4 +1,4 @@
-"""The lines of a server below an upstream authority: its CA certificate is signed, and its JWT keys published, up there.
+"""The lines of a server below an upstream authority: its CA certificate is signed, and its token keys published, up there.
 
 The upstream may be slow or away. It is asked with a time limit, never while anything that signs would have to wait, and
 after a failure not again at once: the pause doubles up to five minutes. Until then the authority in force goes on.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from datetime import timedelta
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -20,8 +22,8 @@ from identity_server.domain.upstream import UpstreamCa
 from identity_server.ports import UpstreamAuthority
 from identity_server.services.authority_lines import Birth, CaSettings, Entropy, TokenLine, X509Line
 from identity_server.services.issuer import Issuer, draw_serial
-from identity_server.services.token_issuer import JwtIssuer
-from spiffe_core.bundle import JwtAuthority
+from identity_server.services.token_issuer import JwtIssuer, WitIssuer
+from spiffe_core.bundle import JwtAuthority, WitAuthority
 from spiffe_core.clock import Clock
 from spiffe_core.crypto.keys import AuthorityKey, KeyKind, MlDsaPrivateKey, PrivateKey
 from spiffe_core.errors import IdentityError, InvalidCertificate, PreconditionFailed, Unavailable, Unimplemented
@@ -34,6 +36,8 @@ PUBLISH_SECONDS = 5.0
 """How long it may take to publish a JWT key (spire_features section 13.1)."""
 FIRST_PAUSE_SECONDS = 5.0
 MAX_PAUSE_SECONDS = 300.0
+
+Keys = TypeVar("Keys")
 
 log = logging.getLogger(__name__)
 
@@ -121,11 +125,11 @@ class UpstreamX509Line(X509Line):
 
 
 class UpstreamTokenLine(TokenLine):
-    """JWT keys that the upstream publishes to the whole trust domain, if it can."""
+    """Keys for tokens that the upstream publishes to the whole trust domain, if it can."""
 
     def __init__(
         self,
-        issuer: JwtIssuer,
+        issuer: JwtIssuer | WitIssuer,
         *,
         key_kind: KeyKind,
         lifetime: timedelta,
@@ -144,10 +148,15 @@ class UpstreamTokenLine(TokenLine):
     async def bear(self, key: AuthorityKey, now: int, work: Offload, outlive: int = 0) -> Birth:
         """Draw a key id, and have the key published before anything is signed with it."""
         birth = await super().bear(key, now, work, outlive)
+        named = (birth.authority_id, birth.material, birth.not_after)
         try:
-            await publish_upstream(self._upstream, JwtAuthority(birth.authority_id, birth.material, birth.not_after))
+            if self.kind == "jwt":
+                await publish_upstream(self._upstream, JwtAuthority(*named))
+            else:
+                await publish_wit_upstream(self._upstream, WitAuthority(*named))
         except Unimplemented:
-            log.info("upstream %s publishes no JWT keys; ours stand in this server's bundle", self._upstream.name)
+            word = self.kind.upper()
+            log.info("upstream %s publishes no %s keys; ours stand in this server's bundle", self._upstream.name, word)
         except IdentityError as error:
             self._pauses.failed(error)
             raise
@@ -162,17 +171,24 @@ async def publish_upstream(upstream: UpstreamAuthority, key: JwtAuthority) -> tu
         Unimplemented: the upstream publishes none.
         Unavailable: it cannot now.
     """
+    return await _published(upstream.name, "JWT", upstream.publish_jwt_authority(key))
+
+
+async def publish_wit_upstream(upstream: UpstreamAuthority, key: WitAuthority) -> tuple[WitAuthority, ...]:
+    """Hand a WIT key up; all keys the upstream has then. Raises as `publish_upstream`."""
+    return await _published(upstream.name, "WIT", upstream.publish_wit_authority(key))
+
+
+async def _published(upstream: str, word: str, publishing: Awaitable[Keys]) -> Keys:
     try:
         async with asyncio.timeout(PUBLISH_SECONDS):
-            return await upstream.publish_jwt_authority(key)
+            return await publishing
     except TimeoutError:
-        raise Unavailable(
-            f"upstream {upstream.name}: did not publish a JWT key within {PUBLISH_SECONDS:.0f} s"
-        ) from None
+        raise Unavailable(f"upstream {upstream}: did not publish a {word} key within {PUBLISH_SECONDS:.0f} s") from None
     except (Unimplemented, Unavailable):
         raise
     except IdentityError as error:
-        raise Unavailable(f"upstream {upstream.name}: did not publish a JWT key: {error.public}") from error
+        raise Unavailable(f"upstream {upstream}: did not publish a {word} key: {error.public}") from error
 
 
 def ca_request(key: PrivateKey, trust_domain: TrustDomain, subject: x509.Name, number: int) -> bytes:

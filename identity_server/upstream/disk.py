@@ -21,7 +21,7 @@ from identity_server.domain.minting import check_ca_request
 from identity_server.domain.profiles import Parent, plan_ca
 from identity_server.domain.upstream import MAX_CHAIN, MAX_ROOTS, UpstreamCa, UpstreamView
 from identity_server.settings_upstream import UpstreamDiskSection
-from spiffe_core.bundle import JwtAuthority, X509Authority
+from spiffe_core.bundle import JwtAuthority, WitAuthority, X509Authority
 from spiffe_core.clock import Clock
 from spiffe_core.crypto.certificates import CertificateFacts, key_id_of, public_key_of, read_certificate
 from spiffe_core.crypto.csr import parse_csr
@@ -122,6 +122,14 @@ class DiskUpstream:
             Unimplemented: always.
         """
         raise Unimplemented("upstream disk: JWT keys are not published upstream", key_id=authority.key_id)
+
+    async def publish_wit_authority(self, authority: WitAuthority) -> tuple[WitAuthority, ...]:
+        """Files take no keys.
+
+        Raises:
+            Unimplemented: always.
+        """
+        raise Unimplemented("upstream disk: WIT keys are not published upstream", key_id=authority.key_id)
 
     async def reload(self) -> bool:
         """Read the files again if they changed; True if what they hold is in force now."""

@@ -14,13 +14,19 @@ import grpc.aio
 
 from identity_server.domain.agents import SERVER_PATH
 from identity_server.domain.upstream import UpstreamCa
-from spiffe_core.bundle import JwtAuthority, TrustBundle
+from spiffe_core.bundle import JwtAuthority, TrustBundle, WitAuthority
 from spiffe_core.clock import Clock
 from spiffe_core.errors import IdentityError, InvalidRequest, Kind, Unavailable, Unimplemented
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2 as bundle_api_pb2
 from spiffe_core.wire._gen.spire.api.server.svid.v1 import svid_pb2
-from spiffe_core.wire.convert_bundle import bundle_from_proto, jwt_authorities_from_proto, jwt_authorities_to_proto
+from spiffe_core.wire.convert_bundle import (
+    bundle_from_proto,
+    jwt_authorities_from_proto,
+    jwt_authorities_to_proto,
+    wit_authorities_from_proto,
+    wit_authorities_to_proto,
+)
 from spiffe_core.wire.dialer import Dialer, DialTrust
 from spiffe_core.wire.services import Stub
 from spiffe_core.wire.status import from_rpc_error
@@ -96,6 +102,20 @@ class NestedServer:
         response = await self._call(_BUNDLE, "PublishJWTAuthority", request, CALL_SECONDS)
         try:
             return jwt_authorities_from_proto(response.jwt_authorities)
+        except InvalidRequest as error:
+            raise self._unusable(error) from None
+
+    async def publish_wit(self, authority: WitAuthority) -> tuple[WitAuthority, ...]:
+        """PublishWITAuthority: all WIT keys that the trust domain has then.
+
+        Raises:
+            Unimplemented: this server publishes no keys; SPIRE's does not.
+            Unavailable: as for `new_ca`.
+        """
+        request = bundle_api_pb2.PublishWITAuthorityRequest(wit_authority=wit_authorities_to_proto([authority])[0])
+        response = await self._call(_BUNDLE, "PublishWITAuthority", request, CALL_SECONDS)
+        try:
+            return wit_authorities_from_proto(response.wit_authorities)
         except InvalidRequest as error:
             raise self._unusable(error) from None
 

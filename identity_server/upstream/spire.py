@@ -19,7 +19,7 @@ from typing import Any
 from identity_server.domain.upstream import MAX_ROOTS, UpstreamCa, UpstreamView
 from identity_server.settings_upstream_network import UpstreamSpireSection
 from identity_server.upstream.nested_server import NestedServer
-from spiffe_core.bundle import JwtAuthority, TrustBundle
+from spiffe_core.bundle import JwtAuthority, TrustBundle, WitAuthority
 from spiffe_core.clock import Clock
 from spiffe_core.errors import IdentityError, Internal, Kind, Unavailable
 from spiffe_core.runtime.supervise import spawn
@@ -120,6 +120,20 @@ class SpireUpstream:
         keys = await self._server.publish(authority)
         self._written += 1
         self._show(replace(self._view.value, jwt_authorities=keys))
+        self._wake.set()
+        return keys
+
+    async def publish_wit_authority(self, authority: WitAuthority) -> tuple[WitAuthority, ...]:
+        """Have the upstream add our WIT key to the trust domain's bundle.
+
+        Raises:
+            Unimplemented: this upstream takes no keys, as SPIRE's server does not.
+            Unavailable: as for a CA.
+        """
+        await self._ready()
+        keys = await self._server.publish_wit(authority)
+        self._written += 1
+        self._show(replace(self._view.value, wit_authorities=keys))
         self._wake.set()
         return keys
 
@@ -268,7 +282,7 @@ class SpireUpstream:
                 return
             log.warning("upstream spire: the upstream's bundle was set back to sequence %d", bundle.sequence)
         self._older, self._bundle = 0, bundle
-        self._show(UpstreamView(bundle.x509_authorities, bundle.jwt_authorities))
+        self._show(UpstreamView(bundle.x509_authorities, bundle.jwt_authorities, bundle.wit_authorities))
 
     def _show(self, view: UpstreamView) -> None:
         if view == self._view.value:
@@ -281,6 +295,7 @@ class SpireUpstream:
                     "x509": [one.key_id for one in view.x509_authorities],
                     "tainted": [one.key_id for one in view.x509_authorities if one.tainted],
                     "jwt": [one.key_id for one in view.jwt_authorities],
+                    "wit": [one.key_id for one in view.wit_authorities],
                 }
             },
         )

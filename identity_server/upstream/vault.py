@@ -22,7 +22,7 @@ from identity_server.domain.upstream import UpstreamCa, UpstreamView
 from identity_server.settings_upstream_network import UpstreamVaultSection
 from identity_server.upstream.https_client import CALL_SECONDS
 from identity_server.upstream.vault_api import VaultApi
-from spiffe_core.bundle import JwtAuthority, X509Authority
+from spiffe_core.bundle import JwtAuthority, WitAuthority, X509Authority
 from spiffe_core.clock import Clock
 from spiffe_core.errors import IdentityError, InvalidRequest, Unavailable, Unimplemented
 from spiffe_core.runtime.supervise import spawn
@@ -101,6 +101,14 @@ class VaultUpstream:
             Unimplemented: always.
         """
         raise Unimplemented("upstream vault: JWT keys are not published upstream", key_id=authority.key_id)
+
+    async def publish_wit_authority(self, authority: WitAuthority) -> tuple[WitAuthority, ...]:
+        """Vault takes no keys.
+
+        Raises:
+            Unimplemented: always.
+        """
+        raise Unimplemented("upstream vault: WIT keys are not published upstream", key_id=authority.key_id)
 
     async def close(self) -> None:
         """Stop renewing the token. It is left to end by itself: others may use it."""

@@ -5,6 +5,8 @@ from spiffe_core.wire.convert_bundle import (
     bundle_to_proto,
     jwt_authorities_from_proto,
     jwt_authorities_to_proto,
+    wit_authorities_from_proto,
+    wit_authorities_to_proto,
     x509_authorities_from_proto,
     x509_authorities_to_proto,
 )
@@ -38,6 +40,8 @@ __all__ = [
     "x509_authorities_to_proto",
     "jwt_authorities_from_proto",
     "jwt_authorities_to_proto",
+    "wit_authorities_from_proto",
+    "wit_authorities_to_proto",
     "x509_svid_to_proto",
     "chain_from_proto",
 ]

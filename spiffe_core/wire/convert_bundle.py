@@ -21,12 +21,7 @@ def bundle_to_proto(bundle: TrustBundle, mask: bundle_pb2.BundleMask | None = No
         trust_domain=bundle.trust_domain.name,
         x509_authorities=x509_authorities_to_proto(bundle.x509_authorities),
         jwt_authorities=jwt_authorities_to_proto(bundle.jwt_authorities),
-        wit_authorities=[
-            bundle_pb2.WITKey(
-                public_key=key.public_key, key_id=key.key_id, expires_at=key.expires_at, tainted=key.tainted
-            )
-            for key in bundle.wit_authorities
-        ],
+        wit_authorities=wit_authorities_to_proto(bundle.wit_authorities),
         refresh_hint=bundle.refresh_hint,
         sequence_number=bundle.sequence,
     )
@@ -46,6 +41,14 @@ def jwt_authorities_to_proto(authorities: Iterable[JwtAuthority]) -> list[bundle
     ]
 
 
+def wit_authorities_to_proto(authorities: Iterable[WitAuthority]) -> list[bundle_pb2.WITKey]:
+    """WIT signing keys as messages."""
+    return [
+        bundle_pb2.WITKey(public_key=key.public_key, key_id=key.key_id, expires_at=key.expires_at, tainted=key.tainted)
+        for key in authorities
+    ]
+
+
 def bundle_from_proto(message: bundle_pb2.Bundle, mask: bundle_pb2.BundleMask | None = None) -> TrustBundle:
     """A bundle out of a message; with a mask only the fields it names are read, the others are empty.
 
@@ -58,7 +61,7 @@ def bundle_from_proto(message: bundle_pb2.Bundle, mask: bundle_pb2.BundleMask | 
             trust_domain=trust_domain_from_proto(read.trust_domain),
             x509_authorities=x509_authorities_from_proto(read.x509_authorities),
             jwt_authorities=jwt_authorities_from_proto(read.jwt_authorities),
-            wit_authorities=_each("wit_authorities", read.wit_authorities, _wit_authority),
+            wit_authorities=wit_authorities_from_proto(read.wit_authorities),
             sequence=read.sequence_number,
             refresh_hint=read.refresh_hint,
         )
@@ -80,6 +83,13 @@ def jwt_authorities_from_proto(
 ) -> tuple[JwtAuthority, ...]:
     """JWT signing keys."""
     return _each(field, messages, _jwt_authority)
+
+
+def wit_authorities_from_proto(
+    messages: Sequence[bundle_pb2.WITKey], *, field: str = "wit_authorities"
+) -> tuple[WitAuthority, ...]:
+    """WIT signing keys."""
+    return _each(field, messages, _wit_authority)
 
 
 def _each(field: str, messages: Sequence[Message], read: Callable[[Message, str], Value]) -> tuple[Value, ...]:

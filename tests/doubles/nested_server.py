@@ -44,13 +44,15 @@ class Nested:
     root: SpiffeTestCA = field(default_factory=lambda: ca("root"))
     keys: MemoryKeys = field(default_factory=MemoryKeys)
     jwt: bool = False
+    wit: bool = False
 
     def __post_init__(self) -> None:
         self.upstream = ScriptedUpstream(self.clock, self.root)
 
     async def start(self) -> Nested:
         self.store = MemoryStore(self.database, TD, self.server_id)
-        settings = CaSettings(TD, self.server_id, jwt=TokenSettings(timedelta(minutes=5)) if self.jwt else None)
+        tokens = TokenSettings(timedelta(minutes=5))
+        settings = CaSettings(TD, self.server_id, jwt=tokens if self.jwt else None, wit=tokens if self.wit else None)
         self.authorities = Authorities(self.store, self.keys, self.clock, Silent(), settings, os.urandom, self.upstream)
         self.above = UpstreamAuthorities(
             upstream=self.upstream,

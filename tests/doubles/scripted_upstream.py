@@ -11,7 +11,7 @@ from typing import Any
 from cryptography import x509
 
 from identity_server.domain.upstream import UpstreamCa, UpstreamView
-from spiffe_core.bundle import JwtAuthority, X509Authority
+from spiffe_core.bundle import JwtAuthority, WitAuthority, X509Authority
 from spiffe_core.clock import Clock
 from spiffe_core.errors import Unimplemented
 from spiffe_core.runtime.watch import Watch
@@ -42,6 +42,7 @@ class ScriptedUpstream:
     hangs: bool = False
     minted: int = 0
     keys: dict[str, JwtAuthority] = field(default_factory=dict)
+    wit_keys: dict[str, WitAuthority] = field(default_factory=dict)
     requests: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -54,13 +55,17 @@ class ScriptedUpstream:
     def show(
         self, *roots: SpiffeTestCA, tainted: tuple[SpiffeTestCA, ...] = (), bad_keys: tuple[str, ...] = ()
     ) -> None:
-        """Publish a view: these roots, some tainted, and the JWT keys it holds, some tainted."""
+        """Publish a view: these roots, some tainted, and the keys for tokens that it holds, some tainted."""
         x509_authorities = tuple(X509Authority(one.der, tainted=one in tainted) for one in roots)
         jwt = tuple(
             JwtAuthority(one.key_id, one.public_key, one.expires_at, tainted=one.key_id in bad_keys)
             for one in self.keys.values()
         )
-        self.view.publish(UpstreamView(x509_authorities, jwt))
+        wit = tuple(
+            WitAuthority(one.key_id, one.public_key, one.expires_at, tainted=one.key_id in bad_keys)
+            for one in self.wit_keys.values()
+        )
+        self.view.publish(UpstreamView(x509_authorities, jwt, wit))
 
     async def start(self) -> None:
         self.show(self.issuer)
@@ -104,6 +109,14 @@ class ScriptedUpstream:
             raise Unimplemented("this upstream publishes no JWT keys")
         self.keys[authority.key_id] = authority
         return tuple(self.keys.values())
+
+    async def publish_wit_authority(self, authority: WitAuthority) -> tuple[WitAuthority, ...]:
+        if self.trouble is not None:
+            raise self.trouble
+        if not self.publishes:
+            raise Unimplemented("this upstream publishes no WIT keys")
+        self.wit_keys[authority.key_id] = authority
+        return tuple(self.wit_keys.values())
 
     async def close(self) -> None:
         """Nothing to stop."""

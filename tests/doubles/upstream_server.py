@@ -7,14 +7,20 @@ from contextlib import asynccontextmanager
 
 from google.protobuf.message_factory import GetMessageClass
 
-from spiffe_core.bundle import BundleSet, JwtAuthority, TrustBundle, X509Authority
+from spiffe_core.bundle import BundleSet, JwtAuthority, TrustBundle, WitAuthority, X509Authority
 from spiffe_core.clock import SystemClock
 from spiffe_core.crypto.csr import parse_csr
 from spiffe_core.errors import Forbidden
 from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
 from spiffe_core.wire._gen.spire.api.server.svid.v1 import svid_pb2
-from spiffe_core.wire.convert_bundle import bundle_to_proto, jwt_authorities_from_proto, jwt_authorities_to_proto
+from spiffe_core.wire.convert_bundle import (
+    bundle_to_proto,
+    jwt_authorities_from_proto,
+    jwt_authorities_to_proto,
+    wit_authorities_from_proto,
+    wit_authorities_to_proto,
+)
 from spiffe_core.wire.door_server import private_server
 from spiffe_core.wire.front_door import FrontDoor
 from spiffe_core.wire.services import handlers
@@ -47,6 +53,7 @@ class UpstreamDouble:
         self.ca = WorkloadCa(trust_domain)
         self.roots = {self.ca.der: False}
         self.jwt: tuple[JwtAuthority, ...] = ()
+        self.wit: tuple[WitAuthority, ...] = ()
         self.sequence = 1
         self.downstream = {f"spiffe://{trust_domain}{NESTED}"}
         self.backend = ScriptedBackend(self.ca.view(NESTED))
@@ -60,7 +67,7 @@ class UpstreamDouble:
     @property
     def bundle(self):
         roots = tuple(X509Authority(der, tainted=tainted) for der, tainted in self.roots.items())
-        return TrustBundle(self.ca.trust_domain, roots, self.jwt, sequence=self.sequence, refresh_hint=300)
+        return TrustBundle(self.ca.trust_domain, roots, self.jwt, self.wit, sequence=self.sequence, refresh_hint=300)
 
     def publish(self, **change):
         """A changed bundle at the server; the agent hears of it only by `tell_agent`."""
@@ -94,6 +101,13 @@ class UpstreamDouble:
             return spoiled
         self.publish(jwt=(*self.jwt, *jwt_authorities_from_proto([request.jwt_authority])))
         return bundle_pb2.PublishJWTAuthorityResponse(jwt_authorities=jwt_authorities_to_proto(self.jwt))
+
+    async def PublishWITAuthority(self, request, context):
+        spoiled = await self.begin("PublishWITAuthority", context)
+        if spoiled is not None:
+            return spoiled
+        self.publish(wit=(*self.wit, *wit_authorities_from_proto([request.wit_authority])))
+        return bundle_pb2.PublishWITAuthorityResponse(wit_authorities=wit_authorities_to_proto(self.wit))
 
     async def NewDownstreamX509CA(self, request, context):
         spoiled = await self.begin("NewDownstreamX509CA", context)

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from identity_server.domain.minted_ca import check_minted
 from identity_server.settings import from_mapping
 from identity_server.upstream import upstream_of
-from spiffe_core.bundle import JwtAuthority, X509Authority
+from spiffe_core.bundle import JwtAuthority, WitAuthority, X509Authority
 from spiffe_core.clock import SystemClock
 from spiffe_core.crypto.csr import build_csr
 from spiffe_core.crypto.keys import KeyKind, generate, spki_der
@@ -151,6 +151,8 @@ async def test_jwt_keys_are_not_published(files, start):
     upstream = await start()
     with pytest.raises(Unimplemented):
         await upstream.publish_jwt_authority(JwtAuthority("k", spki_der(KEY.public_key())))
+    with pytest.raises(Unimplemented):
+        await upstream.publish_wit_authority(WitAuthority("k", spki_der(KEY.public_key())))
 
 
 async def test_a_new_root_is_followed_without_a_restart(files, start):

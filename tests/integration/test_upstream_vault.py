@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from identity_server.settings_upstream_network import UpstreamVaultSection
 from identity_server.upstream.vault import VaultUpstream
-from spiffe_core.bundle import JwtAuthority, X509Authority
+from spiffe_core.bundle import JwtAuthority, WitAuthority, X509Authority
 from spiffe_core.clock import SystemClock
 from spiffe_core.crypto.certificates import read_certificate
 from spiffe_core.crypto.csr import build_csr
@@ -142,6 +142,8 @@ async def test_jwt_keys_stay_local(vault):
     async with upstream(vault) as made:
         with pytest.raises(Unimplemented):
             await made.publish_jwt_authority(JwtAuthority("kid", spki_der(KEY.public_key())))
+        with pytest.raises(Unimplemented):
+            await made.publish_wit_authority(WitAuthority("kid", spki_der(KEY.public_key())))
 
 
 async def test_namespace_and_mount_are_sent(tmp_path):
