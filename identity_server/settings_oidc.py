@@ -24,6 +24,7 @@ from spiffe_core.runtime.settings import (
     HealthCheckSection,
     Lifespan,
     Section,
+    TelemetrySection,
     Texts,
     build_settings,
     load_settings,
@@ -253,6 +254,7 @@ class OidcSettings(OidcNames):
     log_file: str = ""
     log_format: Literal["json", "text"] = "json"
     health_checks: HealthCheckSection = HealthCheckSection()
+    telemetry: TelemetrySection = TelemetrySection()
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -25,9 +25,11 @@ def discovery_endpoints(
     acme_folder: Path,
     *,
     table: str = "",
+    answered: Callable[[str, int], None] | None = None,
 ) -> list[Endpoint]:
     """The endpoints, not yet open. `table` is where the keys stand in the file, as "oidc.".
 
+    `answered` is told of each answer: which document was asked for, and the status.
     `acme_folder` is where a certificate of an ACME authority is kept if the settings do not say.
 
     Raises:
@@ -38,6 +40,7 @@ def discovery_endpoints(
         current,
         forwarded_host=settings.trust_forwarded_host,
         log_requests=settings.log_requests,
+        answered=answered,
     )
     made = []
     if settings.serving_cert_file is not None:

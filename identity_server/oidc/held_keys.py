@@ -22,7 +22,7 @@ MAX_LOGGED_KEYS = 16
 
 
 class HeldKeys:
-    """Belongs to the event loop's thread; `part` may be called on others, it reads finished values.
+    """Belongs to the event loop's thread; `part`, `count` and `age` may be asked on others, they read finished values.
 
     `on_change` hears of each new set of documents.
     """
@@ -83,13 +83,13 @@ class HeldKeys:
         documents = self._documents
         if documents is None:
             raise Unavailable("the keys are not known now")
-        if self._age > self._keep:
+        if self.age > self._keep:
             raise Unavailable("the keys are too old")
         return documents
 
     def part(self) -> Part:
         """How it is with the keys: degraded while old ones are served, failed when none are."""
-        age, documents = self._age, self._documents
+        age, documents = self.age, self._documents
         detail = {"confirmed_seconds_ago": round(age), "keys": len(documents.key_ids) if documents else 0}
         why = f": {self._trouble}" if self._trouble else ""
         if documents is None:
@@ -101,5 +101,12 @@ class HeldKeys:
         return Part("keys", detail=detail)
 
     @property
-    def _age(self) -> float:
+    def count(self) -> int:
+        """How many keys may be served now."""
+        documents = self._documents
+        return len(documents.key_ids) if documents is not None and self.age <= self._keep else 0
+
+    @property
+    def age(self) -> float:
+        """For how many seconds the source has confirmed nothing."""
         return self._clock.monotonic() - self._confirmed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Callable
 from typing import NoReturn
 
 from identity_server.oidc.endpoints import discovery_endpoints
@@ -18,15 +19,17 @@ from spiffe_core.clock import Clock, SystemClock
 from spiffe_core.errors import ConfigError
 from spiffe_core.health import Report, loop_part
 from spiffe_core.runtime.logs import LogOutput
+from spiffe_core.runtime.metrics import Metrics
 from spiffe_core.runtime.monitor import Monitor
 from spiffe_core.runtime.places import state_directory
 from spiffe_core.runtime.process import connections_that_fit
-from spiffe_core.runtime.settings import TelemetrySection
 from spiffe_core.runtime.supervise import Supervisor
 from spiffe_core.runtime.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
+METRICS = "muniment_oidc"
+"""What its numbers begin with; SPIRE's provider has none."""
 ACME_FOLDER = "oidc-acme"
 """Below the directory for state, if `acme.cache_dir` is not set."""
 
@@ -46,15 +49,28 @@ class Standalone:
         provider = settings.names()
         self.held = HeldKeys(provider, clock, keep=settings.keep_keys.total_seconds())
         acme_folder = state_directory() / ACME_FOLDER
-        self.web = WebEndpoints(discovery_endpoints(settings, provider, self.held.current, clock, limits, acme_folder))
+        self.metrics = Metrics(METRICS) if settings.telemetry.prometheus is not None else None
+        made = discovery_endpoints(
+            settings, provider, self.held.current, clock, limits, acme_folder, answered=self._counter()
+        )
+        self.web = WebEndpoints(made)
         self.source = source_of(settings)
         self.monitor = Monitor(
             self._report,
             clock,
             health_checks=settings.health_checks,
-            telemetry=TelemetrySection(),
-            metrics=None,
+            telemetry=settings.telemetry,
+            metrics=self.metrics,
         )
+
+    def _counter(self) -> Callable[[str, int], None] | None:
+        """Who counts answers, and what is read of the keys; None where nobody collects numbers."""
+        metrics = self.metrics
+        if metrics is None:
+            return None
+        metrics.gauge("keys", lambda: float(self.held.count))
+        metrics.gauge("keys_confirmed_seconds", lambda: self.held.age)
+        return lambda document, status: metrics.add("requests", document=document, status=str(status))
 
     def _report(self, watchdog: Watchdog) -> Report:
         return Report((self.held.part(), loop_part(watchdog.lag, blocked=watchdog.blocked)))

@@ -22,6 +22,8 @@ CONFIGURATION_CACHE = "public, max-age=300"
 """Only an operator changes the configuration. The keys are asked for again each time: a rotation must not wait."""
 KEYS_CACHE = "public, no-cache"
 MAX_SHOWN = 200
+_DOCUMENTS = {WELL_KNOWN: "configuration", KEYS: "keys"}
+"""How the two are called where answers are counted; every other path is "other"."""
 
 _OPEN: Headers = ((b"access-control-allow-origin", b"*"),)
 _PREFLIGHT: Headers = (
@@ -37,6 +39,7 @@ class OidcDiscovery:
     """The ASGI application. `current` is asked at each request, answers from memory, and may raise Unavailable.
 
     `forwarded_host`: the provider stands behind a proxy that says in X-Forwarded-Host what it was asked for.
+    `answered` is told of each answer: which document was asked for, and the status.
     """
 
     def __init__(
@@ -46,11 +49,13 @@ class OidcDiscovery:
         *,
         forwarded_host: bool = False,
         log_requests: bool = False,
+        answered: Callable[[str, int], None] | None = None,
     ) -> None:
         self._provider = provider
         self._current = current
         self._forwarded_host = forwarded_host
         self._log_requests = log_requests
+        self._answered = answered
         self._paths = {provider.prefix + WELL_KNOWN: WELL_KNOWN, provider.prefix + KEYS: KEYS}
         self._usual = {str(domain).encode(): str(domain) for domain in provider.domains}
         self._made: tuple[Documents, dict[str, Document], Document] | None = None
@@ -59,6 +64,8 @@ class OidcDiscovery:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         sending = self._logged(scope, send) if self._log_requests else send
+        if self._answered is not None:
+            sending = self._counted(scope, sending, self._answered)
         if scope.get("method") == "OPTIONS" and scope["path"] in self._paths:
             await sending({"type": "http.response.start", "status": 204, "headers": _PREFLIGHT})
             await sending({"type": "http.response.body", "body": b""})
@@ -108,6 +115,16 @@ class OidcDiscovery:
     def _domain_of(self, host: bytes) -> str | None:
         """The domain that a Host names; nearly every caller writes it as the settings do."""
         return self._usual.get(host) or self._provider.domain_of(host.decode("latin-1").strip())
+
+    def _counted(self, scope: Scope, send: Send, answered: Callable[[str, int], None]) -> Send:
+        document = _DOCUMENTS.get(self._paths.get(scope["path"], ""), "other")
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answered(document, int(message["status"]))
+            await send(message)
+
+        return sending
 
     def _logged(self, scope: Scope, send: Send) -> Send:
         async def sending(message: Message) -> None:

@@ -43,6 +43,7 @@ KINDS: Mapping[str, frozenset[str]] = {
                 "log_format",
                 "log_requests",
                 "health_checks",
+                "telemetry",
             ),
         }
     ),

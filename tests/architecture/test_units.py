@@ -10,10 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from identity_server.oidc.standalone import ACME_FOLDER
+from identity_server.web.listener import CONNECTIONS
+from spiffe_core.runtime.places import state_directory
 from spiffe_core.terminal.flags import Flag, normalise
+from tests.doubles.command_lines import parsed
 from tests.doubles.pages import COMMANDS, LEAVES, ROOT
 
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
+DAEMONS = [path for path in UNITS if path.stem in COMMANDS]
 
 
 def unit(path):
@@ -24,10 +29,28 @@ def unit(path):
 
 
 def test_there_is_a_unit_for_each_daemon():
-    assert [path.stem for path in UNITS] == sorted(COMMANDS)
+    """And one for the discovery provider that stands alone."""
+    assert {path.stem for path in UNITS} == {*COMMANDS, "identity-server-oidc"}
 
 
-@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_the_unit_of_the_discovery_provider_fits_its_example():
+    """Issue 6: command, socket and the folder of ACME are those of deploy/config/oidc.toml; the socket can be reached."""
+    service = unit(ROOT / "deploy" / "systemd" / "identity-server-oidc.service")["Service"]
+    program, *words = shlex.split(service["ExecStart"])
+    verb, flags = parsed([Path(program).name, *words], "identity-server-oidc.service")
+    assert (verb, flags) == ("run", {"config": "/etc/muniment/oidc.toml"})
+    text = (ROOT / "deploy" / "config" / "oidc.toml").read_text()
+    example = tomllib.loads(text)
+    assert example["listen_socket_path"] == f"/run/{service['RuntimeDirectory']}/oidc.sock"
+    assert int(service["RuntimeDirectoryMode"], 8) & 0o005 == 0o005, "the web server is another user"
+    (cache,) = re.findall(r'^# cache_dir = "(.+)"', text, re.MULTILINE)
+    assert cache == f"/var/lib/{service['StateDirectory']}"
+    state = dict([service["Environment"].split("=", 1)])
+    assert str(state_directory(state, uid=1000) / ACME_FOLDER) == cache
+    assert int(service["LimitNOFILE"]) > 3 * CONNECTIONS + 256
+
+
+@pytest.mark.parametrize("path", DAEMONS, ids=lambda path: path.name)
 def test_a_unit_starts_a_real_command_with_the_files_of_the_example(path):
     service = unit(path)["Service"]
     program, *words = shlex.split(service["ExecStart"])

@@ -8,11 +8,13 @@ import os
 import signal
 import ssl
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.demo.stack import BIN, Daemon, LocalStack, free_port
 from tests.doubles.web_certificate import trusting, write_web_certificate
@@ -51,7 +53,7 @@ class Provider:
     """`identity-server oidc` with the agent as its source."""
 
     def __init__(self, stack: LocalStack, folder: Path) -> None:
-        self.port, self.health = free_port(), free_port()
+        self.port, self.health, self.numbers = free_port(), free_port(), free_port()
         write_web_certificate(folder)
         self._context: ssl.SSLContext = trusting(folder)
         config = folder / "oidc.toml"
@@ -59,6 +61,7 @@ class Provider:
             f'jwt_issuer = "https://localhost"\n'
             f'[workload_api]\nsocket_path = "{stack.api_socket}"\ntrust_domain = "oidc.test"\npoll_interval = "1s"\n'
             f"[health_checks]\nlistener_enabled = true\nbind_port = {self.health}\n"
+            f"[telemetry.prometheus]\nport = {self.numbers}\n"
             f'[serving_cert_file]\naddr = "127.0.0.1:{self.port}"\n'
             f'cert_file_path = "{folder}/web.pem"\nkey_file_path = "{folder}/web.key"\n'
         )
@@ -72,6 +75,16 @@ class Provider:
     def ready(self) -> tuple[int, str]:
         status, told = _asked(http.client.HTTPConnection("127.0.0.1", self.health, timeout=10), "/ready")
         return status, told["keys"]["state"] if told else ""
+
+    def metrics(self) -> dict[str, float]:
+        """Its numbers by name and labels, without the name of the machine."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.numbers}/metrics", timeout=10) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        found = {}
+        for sample in (one for family in families for one in family.samples):
+            labels = [value for name, value in sorted(sample.labels.items()) if name != "host"]
+            found[" ".join([sample.name, *labels])] = sample.value
+        return found
 
     def key_ids(self) -> set[str]:
         status, told = self.ask("/keys")
@@ -97,12 +110,18 @@ def test_it_follows_the_agent_and_goes_on_without_it(stack: LocalStack, tmp_path
         first = until(provider.key_ids)
         assert provider.ask("/.well-known/openid-configuration")[1]["issuer"] == "https://localhost"
         assert provider.ready() == (200, "ok")
+        assert provider.ask("/nowhere")[0] == 404
         prepared = stack.admin_json("localauthority", "jwt", "prepare")["prepared_authority"]["authority_id"]
         until(lambda: provider.key_ids() == {*first, prepared})
         assert stack.agent is not None
         stack.agent.kill()
         until(lambda: provider.ready() == (200, "degraded"))
         assert provider.key_ids() == {*first, prepared}
+        told = provider.metrics()
+        assert told["muniment_oidc_requests configuration 200"] == told["muniment_oidc_requests other 404"] == 1
+        assert told["muniment_oidc_requests keys 200"] >= 2
+        assert (told["muniment_oidc_keys"], told["muniment_oidc_health keys"]) == (len(first) + 1, 0.5)
+        assert told["muniment_oidc_keys_confirmed_seconds"] > 0
         stack.start_agent()
         until(lambda: provider.ready() == (200, "ok"))
         provider.daemon.process.send_signal(signal.SIGTERM)
