@@ -63,13 +63,18 @@ class Driver:
         request = agent_pb2.CreateJoinTokenRequest(ttl=3600)
         return [(await self.agent.CreateJoinToken(request, timeout=30)).value for _ in range(count)]
 
-    async def attest(self, dialer: Dialer, token: str, key: PrivateKey, csr: bytes = b"") -> x509svid_pb2.X509SVID:
-        """One AttestAgent call with a join token."""
-        call = Stub(dialer.channel(), AGENT).AttestAgent(timeout=60)
+    @staticmethod
+    def attestation(token: str, csr: bytes) -> agent_pb2.AttestAgentRequest:
+        """What a node sends to join with a token."""
         params = agent_pb2.AttestAgentRequest.Params()
         params.data.type, params.data.payload = "join_token", token.encode()
-        params.params.csr = csr or build_csr(key, spiffe_id=None)
-        await call.write(agent_pb2.AttestAgentRequest(params=params))
+        params.params.csr = csr
+        return agent_pb2.AttestAgentRequest(params=params)
+
+    async def attest(self, dialer: Dialer, token: str, key: PrivateKey) -> x509svid_pb2.X509SVID:
+        """One AttestAgent call with a join token."""
+        call = Stub(dialer.channel(), AGENT).AttestAgent(timeout=60)
+        await call.write(self.attestation(token, build_csr(key, spiffe_id=None)))
         response = await call.read()
         await call.done_writing()
         return response.result.svid

@@ -8,6 +8,7 @@ no message, and whoever uses this checks the messages.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -17,6 +18,7 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6
 END_STREAM, END_HEADERS, ACK = 0x1, 0x4, 0x1
 WINDOW = 2**30
 PREFIX_BYTES = 5
+CALL_SECONDS = 60.0
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -29,11 +31,11 @@ def literal(name: str, value: str) -> bytes:
     return b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
 
 
-def request_headers(method: str) -> bytes:
-    """The header block of a call of the Workload API."""
+def request_headers(method: str, scheme: str = "http") -> bytes:
+    """The header block of a call of any API: servers ignore the header of the Workload API."""
     fields = {
         ":method": "POST",
-        ":scheme": "http",
+        ":scheme": scheme,
         ":path": method,
         ":authority": "localhost",
         "content-type": "application/grpc",
@@ -67,6 +69,27 @@ class RawConnection(asyncio.Protocol):
         """Connect to a Unix socket."""
         _, made = await asyncio.get_running_loop().create_unix_connection(lambda: cls(heard, ended, lost), str(path))
         return made
+
+    @classmethod
+    async def one_call(cls, place: tuple[str, int], context: ssl.SSLContext, headers: bytes, message: bytes) -> bytes:
+        """The only message that answers a call on a TLS connection of its own."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[bytes] = loop.create_future()
+
+        def heard(_number: int, said: bytes) -> None:
+            answer.set_result(said)
+
+        def ended() -> None:
+            if not answer.done():
+                answer.set_exception(ConnectionError("the call ended without an answer"))
+
+        _, made = await loop.create_connection(lambda: cls(heard, lambda _: ended(), ended), *place, ssl=context)
+        try:
+            made.call(headers, message)
+            async with asyncio.timeout(CALL_SECONDS):
+                return await answer
+        finally:
+            made.close()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's
         """It is gone."""
