@@ -56,16 +56,12 @@ class Joined:
 class Attestation:
     """One node's attempt: step it until it is attested, then hand it to `AttestAgents.join`."""
 
-    def __init__(self, verifier: NodeVerifier, payload: bytes, csr: Csr, offload: Offload, address: str) -> None:
+    def __init__(self, verifier: NodeVerifier, payload: bytes, csr: Csr, offload: Offload, dialogue: Dialogue) -> None:
         self.verifier = verifier
         self.csr = csr
         self.token_digest = join_tokens.digest_of(payload) if getattr(verifier, "redeems_token", False) else b""
         self.verdict: Attested | None = None
-        self._dialogue: Dialogue = (
-            verifier.verify_from(payload, csr.key_digest, address)
-            if isinstance(verifier, PlacedNodeVerifier)
-            else verifier.verify(payload, csr.key_digest)
-        )
+        self._dialogue = dialogue
         self._offload = offload
         self._challenges = 0
 
@@ -111,6 +107,7 @@ class AttestAgents:
         self._store = store
         self._issuer = issuer
         self._verifiers = dict(verifiers)
+        self._placed = {kind: one for kind, one in verifiers.items() if isinstance(one, PlacedNodeVerifier)}
         self._threads: dict[str, Offload] = {}
         self._clock = clock
         self._audit = audit
@@ -138,7 +135,13 @@ class AttestAgents:
             )
         csr = self._csr(csr_der, "malformed param: ")
         threads = self._threads.setdefault(attestation_type, Offload(f"attest-{attestation_type}", THREADS))
-        return Attestation(verifier, payload, csr, threads, caller.address)
+        placed = self._placed.get(attestation_type)
+        dialogue = (
+            verifier.verify(payload, csr.key_digest)
+            if placed is None
+            else placed.verify_from(payload, csr.key_digest, caller.address)
+        )
+        return Attestation(verifier, payload, csr, threads, dialogue)
 
     async def join(self, caller: Caller, attestation: Attestation) -> Joined:
         """Sign the attested node's SVID and record the agent; the token is redeemed in the same transaction."""

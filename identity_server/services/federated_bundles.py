@@ -81,18 +81,18 @@ class FederatedBundles:
     ) -> list[IdentityError | None]:
         """Delete bundles; None for each that is gone. `mode` says what becomes of entries that federate with them."""
         outcomes: list[IdentityError | None] = []
-        for trust_domain in trust_domains:
-            event = _change(caller, "delete", trust_domain, mode.name.lower())
-            outcomes += await audited_batch(self._audit, [event], partial(self._delete, trust_domain, mode))
+        step = SLICE if mode is DeleteMode.RESTRICT else 1  # else each writes to any number of entries
+        for start in range(0, len(trust_domains), step):
+            part = trust_domains[start : start + step]
+            events = [_change(caller, "delete", one, mode.name.lower()) for one in part]
+            act = partial(self._store.execute, partial(_delete_all, part, mode))
+            outcomes += await audited_batch(self._audit, events, act)
         return outcomes
 
     def refused(self, caller: Caller, change: str, name: str, error: IdentityError) -> None:
         """Note a change that was refused before it became one, because it could not be read."""
         event = BundleChanged(change=change, trust_domain=name[:MAX_SHOWN], actor=caller.actor)
         self._audit.record(event.ended(error))
-
-    async def _delete(self, trust_domain: TrustDomain, mode: DeleteMode) -> list[IdentityError | None]:
-        return [await self._store.execute(partial(_delete, trust_domain=trust_domain, mode=mode))]
 
 
 def _change(caller: Caller, change: str, trust_domain: TrustDomain, mode: str = "") -> BundleChanged:
@@ -127,7 +127,11 @@ def _update(uow: UnitOfWork, change: BundleEdit) -> Outcome:
     return after
 
 
-def _delete(uow: UnitOfWork, *, trust_domain: TrustDomain, mode: DeleteMode) -> IdentityError | None:
+def _delete_all(trust_domains: Sequence[TrustDomain], mode: DeleteMode, uow: UnitOfWork) -> list[IdentityError | None]:
+    return [_delete(uow, one, mode) for one in trust_domains]
+
+
+def _delete(uow: UnitOfWork, trust_domain: TrustDomain, mode: DeleteMode) -> IdentityError | None:
     if uow.bundles.get(trust_domain) is None:
         return NotFound("bundle not found")
     federating = EntryFilter(federates_with=frozenset({trust_domain}), federates_with_match=Match.ANY)
