@@ -1,1 +1,1 @@
-"""attestors.workload."""
+"""How processes are told apart: by the kernel, and by what started them."""

@@ -1,1 +1,1 @@
-"""identity_server.rpc."""
+"""The server's gRPC services: messages become values, use-cases are called, and what they say becomes an answer."""

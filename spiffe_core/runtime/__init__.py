@@ -1,1 +1,1 @@
-"""spiffe_core.runtime."""
+"""What a running daemon needs: logs, settings, tasks with an owner, threads for what blocks, durable files, health, metrics."""

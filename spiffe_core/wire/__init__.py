@@ -1,1 +1,1 @@
-"""spiffe_core.wire."""
+"""What goes over connections: messages and their converters, status codes, the front door, and the dialer."""
