@@ -17,7 +17,7 @@ from node_agent.domain import health
 from node_agent.domain.entry_cache import Stamp
 from node_agent.domain.news import News
 from node_agent.domain.outlook import outlook_of
-from node_agent.domain.session import Phase
+from node_agent.domain.standing import Phase
 from node_agent.services.follow_server import Changes, FollowServer
 from node_agent.services.jwt_svids import JwtSvids
 from node_agent.services.membership import Membership

@@ -20,7 +20,7 @@ from attestors.registry import NODE_PROVERS, WORKLOAD_ATTESTORS
 from node_agent.domain.brokers import Brokers
 from node_agent.domain.node_state import NodeState, believing_both
 from node_agent.domain.outlook import outlook_of
-from node_agent.domain.session import Phase
+from node_agent.domain.standing import Phase
 from node_agent.file_sets.service import FileSets
 from node_agent.file_sets.settings import FilesSettings
 from node_agent.file_sets.settings import load as load_files

@@ -21,6 +21,10 @@ class ServerUnproven(Unavailable):
     """Whoever answers as the server is proven by no authority this agent believes: not the server, or a new authority."""
 
 
+class TurnedAway(Unavailable):
+    """The server is proven, and ends every connection that shows this agent's SVID before it says a word."""
+
+
 @dataclass(frozen=True, slots=True)
 class Enrolled:
     """The server's answer to a successful attestation. `bundle` is None when it could not be fetched afterwards."""

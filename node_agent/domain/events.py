@@ -20,6 +20,8 @@ class Trouble(enum.Enum):
     """The evidence was refused or there is none: only an operator can help."""
     UNPROVEN = "unproven"
     """Whoever answers as the server is proven by nothing this agent believes."""
+    TURNED_AWAY = "turned away"
+    """The server is proven and does not take the agent's own SVID."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,17 @@ class ServerProven:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnedAway:
+    """Another call found a server that is proven, and that ends every connection which shows the own SVID.
+
+    `advice` is what the operator should do if there is no evidence to attest anew with.
+    """
+
+    why: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StillGood:
     """The wall clock says that the own SVID has life left: it was set back since the end of it was reckoned."""
 
@@ -94,7 +107,16 @@ class StillGood:
 
 
 Event = (
-    Tick | Obtained | AttemptFailed | Refused | Replace | CredentialChanged | ServerUnproven | ServerProven | StillGood
+    Tick
+    | Obtained
+    | AttemptFailed
+    | Refused
+    | Replace
+    | CredentialChanged
+    | ServerUnproven
+    | ServerProven
+    | TurnedAway
+    | StillGood
 )
 
 

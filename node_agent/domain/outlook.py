@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-from node_agent.domain.session import Phase, Session
+from node_agent.domain.standing import Phase, Session
+
+_AWAITED: Final = {
+    Phase.UNJOINED: "the server to accept this node's attestation",
+    Phase.RENEWING: "the server to renew the agent's own SVID",
+    Phase.JOINED: "the agent's own SVID to be due for renewal",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +28,19 @@ def outlook_of(session: Session, now: float) -> Outlook:
     seconds = None if wake is None else max(0.0, wake - now)
     if session.phase is Phase.REJECTED:
         return Outlook("the ban to be lifted (`identity-server agent evict`) and a restart of this agent")
+    if session.turned_away_since is not None:
+        return _turned_away(session, seconds)
     if session.advice:
         return Outlook(session.advice, seconds)
     if session.doubt_since is not None:
         return _doubtful(session, now, seconds)
-    if session.phase is Phase.UNJOINED:
-        return Outlook("the server to accept this node's attestation", seconds)
-    if session.phase is Phase.RENEWING:
-        return Outlook("the server to renew the agent's own SVID", seconds)
-    return Outlook("the agent's own SVID to be due for renewal", seconds)
+    return Outlook(_AWAITED[session.phase], seconds)
+
+
+def _turned_away(session: Session, seconds: float | None) -> Outlook:
+    if session.has_evidence:
+        return Outlook("the server to take the agent's own SVID again, or this node's attestation", seconds)
+    return Outlook(f"the server to take the agent's own SVID again; if it lost it, {session.advice}", seconds)
 
 
 def _doubtful(session: Session, now: float, seconds: float | None) -> Outlook:

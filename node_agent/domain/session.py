@@ -27,6 +27,11 @@ takes what is configured for first contact as proof too (SPIRE's `rebootstrap_mo
 such an attempt has worked, so that a server that was only impostured for a while is found again. A bootstrap takes
 evidence that may be used again, or evidence that has not been used.
 
+A second doubt is whether the server knows this agent: it is proven, but ends each connection that shows the own SVID
+before it says a word, because its bundle lacks the authority behind it (a database restored from an older backup). A
+server that is only a moment behind does the same, so it must last for FIRST_RETRY. Then the agent attests anew if its
+evidence may work; with a used token it goes on trying what it has, and says that a new one is needed.
+
 `step` takes the session, one event and the time, and returns the next session and the commands for the service
 around it: `Join`, `Renew`, `Forget`, `Say`. At most one attempt (Join or Renew) is under way at a time; its end comes
 back as `Obtained` or `AttemptFailed`. `wake_at` is when the next `Tick` can matter.
@@ -42,8 +47,7 @@ storm of attempts.
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from node_agent.domain.events import (
     AttemptFailed,
@@ -62,93 +66,16 @@ from node_agent.domain.events import (
     StillGood,
     Tick,
     Trouble,
+    TurnedAway,
 )
+from node_agent.domain.retries import FIRST_RETRY, LONGEST_HOPELESS, LONGEST_RETRY, retry_delay
+from node_agent.domain.standing import Phase, Session
 from spiffe_core.errors import Refusal
-
-FIRST_RETRY = 5.0
-"""Seconds before the second attempt; each further wait is 1.5 times the one before (spire_features section 16.1)."""
-LONGEST_RETRY = 25.0
-"""Seconds between attempts at most, before jitter. SPIRE waits up to eight minutes."""
-LONGEST_HOPELESS = 480.0
-"""Seconds between attempts at most with evidence that was refused and is never judged differently."""
-SHORTEST_RETRY = 1.0
-"""Seconds between attempts at least, however short the SVID's remaining life is."""
-
-
-class Phase(enum.Enum):
-    """Where the agent stands with its server."""
-
-    UNJOINED = "unjoined"
-    JOINED = "joined"
-    RENEWING = "renewing"
-    REJECTED = "rejected"
-
 
 BANNED = (
     "this agent is banned by the server: all keys and SVIDs were deleted and nothing is served any more; "
     "when the ban was lifted on the server (`identity-server agent evict`), restart the agent to join anew"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """Where the agent stands, and when it will next do something about it.
-
-    `patience` is how many seconds a server may stay unproven before a bootstrap, None for ever; `doubt_since` is when it
-    began to be. `unused` tells whether the evidence at hand may be good still, `bootstrapping` whether the attempt under
-    way is a bootstrap, `lapsed` whether the membership ended by the clock alone. `advice` is what the operator should
-    do about `why`.
-    """
-
-    phase: Phase = Phase.UNJOINED
-    generation: int = 0
-    renew_at: float = 0.0
-    expires_at: float = 0.0
-    reattestable: bool = False
-    busy: bool = False
-    failures: int = 0
-    retry_at: float = 0.0
-    issued_at: float = float("-inf")
-    why: str = "not joined yet"
-    advice: str = ""
-    patience: float | None = None
-    doubt_since: float | None = None
-    unused: bool = True
-    bootstrapping: bool = False
-    lapsed: bool = False
-
-    @property
-    def is_member(self) -> bool:
-        """Whether calls with the own SVID can be expected to work."""
-        return self.phase in {Phase.JOINED, Phase.RENEWING}
-
-    @property
-    def bootstrap_at(self) -> float | None:
-        """When the doubt about the server will have lasted long enough; None if there is none or it never will."""
-        if self.patience is None or self.doubt_since is None:
-            return None
-        return self.doubt_since + self.patience
-
-    @property
-    def wake_at(self) -> float | None:
-        """When a `Tick` can next change something; None when only another event can."""
-        if self.phase is Phase.REJECTED or self.busy:
-            return None
-        if self.phase is Phase.JOINED:
-            ripe = self.bootstrap_at
-            return self.renew_at if ripe is None or not self._has_evidence else min(self.renew_at, ripe)
-        if self.phase is Phase.RENEWING:
-            return min(self.retry_at, self.expires_at)
-        return self.retry_at
-
-    @property
-    def _has_evidence(self) -> bool:
-        return self.reattestable or self.unused
-
-    def bootstraps(self, now: float) -> bool:
-        """Whether an attempt made now is a bootstrap."""
-        ripe = self.bootstrap_at
-        return ripe is not None and now >= ripe and self._has_evidence
 
 
 def step(session: Session, event: Event, now: float) -> tuple[Session, tuple[Command, ...]]:
@@ -173,27 +100,23 @@ def _noted(session: Session, event: Event, now: float) -> tuple[Session, tuple[C
     match event:
         case ServerUnproven():
             return _doubt(session, event.why, now)
+        case TurnedAway():
+            return _turned_away(session, event, now)
         case ServerProven():
-            session = replace(session, doubt_since=None)
+            session = _welcomed(replace(session, doubt_since=None))
         case Tick():
             session = _expire(session, now)
         case Replace() if session.phase is Phase.JOINED:
             session = replace(session, phase=Phase.RENEWING, retry_at=now, why=event.why)
         case CredentialChanged():
             session = replace(session, unused=True)
-            if not session.is_member or session.bootstraps(now):
+            if not session.is_member or session.bootstraps(now) or session.attests_anew(now):
                 session = replace(session, retry_at=now)
         case StillGood() if session.is_member or session.lapsed:
             phase = session.phase if session.is_member else Phase.JOINED
             session = replace(session, phase=phase, lapsed=False, why="")
             session = replace(session, renew_at=event.renew_at, expires_at=event.expires_at)
     return session, ()
-
-
-def retry_delay(failures: int, jitter: float, *, longest: float = LONGEST_RETRY) -> float:
-    """Seconds to wait after the n-th failure in a row, +-10 % by `jitter`."""
-    grown = FIRST_RETRY * 1.5 ** min(max(failures - 1, 0), 40)
-    return max(SHORTEST_RETRY, min(grown, longest)) * (1 + 0.1 * jitter)
 
 
 def _obtained(session: Session, event: Obtained, now: float) -> Session:
@@ -220,10 +143,26 @@ def _doubt(session: Session, why: str, now: float) -> tuple[Session, tuple[Comma
     return session, (Say(f"{why}; if that lasts for {session.patience:.0f} s the agent bootstraps again"),)
 
 
+def _turned_away(session: Session, event: TurnedAway, now: float) -> tuple[Session, tuple[Command, ...]]:
+    """Note that a server that is proven does not take the own SVID; said once."""
+    session = replace(session, doubt_since=None)
+    if not session.is_member or session.turned_away_since is not None:
+        return session, ()
+    session = replace(session, turned_away_since=now, why=event.why, advice=event.advice)
+    if session.has_evidence:
+        return session, (Say(f"{event.why}; if that lasts for {FIRST_RETRY:.0f} s this agent attests anew"),)
+    return session, (Say(f"{event.why}; {event.advice}", grave=True),)
+
+
+def _welcomed(session: Session) -> Session:
+    return session if session.turned_away_since is None else replace(session, turned_away_since=None, why="", advice="")
+
+
 def _expire(session: Session, now: float) -> Session:
     if session.is_member and not session.busy and now >= session.expires_at:
         why = "the agent's own SVID has expired"
-        return replace(session, phase=Phase.UNJOINED, retry_at=now, failures=0, why=why, lapsed=True)
+        session = replace(session, phase=Phase.UNJOINED, retry_at=now, failures=0, why=why, lapsed=True)
+        return replace(session, turned_away_since=None)
     return session
 
 
@@ -231,13 +170,13 @@ def _act(session: Session, now: float) -> tuple[Session, tuple[Command, ...]]:
     """Begin the attempt that is due, if one is."""
     if session.busy:
         return session, ()
-    anew = session.bootstraps(now)
-    if session.phase is Phase.JOINED and (anew or now >= session.renew_at):
+    anew, unknown = session.bootstraps(now), session.attests_anew(now)
+    if session.phase is Phase.JOINED and (anew or unknown or now >= session.renew_at):
         why = "the server is proven by nothing this agent believes: bootstrapping again" if anew else ""
-        session = replace(session, phase=Phase.RENEWING, retry_at=now, why=why)
+        session = replace(session, phase=Phase.RENEWING, retry_at=now, why=session.why if unknown else why)
     if session.phase is Phase.JOINED or now < session.retry_at:
         return session, ()
-    by_renewal = session.phase is Phase.RENEWING and not session.reattestable and not anew
+    by_renewal = session.phase is Phase.RENEWING and not session.reattestable and not anew and not unknown
     session = replace(session, busy=True, bootstrapping=anew)
     return session, (Renew() if by_renewal else Join(anew),)
 
@@ -247,8 +186,12 @@ def _failed(session: Session, event: AttemptFailed, now: float) -> tuple[Session
     session = replace(session, busy=False, bootstrapping=False, failures=session.failures + 1)
     grave = event.trouble is Trouble.CREDENTIAL
     notes: tuple[Command, ...] = ()
+    kept = session.advice if session.turned_away_since is not None and not session.has_evidence else ""
     if event.trouble is Trouble.UNPROVEN:
         session, notes = _doubt(session, event.why, now)
+    elif event.trouble is Trouble.TURNED_AWAY:
+        session, notes = _turned_away(session, TurnedAway(event.why, event.advice), now)
+        kept = session.advice
     elif by_believed and (event.refusal is not None or grave):
         session = replace(session, doubt_since=None)  # refused by a server that is proven
     decisive = event.refusal is Refusal.AGENT_BANNED or session.phase is Phase.RENEWING
@@ -262,7 +205,7 @@ def _failed(session: Session, event: AttemptFailed, now: float) -> tuple[Session
         session,
         retry_at=now + retry_delay(session.failures, event.jitter, longest=longest),
         why=event.why,
-        advice=event.advice if grave else "",
+        advice=event.advice if grave else kept,
         unused=session.unused and not hopeless,
     )
     text = f"{event.why}; {event.advice}" if grave and event.advice else event.why
@@ -281,7 +224,8 @@ def _refused(session: Session, refusal: Refusal, now: float) -> tuple[Session, t
         session = replace(session, phase=Phase.RENEWING, reattestable=True, retry_at=now + wait, why=why)
         return _with_note(_act(session, now), why)
     why = f"the server does not accept this agent's SVID any more ({refusal.name}): attesting anew"
-    session = replace(session, phase=Phase.UNJOINED, retry_at=now + wait, why=why, doubt_since=None)
+    session = replace(session, phase=Phase.UNJOINED, retry_at=now + wait, why=why)
+    session = replace(session, doubt_since=None, turned_away_since=None)
     return _with_note(_act(session, now), why)
 
 

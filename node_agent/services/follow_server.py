@@ -132,7 +132,7 @@ class FollowServer:
         return 0.0
 
     def _membership_changed(self) -> None:
-        if not self._membership.session.is_member:
+        if not self._membership.session.is_known:
             self.position = ""  # a server that forgot this agent may have an older database: nothing is compared
         self._moved.set()
 

@@ -25,10 +25,12 @@ from node_agent.domain.events import (
     Trouble,
 )
 from node_agent.domain.events import ServerUnproven as UnprovenSeen
+from node_agent.domain.events import TurnedAway as TurnedAwaySeen
 from node_agent.domain.issued import Issued, SoundAuthorities, authority_ids, check_issued
 from node_agent.domain.node_state import NodeState, believing_both
-from node_agent.domain.session import Session, step
-from node_agent.ports import Credentials, Enrolment, FirstContact, ServerUnproven
+from node_agent.domain.session import step
+from node_agent.domain.standing import Phase, Session
+from node_agent.ports import Credentials, Enrolment, FirstContact, ServerUnproven, TurnedAway
 from node_agent.services.node_record import NodeRecord
 from node_agent.services.steady_time import SteadyTime
 from spiffe_core.bundle import TrustBundle
@@ -73,7 +75,7 @@ class _Fresh:
 class Membership:
     """The agent's own identity. Belongs to the event loop's thread.
 
-    `session` is where the agent stands; `on_change` holds what is called when its phase or its SVID changed. `draw`
+    `session` is where the agent stands; `on_change` holds what is called when that or its SVID changed. `draw`
     gives a number in [-1, 1] for jitter. `on_ban` is called at once, before anything is awaited, when the server says
     that this agent is banned. `patience` is how long a server may stay unproven before the agent bootstraps again by what
     `first_contact` reads; None for ever.
@@ -115,15 +117,19 @@ class Membership:
 
     def answered(self) -> None:
         """The server was reached with the own SVID: it is the one that the believed bundle proves."""
-        if self.session.doubt_since is not None:
+        if self.session.doubt_since is not None or self.session.turned_away_since is not None:
             self._feed(ServerProven())
 
     def failed(self, error: IdentityError, generation: int) -> None:
         """Another call with the own SVID (of `generation`) did not work."""
         if isinstance(error, AgentRefused):
             self._feed(Refused(error.refusal, generation))
-        elif isinstance(error, ServerUnproven) and generation == self.session.generation:
+        elif generation != self.session.generation:
+            return
+        elif isinstance(error, ServerUnproven):
             self._feed(UnprovenSeen(error.public))
+        elif isinstance(error, TurnedAway):
+            self._feed(TurnedAwaySeen(error.public, self._credentials.advice))
 
     async def accept_bundle(self, bundle: TrustBundle) -> None:
         """Believe a newer bundle of the own trust domain, read over an authenticated connection.
@@ -177,7 +183,7 @@ class Membership:
                     self._todo.append(command)
         if commands:
             self._wake.set()
-        if (before.generation, before.phase) != (session.generation, session.phase):
+        if _standing(before) != _standing(session):
             for listener in self.on_change:
                 listener()
 
@@ -198,16 +204,17 @@ class Membership:
         except NotFound as error:
             self._end(Trouble.PASSING, error.public, Refusal.AGENT_NOT_ATTESTED)
         except (InvalidRequest, Forbidden, PreconditionFailed) as error:
-            self._end(Trouble.CREDENTIAL, error.public)
+            # RenewAgent needs no credential: a new one would not help
+            self._end(Trouble.PASSING if isinstance(command, Renew) else Trouble.CREDENTIAL, error.public)
         except ServerUnproven as error:
             self._end(Trouble.UNPROVEN, error.public)
+        except TurnedAway as error:
+            self._end(Trouble.TURNED_AWAY, error.public)
         except IdentityError as error:
             self._end(Trouble.PASSING, error.public)
 
     def _end(self, trouble: Trouble, why: str, refusal: Refusal | None = None) -> None:
         doing = "renew the agent's SVID" if self.session.is_member else "join the trust domain"
-        if self.session.is_member and trouble is Trouble.CREDENTIAL and not self.session.reattestable:
-            trouble = Trouble.PASSING  # RenewAgent needs no credential: a new token would not help
         text = f"could not {doing}: {why}"
         one_use = self._credentials.one_use
         self._feed(AttemptFailed(trouble, text, self._draw(), refusal, self._credentials.advice, one_use))
@@ -332,6 +339,11 @@ class Membership:
         tainted = {one.key_id for one in bundle.x509_authorities if one.tainted}
         known = {one.key_id for one in bundle.x509_authorities}
         return bool(ids & tainted) or not ids & known
+
+
+def _standing(session: Session) -> tuple[int, Phase, bool]:
+    """What others are told of when it changes."""
+    return session.generation, session.phase, session.is_known
 
 
 def _half_way(now: datetime, end: datetime) -> datetime:

@@ -158,7 +158,7 @@ class Synchronize:
         Until the first one has worked, workloads wait for it: then from a twentieth of a second, growing slowly, so that
         a server that is just starting is not overlooked for long.
         """
-        if self._failures and not self._announced:
+        if self._failures and self.synced_at is None:
             grown = FIRST_RETRY * FIRST_GROWTH ** min(self._failures, 40)
             return min(self._interval, grown) * (1 + 0.1 * self._draw())
         grown = self._interval * 1.5 ** min(self._failures, 40)
@@ -171,7 +171,7 @@ class Synchronize:
         self._wake.clear()
 
     def _membership_changed(self) -> None:
-        self._joined_anew = self._joined_anew or not self._membership.session.is_member
+        self._joined_anew = self._joined_anew or not self._membership.session.is_known
         self._failures = 0
         self._announced = False  # a new record on the server knows no version yet
         self._wake.set()

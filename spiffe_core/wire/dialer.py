@@ -25,7 +25,7 @@ import grpc.aio
 
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.crypto.certificates import read_certificate
-from spiffe_core.errors import IdentityError, Reason, Unavailable, VerificationFailed
+from spiffe_core.errors import IdentityError, Reason, Unauthenticated, Unavailable, VerificationFailed
 from spiffe_core.lifetime import CLOCK_SKEW
 from spiffe_core.runtime.supervise import spawn
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
@@ -71,7 +71,11 @@ class Dialer:
     """Channels to a server, or to one of several (`among`). Belongs to the event loop's thread.
 
     Each connection asks `trust` and `identity` for what is newest. `last_error` says in words why the last attempt
-    failed, which gRPC's own status does not; it is None after a success.
+    failed, which gRPC's own status does not; it is None once the server has said something.
+
+    Under TLS 1.3 the handshake is over for this side before the server has looked at the certificate (RFC 8446 section
+    4.4.4: the client's Finished is the last message). A server that proved itself and ends the connection before its
+    first word, when it was shown a certificate, has not taken that: `last_error` is `Unauthenticated` then.
     """
 
     def __init__(
@@ -94,8 +98,14 @@ class Dialer:
         self._splices: dict[Splice, Place | None] = {}
         self._empty: asyncio.Event | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.last_error: IdentityError | None = None
+        self._error: IdentityError | None = None
+        self._newest: Splice | None = None
         self.refused: Counter[str] = Counter()
+
+    @property
+    def last_error(self) -> IdentityError | None:
+        """Why there is no connection; None if there is one, or none was needed yet."""
+        return None if self._newest is not None and self._newest.far.heard else self._error
 
     @classmethod
     def among(
@@ -187,7 +197,10 @@ class Dialer:
             self._empty.set()
 
     def _no_descriptor(self, error: OSError) -> None:
-        self.last_error = Unavailable(f"no connection to the server can be opened: {error.strerror}")
+        self._failed(Unavailable(f"no connection to the server can be opened: {error.strerror}"))
+
+    def _failed(self, error: IdentityError) -> None:
+        self._error, self._newest = error, None
 
     async def _join(self, local: socket.socket) -> None:
         raw = local.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
@@ -200,11 +213,12 @@ class Dialer:
         try:
             splice = await self._dial()
             near = splice.near
+            self._newest = splice
             await asyncio.get_running_loop().connect_accepted_socket(lambda: near, local)
-            self.last_error = None
         except (IdentityError, OSError, TimeoutError) as error:
-            self.last_error = self._in_words(None, error)
-            log.debug("dialling failed: %s", self.last_error.public)
+            failure = self._in_words(None, error)
+            self._failed(failure)
+            log.debug("dialling failed: %s", failure.public)
             local.close()
             if splice is not None:
                 splice.abort()
@@ -230,7 +244,8 @@ class Dialer:
                     Reason.NO_BUNDLE,
                 )
             roots = bundle.x509_roots
-        context = client_context(self._identity(), roots)
+        identity = self._identity()
+        context = client_context(identity, roots)
         context.verify_flags |= _NO_CHECK_TIME
         loop = asyncio.get_running_loop()
         failures: list[tuple[Place, Exception]] = []
@@ -238,7 +253,7 @@ class Dialer:
             async with asyncio.timeout(_DIAL_SECONDS):
                 while True:
                     failures.clear()
-                    splice = await self._first_that_answers(context, trust, failures)
+                    splice = await self._first_that_answers(context, trust, failures, shown=identity is not None)
                     if splice is not None:
                         return splice
                     nobody_listens = all(isinstance(error, ConnectionRefusedError) for _, error in failures)
@@ -256,15 +271,13 @@ class Dialer:
         raise next((one for one in said if isinstance(one, VerificationFailed)), said[0])
 
     async def _first_that_answers(
-        self, context: ssl.SSLContext, trust: DialTrust, failures: list[tuple[Place, Exception]]
+        self, context: ssl.SSLContext, trust: DialTrust, failures: list[tuple[Place, Exception]], *, shown: bool
     ) -> Splice | None:
         """A connection to a server that proves itself; None if none does, and `failures` says why."""
         places = await self.servers.order()
         for place in places:
             await asyncio.sleep(self.servers.hesitation(place))
-            splice = Splice(
-                buffer=_BUFFER_BYTES, stall=_STALL_SECONDS, on_close=lambda: None, on_gone=self._look_for_gone
-            )
+            splice = self._splice(place, shown=shown)
             self._splices[splice] = None
             try:
                 await self._connect(splice, place, context, trust, alone=len(places) == 1)
@@ -279,6 +292,25 @@ class Dialer:
             self.servers.opened(place)
             return splice
         return None
+
+    def _splice(self, place: Place, *, shown: bool) -> Splice:
+        """What will join a connection to `place`, on which a certificate is `shown`."""
+
+        def closed() -> None:
+            if shown and splice.ended_by is splice.far and not splice.far.heard:
+                self._turned_away(place)
+
+        splice = Splice(buffer=_BUFFER_BYTES, stall=_STALL_SECONDS, on_close=closed, on_gone=self._look_for_gone)
+        return splice
+
+    def _turned_away(self, place: Place) -> None:
+        """The server proved itself, was shown a certificate, and ended the connection without a word."""
+        self.servers.failed(place)
+        text = (
+            f"the server at {place} proved itself and hung up without a word when it was shown this side's "
+            "certificate: it may not know the authority that signed it, or the clocks of both machines differ"
+        )
+        self._failed(Unauthenticated(text))
 
     async def _connect(
         self, splice: Splice, place: Place, context: ssl.SSLContext, trust: DialTrust, *, alone: bool

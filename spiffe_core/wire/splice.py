@@ -28,7 +28,7 @@ class Splice:
     same by itself with its closing alerts.
     """
 
-    __slots__ = ("_closed", "_gone", "_on_close", "_on_gone", "_stall", "_timer", "buffer", "far", "near")
+    __slots__ = ("_closed", "_gone", "_on_close", "_on_gone", "_stall", "_timer", "buffer", "ended_by", "far", "near")
 
     def __init__(
         self, *, buffer: int, stall: float, on_close: Callable[[], None], on_gone: Callable[[], None] = lambda: None
@@ -36,6 +36,8 @@ class Splice:
         self.buffer = buffer
         self.near = Side(self)
         self.far = Side(self)
+        self.ended_by: Side | None = None
+        """Whose peer ended it; None while it is open, and if it was ended here."""
         self.near.other, self.far.other = self.far, self.near
         self._stall = stall
         self._timer: asyncio.TimerHandle | None = None
@@ -113,13 +115,15 @@ class Splice:
 class Side(asyncio.Protocol):
     """One end of a splice: what arrives here is written to the other end."""
 
-    __slots__ = ("early", "full", "meter", "other", "splice", "throttle", "transport")
+    __slots__ = ("early", "full", "heard", "meter", "other", "splice", "throttle", "transport")
 
     def __init__(self, splice: Splice) -> None:
         self.splice = splice
         self.other: Side = self
         self.transport: asyncio.Transport | None = None
         self.full = False
+        self.heard = False
+        """Whether its peer has said anything."""
         self.early: list[bytes] = []
         self.meter: Meter | None = None
         self.throttle: asyncio.TimerHandle | None = None
@@ -142,6 +146,7 @@ class Side(asyncio.Protocol):
 
         A TLS layer may deliver once more after `pause_reading`; that is kept until its turn comes.
         """
+        self.heard = True
         other = self.other.transport
         if self.splice.closed and self is self.splice.near:
             return
@@ -215,11 +220,13 @@ class Side(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """HTTP/2 has no half-open life: an end of one is the end of both."""
+        self._ended()
         self.splice.end()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone; what grpcio wrote before it closed is still there to be read."""
+        self._ended()
         if exc is not None and self is self.splice.far and not self.splice.closed:
             self._pass_on_what_is_left()
         self.transport = None
@@ -228,6 +235,10 @@ class Side(asyncio.Protocol):
             self.throttle.cancel()
             self.throttle = None
         self.splice.lost()
+
+    def _ended(self) -> None:
+        if self.splice.ended_by is None and not self.splice.closed:
+            self.splice.ended_by = self
 
     def _pass_on_what_is_left(self) -> None:
         """Read the socket to its end: its writer is gone, so there is an end, and nobody has to be waited for."""

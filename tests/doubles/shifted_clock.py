@@ -167,16 +167,17 @@ class ShiftedStack(LocalStack):
         self.register_below(self.agents()[0].id.path)
         self.until(self.svid)
 
-    def register_below(self, agent: str) -> None:
-        """An entry for this process, for the agent of that path."""
+    def register_below(self, agent: str, path: str = "/web") -> str:
+        """An entry for this process, for the agent of that path; its id."""
         entry = {
-            "spiffe_id": {"trust_domain": self.trust_domain, "path": "/web"},
+            "spiffe_id": {"trust_domain": self.trust_domain, "path": path},
             "parent_id": {"trust_domain": self.trust_domain, "path": agent},
             "selectors": [{"type": "unix", "value": f"uid:{os.getuid()}"}],
         }
         request = entry_pb2.BatchCreateEntryRequest(entries=[entry])
         answer = self.ask("entry", "BatchCreateEntry", request, entry_pb2.BatchCreateEntryResponse)
         assert answer.results[0].status.code == 0, answer
+        return str(answer.results[0].entry.id)
 
     def health(self) -> dict[str, Any]:
         """The agent's ready page."""

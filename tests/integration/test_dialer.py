@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 
 from spiffe_core.bundle import BundleSet
-from spiffe_core.errors import Reason, Unavailable, VerificationFailed
+from spiffe_core.errors import Reason, Unauthenticated, Unavailable, VerificationFailed
 from spiffe_core.wire.dialer import DialTrust
 from spiffe_core.wire.tls import load_identity
 from tests.authority import CLIENT_AUTH, SpiffeTestCA
@@ -98,6 +98,36 @@ async def test_a_server_that_is_away_is_named_in_words():
         error = await refused(dialer)
         assert isinstance(error, Unavailable)
         assert str(port) in error.public
+
+
+OWN_SVIDS = {
+    "of an authority that the server lost": lambda _: SpiffeTestCA("example.org").issue(AGENT_ID),
+    "R19 over by the server's clock": lambda ca: ca.issue(
+        AGENT_ID, not_before=ca.now - timedelta(hours=2), not_after=ca.now - timedelta(hours=1)
+    ),
+    "R19 not begun by the server's clock": lambda ca: ca.issue(
+        AGENT_ID, not_before=ca.now + timedelta(hours=2), not_after=ca.now + timedelta(hours=3)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", sorted(OWN_SVIDS))
+async def test_a_server_that_hangs_up_on_the_own_certificate_is_told_from_one_that_is_away(case):
+    """RFC 8446 4.4.4, R50: the handshake was over on this side; without a certificate the same server answers."""
+    async with listening() as domain:
+        async with dialing(domain, OWN_SVIDS[case](domain.ca)) as dialer:
+            error = await refused(dialer)
+            assert isinstance(error, Unauthenticated)
+            assert "hung up without a word" in error.public
+        async with dialing(domain) as dialer:
+            assert await who(dialer) == "tls anonymous"
+            assert dialer.last_error is None
+
+
+async def test_a_server_that_hangs_up_on_everybody_says_nothing_about_a_certificate():
+    """Nothing was shown, so nothing was turned away."""
+    async with listening(connections=0) as domain, dialing(domain) as dialer:
+        assert not isinstance(await refused(dialer), Unauthenticated)
 
 
 async def test_the_dialers_listener_serves_its_own_process_only():

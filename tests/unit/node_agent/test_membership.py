@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from node_agent.domain.session import Phase
+from node_agent.domain.standing import Phase
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.crypto.csr import parse_csr
 from spiffe_core.crypto.keys import from_pkcs8, key_digest

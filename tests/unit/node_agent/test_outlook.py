@@ -4,7 +4,7 @@ import pytest
 
 from node_agent.domain.health import Facts, report_of
 from node_agent.domain.outlook import Outlook, outlook_of
-from node_agent.domain.session import Phase, Session
+from node_agent.domain.standing import Phase, Session
 from spiffe_core.health import Condition
 
 MEMBER = Session(phase=Phase.JOINED, renew_at=1800.0, expires_at=3600.0, why="")

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from node_agent.domain.entry_cache import Stamp
 from node_agent.domain.node_state import NodeState, believing_both
-from node_agent.domain.session import Phase
+from node_agent.domain.standing import Phase
 from node_agent.ports import ServerUnproven
 from spiffe_core.bundle import TrustBundle, X509Authority
 from spiffe_core.errors import ConfigError, Unavailable

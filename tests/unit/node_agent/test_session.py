@@ -15,7 +15,9 @@ from node_agent.domain.events import (
     Tick,
     Trouble,
 )
-from node_agent.domain.session import Phase, Session, retry_delay, step
+from node_agent.domain.retries import retry_delay
+from node_agent.domain.session import step
+from node_agent.domain.standing import Phase, Session
 from spiffe_core.errors import Refusal
 
 PASSING = AttemptFailed(Trouble.PASSING, "the server is away", 0.0)

@@ -16,7 +16,9 @@ from node_agent.domain.events import (
     Tick,
     Trouble,
 )
-from node_agent.domain.session import LONGEST_HOPELESS, LONGEST_RETRY, Phase, Session, step
+from node_agent.domain.retries import LONGEST_HOPELESS, LONGEST_RETRY
+from node_agent.domain.session import step
+from node_agent.domain.standing import Phase, Session
 from spiffe_core.errors import Refusal
 
 DAY = 86_400.0

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from node_agent.domain.session import Phase
+from node_agent.domain.standing import Phase
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.errors import InvalidBundle, Refusal, Unavailable, Unimplemented
 from spiffe_core.spiffe_id import TrustDomain
@@ -196,6 +196,19 @@ async def test_a_server_that_starts_beside_the_agent_is_found_soon(world):
         assert wait <= max(0.1, passed), (number, wait)
         passed += wait
     assert 1.0 < passed < 5.0
+
+
+async def test_a_renewed_svid_does_not_end_the_patience_with_a_server_that_is_away(world):
+    """R40: only who has nothing to give to workloads hurries."""
+    await world.settle()
+    session = world.membership.session
+    world.membership.session = replace(session, generation=session.generation + 1)
+    for listener in world.membership.on_change:
+        listener()
+    world.server.troubles.extend([Unavailable("down")] * 10)
+    for _ in range(10):
+        await world.sync.once()
+    assert world.sync.next_wait() == 25.0
 
 
 async def test_the_interval_has_ten_percent_of_jitter():
