@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Final
 
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.explanation_codes import MEANINGS, Code
@@ -45,11 +46,14 @@ def agent_cause(agent: AgentFacts) -> Cause | None:
     return None
 
 
+_CLOCKS: Final = ("compare the clocks", "check both clocks", "expired", "not valid before", "not yet valid")
+
+
 def _joining(agent: AgentFacts) -> str:
     """What lets an agent join, by what its last try failed of: our own words, which the corpus of mistakes holds fast."""
     if "trust domain" in agent.why and "different" in agent.why:
         return "correct trust_domain, or server_address, in the agent's settings and restart it"
-    if "expired" in agent.why or "not valid before" in agent.why or "not yet valid" in agent.why:
+    if any(text in agent.why for text in _CLOCKS):
         return (
             "set this node's clock right (`timedatectl`); if it is right, write the server's bundle of now to "
             "trust_bundle_path: identity-server bundle show"

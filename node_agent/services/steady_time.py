@@ -8,11 +8,16 @@ once. When the wall clock is set back the line goes on as before (reliability R1
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import datetime
 
 from spiffe_core.clock import Clock
 
+log = logging.getLogger(__name__)
+
 _TOLERANCE = 2.0
+_WORTH_A_WORD = 60.0
+"""A jump of so many seconds is told to the operator: certificates soon seem to be out of their time."""
 _SLICE = 5.0
 """Waits are cut to this length: a timer of the event loop does not see the machine sleep."""
 
@@ -31,6 +36,9 @@ class SteadyTime:
         if abs(drift) > _TOLERANCE:
             self._offset += drift
             self._leaped += max(drift, 0.0)
+            if abs(drift) > _WORTH_A_WORD:
+                text = "clock jump: this machine's clock moved by %+.0f s and shows %s (or the machine slept)"
+                log.warning(text, drift, f"{self._clock.now():%Y-%m-%dT%H:%M:%SZ}")
         return self._clock.monotonic() + self._leaped
 
     def peek(self) -> float:

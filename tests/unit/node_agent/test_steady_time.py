@@ -3,6 +3,8 @@
 import asyncio
 from datetime import timedelta
 
+import pytest
+
 from node_agent.services.steady_time import SteadyTime
 from spiffe_core.clock import SystemClock
 from tests.doubles.clock import FakeClock
@@ -52,6 +54,25 @@ def test_small_differences_are_no_leap():
     begin = steady.now()
     clock.jump(1.5)
     assert steady.now() == begin
+
+
+@pytest.mark.parametrize("seconds", [-7200, 7200])
+def test_a_jump_is_said_once_and_by_how_much(seconds, caplog):
+    """R19: the operator finds it in the agent's log beside what it leads to."""
+    clock = FakeClock()
+    steady = SteadyTime(clock)
+    clock.jump(seconds)
+    steady.now()
+    steady.now()
+    assert [record.getMessage().count(f"moved by {seconds:+d} s") for record in caplog.records] == [1]
+
+
+def test_a_correction_by_seconds_is_not_worth_a_word(caplog):
+    clock = FakeClock()
+    steady = SteadyTime(clock)
+    clock.jump(30)
+    steady.now()
+    assert not caplog.records
 
 
 async def test_a_wait_ends_when_woken_and_clears_the_wake():

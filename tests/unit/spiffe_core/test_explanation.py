@@ -71,6 +71,14 @@ CASES = {
         "2036",
         "clock",
     ),
+    "agent whose clock is hours behind": (
+        found(
+            agent=AgentFacts(why="valid only from 2026: compare the clocks of both machines", waits_for="the server")
+        ),
+        Code.NOT_JOINED,
+        "valid only from",
+        "timedatectl",
+    ),
     "banned agent that has forgotten who it is": (
         found(agent=AgentFacts(banned=True)),
         Code.BANNED,
