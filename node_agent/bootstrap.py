@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import grpc.aio
 
@@ -24,7 +25,6 @@ from node_agent.monitoring import (
     observers,
 )
 from node_agent.opening import (
-    OwnFiles,
     broker_endpoint,
     check_pidfd,
     check_strict,
@@ -83,6 +83,9 @@ from workload_api.sds import SecretDiscovery
 from workload_api.service import SERVICE as WORKLOAD_API
 from workload_api.service import WorkloadApi, WorkloadApiSettings
 from workload_api.streams import StreamLimits, Streams
+
+if TYPE_CHECKING:  # loaded only where it is configured
+    from node_agent.file_sets.own_files import OwnFiles
 
 log = logging.getLogger(__name__)
 

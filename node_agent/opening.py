@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc.aio
 
@@ -21,9 +22,6 @@ from node_agent.domain.brokers import Brokers
 from node_agent.domain.node_state import NodeState, believing_both
 from node_agent.domain.outlook import outlook_of
 from node_agent.domain.standing import Phase
-from node_agent.file_sets.service import FileSets
-from node_agent.file_sets.settings import FilesSettings
-from node_agent.file_sets.settings import load as load_files
 from node_agent.files import BundleFile, BundleUrl, JoinTokenCredentials, ProverCredentials
 from node_agent.monitoring import Parts
 from node_agent.ports import Credentials, IdentityServer
@@ -46,10 +44,12 @@ from spiffe_core.wire.front_door import FrontDoor, Limits
 from spiffe_core.wire.peer import TlsPeer, peer_pidfd_supported
 from spiffe_core.wire.tls import ServerTls, TlsIdentity
 from spiffe_core.x509_svid import X509Svid
-from workload_api.client import WorkloadApiClient
 from workload_api.sds import SecretDiscovery
 from workload_api.sds_secrets import SdsNames
 from workload_api.service import WorkloadApi
+
+if TYPE_CHECKING:  # loaded only where it is configured
+    from node_agent.file_sets.own_files import OwnFiles
 
 log = logging.getLogger(__name__)
 
@@ -115,36 +115,18 @@ def broker_endpoint(
     return BrokerEndpoint(addresses, tls, door, references, api, interceptors)
 
 
-class OwnFiles:
-    """The work of `node-agent files` inside the agent: a workload like any other, on the agent's own socket.
-
-    It gets what the agent's own process is entitled to by its selectors, and nothing by being the agent.
-    """
-
-    def __init__(self, files: FilesSettings, settings: AgentSettings, clock: Clock) -> None:
-        self._client = WorkloadApiClient(files.socket or f"unix://{settings.socket_path}", clock=clock)
-        self._sets = FileSets(files, self._client, clock)
-
-    async def run(self) -> None:
-        """Keep the files current, until cancelled; an agent that cannot goes on serving everybody else."""
-        try:
-            await self._sets.run()
-        except IdentityError as error:
-            text = (
-                "the files of files_config are not kept current any more: %s; correct its socket and restart the agent"
-            )
-            log.error(text, error.public)  # noqa: TRY400  # the text says it all
-        finally:
-            await self._client.close()
-
-
 def own_files(settings: AgentSettings, clock: Clock) -> OwnFiles | None:
     """What `files_config` asks for.
 
     Raises:
         ConfigError: the file says something wrong.
     """
-    return None if settings.files_config is None else OwnFiles(load_files(settings.files_config), settings, clock)
+    if settings.files_config is None:
+        return None
+    from node_agent.file_sets.own_files import OwnFiles  # with all kinds of key stores: few agents need any
+    from node_agent.file_sets.settings import load
+
+    return OwnFiles(load(settings.files_config), settings.socket_path, clock)
 
 
 def explanations(

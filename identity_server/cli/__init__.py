@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import NoReturn
 
 import click
@@ -35,6 +34,8 @@ _HERE = "identity_server.cli"
 
 def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version  # with the parser of e-mail that it brings, a quarter of `--help`
+
         click.echo(version("muniment"))
         ctx.exit()
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
+    BINARY,
+    VARBINARY,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -27,7 +29,6 @@ from sqlalchemy import (
     SmallInteger,
     Table,
 )
-from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeEngine
 
 SCHEMA_REVISION = "0006"
@@ -50,14 +51,17 @@ class _Bytes(LargeBinary):
         return None
 
 
+_LONG = 2**32 - 1
+"""Of a LONGBLOB: MariaDB makes the smallest kind of BLOB that holds so much. Its dialect is loaded only to talk to it."""
+
 Big = BigInteger().with_variant(Integer, "sqlite")
-Digest = _Bytes(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
-Document = _Bytes().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
+Digest = _Bytes(32).with_variant(BINARY(32), "mysql", "mariadb")
+Document = _Bytes().with_variant(LargeBinary(_LONG), "mysql", "mariadb")
 
 
 def octets(length: int) -> TypeEngine[bytes]:
     """Bytes up to `length`, compared as bytes on every database."""
-    return _Bytes(length).with_variant(mysql.VARBINARY(length), "mysql", "mariadb")
+    return _Bytes(length).with_variant(VARBINARY(length), "mysql", "mariadb")
 
 
 metadata = MetaData(

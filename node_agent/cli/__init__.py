@@ -12,7 +12,6 @@ Modules are imported when their command is called. Flags and output follow SPIRE
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import NoReturn
 
 import click
@@ -25,6 +24,8 @@ _HERE = "node_agent.cli"
 
 def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version  # with the parser of e-mail that it brings, a quarter of `--help`
+
         click.echo(version("muniment"))
         ctx.exit()
 

@@ -15,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
-from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
@@ -39,6 +38,8 @@ def output_flag(function: F) -> F:
 
 def as_json(message: Message) -> dict[str, Any]:
     """A message in JSON's terms, its fields in the order of the .proto file."""
+    from google.protobuf import json_format  # as large as the rest of protobuf: text for people needs none of it
+
     tree: dict[str, Any] = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )

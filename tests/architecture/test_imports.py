@@ -25,11 +25,22 @@ except SystemExit as left:
 """
 
 
-def loaded_by(code):
-    """The top-level packages in a fresh interpreter after `code`."""
-    tail = "\nimport json, sys\nprint(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
-    done = subprocess.run([sys.executable, "-c", code + tail], capture_output=True, text=True, check=True, timeout=50)
+RUN_SERVER = "import identity_server.cli.daemon_commands, identity_server.settings, identity_server.daemon"
+RUN_AGENT = "import node_agent.cli.daemon_commands, node_agent.settings, node_agent.daemon"
+
+
+def modules_of(code):
+    """The modules that `code` adds to those of a fresh interpreter."""
+    head = "import json, sys\nthere = {*sys.modules}\n"
+    tail = "\nprint(json.dumps(sorted({*sys.modules} - there)))"
+    argv = [sys.executable, "-c", head + code + tail]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=50)
     return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def loaded_by(code):
+    """The top-level packages among them."""
+    return {name.partition(".")[0] for name in modules_of(code)}
 
 
 @pytest.mark.parametrize("code", ["import node_agent.cli", "import node_agent.daemon", FETCH])
@@ -46,6 +57,36 @@ def test_the_servers_client_commands_stay_light(code):
 
 def test_the_command_lines_load_no_grpc_before_a_command_is_called():
     assert "grpc" not in loaded_by("import identity_server.cli, node_agent.cli")
+
+
+@pytest.mark.parametrize(
+    ("code", "most"),
+    [
+        (RUN_SERVER, 830),
+        (RUN_AGENT, 645),
+        ("import identity_server.cli", 60),
+        ("import node_agent.cli", 60),
+    ],
+)
+def test_a_start_loads_no_more_than_it_did(code, most):
+    """B1: most of a cold start is loading modules. A higher bound has to be worth a millisecond for each of them."""
+    assert len(modules_of(code)) <= most
+
+
+def test_a_server_loads_what_is_not_configured_neither_at_its_start_nor_before():
+    """Migrations, other databases, endpoints of the web and their certificates: loaded only by who needs them."""
+    loaded = modules_of(RUN_SERVER)
+    packages = {name.partition(".")[0] for name in loaded}
+    assert packages.isdisjoint({"alembic", "psycopg", "pymysql", "fastapi", "uvicorn", "acme", "opentelemetry", "rich"})
+    assert loaded.isdisjoint(
+        {"sqlalchemy.dialects.mysql", "sqlalchemy.dialects.postgresql", "google.protobuf.json_format"}
+    )
+
+
+def test_an_agent_loads_what_is_not_configured_neither_at_its_start_nor_before():
+    loaded = modules_of(RUN_AGENT)
+    assert {name.partition(".")[0] for name in loaded}.isdisjoint({"opentelemetry", "rich"})
+    assert loaded.isdisjoint({"node_agent.file_sets.service", "google.protobuf.json_format"})
 
 
 def test_the_measure_can_fail():
