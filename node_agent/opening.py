@@ -38,7 +38,7 @@ from node_agent.services.workload_svids import WorkloadSvids
 from node_agent.settings import AgentSettings
 from node_agent.state_dir import DamagedState, StateDirectory
 from spiffe_core.clock import Clock
-from spiffe_core.errors import ConfigError, IdentityError, Unavailable
+from spiffe_core.errors import ConfigError, Unavailable
 from spiffe_core.explanation_facts import AgentFacts
 from spiffe_core.wire.front_door import FrontDoor, Limits
 from spiffe_core.wire.peer import TlsPeer, peer_pidfd_supported
