@@ -10,15 +10,13 @@ from attestors.procfs import ProcFs
 from spiffe_core.errors import ConfigError, Unavailable
 
 MAX_TOLD = 4096
-"""Characters of a process's control groups, and of its mounts, that are logged."""
+"""Characters of a process's control groups that are logged."""
 log = logging.getLogger(__name__)
 
 
 def locate(proc: ProcFs, subject: Subject, *, verbose: bool = False) -> Place | None:
     """Where `subject` runs now; None for a process in no container.
 
-    Its mounts, which it can arrange itself, are only looked at when no control group names a container, and only where it
-    cannot have arranged them: anybody can make a user namespace and mount another container's control group there.
     `verbose` tells the log what was read and what it says.
 
     Raises:
@@ -30,16 +28,10 @@ def locate(proc: ProcFs, subject: Subject, *, verbose: bool = False) -> Place | 
         with proc.process(subject.pid) as process:
             subject.require_alive()
             cgroup = process.cgroup()
-            mounts = ""
             place = container_of(cgroup)
-            if place is None:
-                mounts = process.mountinfo()
-                place = container_of(cgroup, mounts)
-                if place is not None and process.may_have_arranged_mounts():
-                    place = None
             subject.require_alive()
             if verbose:
-                _tell(subject.pid, cgroup, mounts, place)
+                _tell(subject.pid, cgroup, place)
             return place
     except OSError as error:
         subject.require_alive()
@@ -66,8 +58,9 @@ def require_container_locator(attestor: str, wanted: bool) -> None:
         )
 
 
-def _tell(pid: int, cgroup: str, mounts: str, place: Place | None) -> None:
-    facts = {"pid": pid, "cgroup": cgroup[:MAX_TOLD], "mountinfo": mounts[:MAX_TOLD]}
+def _tell(pid: int, cgroup: str, place: Place | None) -> None:
+    facts: dict[str, object] = {"pid": pid, "cgroup": cgroup[:MAX_TOLD]}
     if place is not None:
-        facts |= {"container_id": place.container_id, "pod_uid": place.pod_uid, "podman": place.podman}
+        facts |= {"container_id": place.container_id, "pod_uid": place.pod_uid}
+        facts |= {"podman": place.podman, "made_by": place.made_by}
     log.info("control groups of a calling process were read", extra={"facts": facts})

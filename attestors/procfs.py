@@ -10,7 +10,6 @@ Every read is bounded. Nothing here decides; `OSError` is the answer to anything
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +22,10 @@ MAX_STATUS_BYTES = 64 * 1024
 """65,536 supplementary groups are allowed by Linux; a process with more than this holds is refused, not cut short."""
 MAX_STAT_BYTES = 16 * 1024
 MAX_CGROUP_BYTES = 64 * 1024
-MAX_MOUNTINFO_BYTES = 1024 * 1024
 _DELETED = b" (deleted)"
 _EVERY_ID = (0, 0, 2**32 - 1)
 _USUAL_OVERFLOW_ID = 65534
 _START_TIME = 19  # fields behind the ")" of comm; starttime is field 22 of proc_pid_stat(5)
-_NS_GET_USERNS = 0xB701
-"""ioctl_ns(2): a descriptor of the user namespace that owns another namespace."""
-_OWN_USER_NAMESPACE = Path("/proc/self/ns/user")
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_CLOEXEC
 
@@ -130,29 +125,6 @@ class ProcessDirectory:
     def cgroup(self) -> str:
         """The control groups it is in, as text (cgroups(7))."""
         return self._read("cgroup", MAX_CGROUP_BYTES).decode("utf-8", "replace")
-
-    def mountinfo(self) -> str:
-        """Its mounts, as text (proc_pid_mountinfo(5)). The process can arrange them as it likes."""
-        return self._read("mountinfo", MAX_MOUNTINFO_BYTES).decode("utf-8", "replace")
-
-    def may_have_arranged_mounts(self) -> bool:
-        """Whether its mounts may be the work of a user: they belong to another user namespace than the reader's.
-
-        Anybody may make a user namespace, is its administrator, and mounts in it what he sees at places he chooses; for
-        the mounts of the reader's own user namespace that takes its administrator. What cannot be told counts as yes.
-        """
-        try:
-            mounts = os.open("ns/mnt", _READ, dir_fd=self._fd)
-            try:
-                owner = fcntl.ioctl(mounts, _NS_GET_USERNS)
-            finally:
-                os.close(mounts)
-            try:
-                return not os.path.samestat(os.fstat(owner), _OWN_USER_NAMESPACE.stat())
-            finally:
-                os.close(owner)
-        except OSError:
-            return True
 
     def executable_link(self) -> ExecutableLink:
         """Where `exe` points, as the kernel prints it for this reader."""

@@ -138,8 +138,10 @@ def settings_from(settings: Any, options: Mapping[str, object], name: str) -> An
         wanted = types[key]
         if wanted in _SIMPLE and type(value) is not wanted:
             raise ConfigError(f"{where}: must be {_SIMPLE[wanted]}", field=where)
-        if wanted == tuple[str, ...] and not _texts(value):
+        if wanted == tuple[str, ...] and not _array(value, str):
             raise ConfigError(f"{where}: must be an array of texts", field=where)
+        if wanted == tuple[int, ...] and not _array(value, int):
+            raise ConfigError(f"{where}: must be an array of whole numbers", field=where)
     try:
         return settings(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
     except TypeError as error:
@@ -158,8 +160,8 @@ def check_tables(tables: Mapping[str, Mapping[str, object]], *registries: Regist
         settings_from(plugin.Settings, options, name)
 
 
-def _texts(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+def _array(value: object, kind: type) -> bool:
+    return isinstance(value, list | tuple) and all(type(one) is kind for one in value)
 
 
 def _frozen(settings: Any) -> bool:

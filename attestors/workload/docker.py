@@ -5,9 +5,9 @@ Selectors, all of type `docker`: `label:<key>:<value>`, `env:<KEY>=<value>`, `im
 the engine that made it; a container that engine does not know gives no selectors. What is asked of the engine is fixed
 for a container's life, so it is kept by container id.
 
-A user's own Podman is asked about containers of that user, and says what the user wants it to say: whoever registers such
-a container names `unix:uid` beside what the engine says. No other engine is asked about a container whose name a user
-could choose (`attestors.cgroups`).
+A rootless engine belongs to its user, who names control groups as he likes too (`attestors.cgroups`): he can name a container
+that is another's, and have anything at all said about it. So a user is asked only where `rootless_users` says so,
+and only an engine that runs as that user, wherever the path of its socket leads.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Lock
 from typing import Any, ClassVar
 
 from attestors.api import Findings, Subject
 from attestors.cgroups import Place
-from attestors.containers import locate, named_by_user, require_container_locator
+from attestors.containers import locate, require_container_locator
 from attestors.procfs import ProcFs
 from attestors.sources import Source, trouble_of
 from spiffe_core.errors import ConfigError, InvalidRequest, Unavailable
@@ -34,18 +33,24 @@ MAX_ANSWER = 4 * 1024 * 1024
 MAX_KEPT = 4096
 MAX_LISTED = 1000
 """Labels, and environment variables, of one container that are looked at."""
+MAX_USERS = 4096
 KEPT_SECONDS = 60.0
 _PREFIX = "unix://"
 _OK, _NOT_FOUND = 200, 404
+_LAST_UID = 2**32 - 2
 
 
 @dataclass(frozen=True, slots=True)
 class DockerSettings:
-    """Where the engines listen. In the template, %d is the user that a rootless Podman belongs to."""
+    """Where the engines listen. In the template, %d is the user that a rootless Podman belongs to.
+
+    `rootless_users`: whose own Docker or Podman is believed.
+    """
 
     docker_socket_path: str = "unix:///var/run/docker.sock"
     podman_socket_path: str = "unix:///run/podman/podman.sock"
     podman_socket_path_template: str = "unix:///run/user/%d/podman/podman.sock"
+    rootless_users: tuple[int, ...] = ()
     use_new_container_locator: bool = True
     verbose_container_locator_logs: bool = False
 
@@ -54,6 +59,11 @@ class DockerSettings:
         for name in ("docker_socket_path", "podman_socket_path", "podman_socket_path_template"):
             if not getattr(self, name).startswith(f"{_PREFIX}/"):
                 raise ConfigError(f"attestors.docker.{name}: must be unix:// and an absolute path", field=name)
+        if len(self.rootless_users) > MAX_USERS or not all(0 < one <= _LAST_UID for one in self.rootless_users):
+            raise ConfigError(
+                f"attestors.docker.rootless_users: must be at most {MAX_USERS} user ids, each a number above 0",
+                field="rootless_users",
+            )
         if self.podman_socket_path_template.count("%") != 1 or "%d" not in self.podman_socket_path_template:
             raise ConfigError(
                 "attestors.docker.podman_socket_path_template: must hold %d once", field="podman_socket_path_template"
@@ -65,8 +75,8 @@ class DockerPorts:
     """Where processes and engines are."""
 
     proc: ProcFs = field(default_factory=ProcFs)
-    get: Callable[[str, str, float], Answer] = lambda path, what, deadline: get_unix(
-        path, what, deadline=deadline, limit=MAX_ANSWER
+    get: Callable[[str, str, float, int | None], Answer] = lambda path, what, deadline, user: get_unix(
+        path, what, deadline=deadline, limit=MAX_ANSWER, user=user
     )
 
 
@@ -85,7 +95,7 @@ class DockerAttestor:
 
     @property
     def trouble(self) -> str:
-        """Why Docker or the system's Podman could not tell. A user's own Podman is that user's affair."""
+        """Why Docker or the system's Podman could not tell. A user's own engine is that user's affair."""
         return trouble_of(self._docker, self._podman)
 
     def attest(self, subject: Subject, deadline: float) -> Findings:
@@ -100,8 +110,8 @@ class DockerAttestor:
             return Findings(frozenset(), ("the process runs in no container",))
         if place.pod_uid:
             return Findings(frozenset(), ("the container belongs to a Kubernetes pod",))
-        if place.made_by and not place.podman and not _belongs_to(self._socket(place), place.made_by):
-            return Findings(frozenset(), (named_by_user(place),))
+        if place.made_by and place.made_by not in self._settings.rootless_users:
+            return Findings(frozenset(), (_not_believed(place.made_by),))
         findings = self._recall(place)
         if findings is None:
             with self._source(place).asked():
@@ -113,7 +123,7 @@ class DockerAttestor:
 
     def _ask(self, place: Place, deadline: float) -> Findings:
         socket_path = self._socket(place)
-        answer = self._ports.get(socket_path, f"/containers/{place.container_id}/json", deadline)
+        answer = self._ports.get(socket_path, f"/containers/{place.container_id}/json", deadline, place.made_by or None)
         if answer.status == _NOT_FOUND:
             return Findings(frozenset(), (f"{socket_path} does not know the container",))
         if answer.status != _OK:
@@ -124,16 +134,16 @@ class DockerAttestor:
             raise Unavailable(f"{socket_path}: its answer about a container cannot be read") from error
 
     def _source(self, place: Place) -> Source:
-        if place.podman:
-            return Source() if place.podman_uid else self._podman
-        return self._docker
+        if place.made_by:
+            return Source()
+        return self._podman if place.podman else self._docker
 
     def _socket(self, place: Place) -> str:
         chosen = self._settings.docker_socket_path
         if place.podman:
             chosen = self._settings.podman_socket_path
-            if place.podman_uid:
-                chosen = self._settings.podman_socket_path_template.replace("%d", str(place.podman_uid))
+            if place.made_by:
+                chosen = self._settings.podman_socket_path_template.replace("%d", str(place.made_by))
         return chosen.removeprefix(_PREFIX)
 
     def _recall(self, place: Place) -> Findings | None:
@@ -151,12 +161,11 @@ class DockerAttestor:
                 self._kept.popitem(last=False)
 
 
-def _belongs_to(socket_path: str, uid: int) -> bool:
-    """Whether an engine is the user's own: only that one is asked about a container whose name he could choose."""
-    try:
-        return Path(socket_path).stat().st_uid == uid
-    except OSError:
-        return False
+def _not_believed(user: int) -> str:
+    return (
+        f"the container belongs to user {user}, whose own engine could say anything of it; if that user is to be "
+        f"believed, add {user} to rootless_users in [attestors.docker]"
+    )
 
 
 def selectors_of(container: dict[str, Any]) -> frozenset[Selector]:

@@ -8,10 +8,12 @@ exchange: a peer that sends a byte now and then does not get more of it. What a 
 
 from __future__ import annotations
 
+import errno
 import http.client
 import io
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +23,9 @@ from spiffe_core.errors import Unavailable
 
 _LEAST_SECONDS = 0.05
 _PIECE = 1024 * 1024
+_CREDENTIALS = "=iII"
+"""`struct ucred`: pid, uid, gid."""
+_CREDENTIALS_SIZE = struct.calcsize(_CREDENTIALS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +56,10 @@ class TlsTarget:
 
 @dataclass(frozen=True, slots=True)
 class UnixTarget:
-    """Who is asked over a Unix socket."""
+    """Who is asked over a Unix socket; with `user`, only if that user listens there (SO_PEERCRED of unix(7))."""
 
     path: str
+    user: int | None = None
 
 
 class AnswerTooLargeError(ValueError):
@@ -125,6 +131,8 @@ class Exchange:
         try:
             opened.settimeout(self._left())
             opened.connect(target.path)
+            if target.user is not None:
+                _require_listener(opened, target.user)
         except BaseException:
             opened.close()
             raise
@@ -186,6 +194,13 @@ class Exchange:
         if left <= 0:
             raise TimeoutError
         return max(left, _LEAST_SECONDS)
+
+
+def _require_listener(opened: socket.socket, user: int) -> None:
+    """Whoever listens at the other end has to be `user`, whatever the path led through."""
+    _, uid, _ = struct.unpack(_CREDENTIALS, opened.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS_SIZE))
+    if uid != user:
+        raise PermissionError(errno.EPERM, f"another user than {user} listens there")
 
 
 class _UntilDeadline(io.RawIOBase):
@@ -256,9 +271,9 @@ def get_https(
     return ask_https("GET", host, port, path, tls=tls, headers=headers, deadline=deadline, limit=limit)
 
 
-def get_unix(socket_path: str, path: str, *, deadline: float, limit: int) -> Answer:
-    """Ask over a Unix socket; otherwise as `ask_https`."""
-    return _asked(UnixTarget(socket_path), socket_path, "GET", path, {}, None, deadline, limit)
+def get_unix(socket_path: str, path: str, *, deadline: float, limit: int, user: int | None = None) -> Answer:
+    """Ask over a Unix socket, with `user` only if that user listens there; otherwise as `ask_https`."""
+    return _asked(UnixTarget(socket_path, user), socket_path, "GET", path, {}, None, deadline, limit)
 
 
 def _asked(

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import socketserver
 import threading
 from contextlib import contextmanager
@@ -46,13 +47,20 @@ class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             def log_message(self, *_):
                 pass
 
-        super().__init__(str(path), Answer)
+        super().__init__(str(path), Answer, bind_and_activate=False)
+        self.server_bind()
 
 
 @contextmanager
-def engine_at(path):
-    """An engine whose API is at `path`."""
-    server = Engine(path)
+def engine_at(path, user=None):
+    """An engine whose API is at `path`; with `user`, which takes root, one that this user runs."""
+    server, own = Engine(path), os.geteuid()
+    try:
+        if user not in (None, own):
+            os.seteuid(user)
+        server.server_activate()  # the kernel keeps who it was
+    finally:
+        os.seteuid(own)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -41,7 +41,6 @@ class Node:
         own = folder / "proc" / str(os.getpid())
         own.mkdir(parents=True)
         (own / "cgroup").write_text(f"0::/docker/{ID}\n")
-        (own / "mountinfo").write_text("")
         proc = ProcFs(folder / "proc")
         self.engine = open_ones.enter_context(engine_at(folder / "docker.sock"))
         self.kubelet = open_ones.enter_context(Kubelet(pki / "kubelet.crt", pki / "kubelet.key"))

@@ -27,7 +27,6 @@ class Process:
     def __init__(self, root, cgroup):
         folder = root / "4242"
         folder.mkdir()
-        (folder / "mountinfo").write_text("")
         self._cgroup = folder / "cgroup"
         self.moves(cgroup)
 
@@ -79,32 +78,66 @@ def test_whatever_is_not_this_engines_container_gets_none(engine, tmp_path, cgro
     assert note in findings.notes[0]
 
 
-@pytest.mark.parametrize(
-    ("path", "socket"),
-    [
-        (f"0::/machine.slice/libpod-{ID}.scope/container\n", "podman.sock"),
-        (f"0::/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{ID}.scope\n", "1000.sock"),
-    ],
-)
-def test_podmans_containers_are_asked_of_podman_and_of_the_right_user(engine, tmp_path, path, socket):
-    (tmp_path / "docker.sock").rename(tmp_path / socket)
-    made = attestor(
-        tmp_path,
-        podman_socket_path=f"unix://{tmp_path}/podman.sock",
-        podman_socket_path_template=f"unix://{tmp_path}/%d.sock",
-    )
+def test_mounts_are_no_evidence(engine, tmp_path):
+    """S19's kind: any user can bind a container's control group, in a user namespace of its own, to any place it likes."""
+    process = Process(tmp_path, "0::/user.slice/user-1000.slice/session-3.scope\n")
+    mount = f"65 44 0:38 /system.slice/docker-{ID}.scope /sys/fs/cgroup ro,relatime - cgroup2 cgroup2 rw\n"
+    (tmp_path / "4242" / "mountinfo").write_text(mount)
+    findings = attestor(tmp_path, rootless_users=[1000]).attest(process, soon())
+    assert (findings.selectors, findings.notes) == (frozenset(), ("the process runs in no container",))
+    assert engine.asked == []
+
+
+ME = os.geteuid() or 1000
+ROOTLESS = f"0::/user.slice/user-{ME}.slice/user@{ME}.service/user.slice/libpod-{ID}.scope\n"
+
+
+def test_podmans_containers_are_asked_of_podman(engine, tmp_path):
+    (tmp_path / "docker.sock").rename(tmp_path / "podman.sock")
+    made = attestor(tmp_path, podman_socket_path=f"unix://{tmp_path}/podman.sock")
+    path = f"0::/machine.slice/libpod-{ID}.scope/container\n"
     assert "docker:label:app:web" in values(made.attest(Process(tmp_path, path), soon()))
 
 
-@pytest.mark.parametrize(("owner", "told"), [(1000, True), (1001, False)])
-def test_an_engine_is_not_asked_about_a_container_that_another_user_could_name(engine, tmp_path, owner, told):
-    """S19's kind: anybody may make a control group called like somebody's container below his own user@UID.service."""
+@pytest.fixture
+def users_engine(tmp_path):
+    """An engine that runs as the user ME, by whom its socket was opened."""
+    with engine_at(tmp_path / f"{ME}.sock", user=ME) as started:
+        yield started
+
+
+def users(tmp_path, **over):
+    template = f"unix://{tmp_path}/%d.sock"
+    return attestor(tmp_path, podman_socket_path_template=template, rootless_users=(ME,), **over)
+
+
+def test_a_users_own_podman_is_asked_where_that_user_is_believed(users_engine, tmp_path):
+    assert "docker:label:app:web" in values(users(tmp_path).attest(Process(tmp_path, ROOTLESS), soon()))
+    assert users_engine.asked == [f"/containers/{ID}/json"]
+
+
+@pytest.mark.parametrize("engine_of", ["libpod", "docker"])
+def test_a_user_who_is_not_believed_gets_nothing_and_nobody_is_asked(engine, users_engine, tmp_path, engine_of):
+    """S19's kind: a user names any container in a control group of its own, and has its own engine say anything."""
+    template = f"unix://{tmp_path}/%d.sock"
+    made = attestor(tmp_path, podman_socket_path_template=template, rootless_users=(ME + 1,))
+    findings = made.attest(Process(tmp_path, ROOTLESS.replace("libpod", engine_of)), soon())
+    assert findings.selectors == frozenset()
+    assert f"add {ME} to rootless_users" in findings.notes[0]
+    assert engine.asked == users_engine.asked == []
+
+
+def test_a_user_cannot_have_somebody_elses_engine_asked(tmp_path):
+    """Not by a link from its own socket's path to another's, which the agent may open and the user may not."""
     need_root()
-    os.chown(tmp_path / "docker.sock", owner, -1)
-    path = f"0::/user.slice/user-1000.slice/user@1000.service/user.slice/docker-{ID}.scope\n"
-    found = attestor(tmp_path).attest(Process(tmp_path, path), soon())
-    assert bool(found.selectors) == told
-    assert told or "name containers as he likes" in found.notes[0]
+    with engine_at(tmp_path / "docker.sock", user=ME + 1) as system:
+        (tmp_path / f"{ME}.sock").symlink_to(tmp_path / "docker.sock")
+        process = Process(tmp_path, ROOTLESS)
+        for engine_of in ("libpod", "docker"):
+            process.moves(ROOTLESS.replace("libpod", engine_of))
+            with pytest.raises(Unavailable, match=f"another user than {ME} listens there"):
+                users(tmp_path).attest(process, soon())
+        assert system.asked == []
 
 
 @pytest.mark.parametrize(("status", "body"), [(500, b"{}"), (200, b"no json"), (200, b"[]"), (200, b'{"Config": 5}')])
@@ -133,8 +166,11 @@ def test_an_absurdly_long_value_is_left_out(engine, tmp_path):
         {"docker_socket_path": "/var/run/docker.sock"},
         {"podman_socket_path": "tcp://1.2.3.4:2375"},
         {"podman_socket_path_template": "unix:///run/podman.sock"},
+        {"rootless_users": (0,)},
+        {"rootless_users": (1000, -1)},
+        {"rootless_users": tuple(range(1, 5000))},
     ],
 )
-def test_wrong_sockets_are_refused(over):
+def test_wrong_sockets_and_users_are_refused(over):
     with pytest.raises(ConfigError):
         DockerSettings(**over)

@@ -28,7 +28,6 @@ class Process:
     def __init__(self, root, cgroup=f"0::/kubepods/burstable/pod{UID}/{ID}\n"):
         folder = root / "4242"
         folder.mkdir(exist_ok=True)
-        (folder / "mountinfo").write_text("")
         (folder / "cgroup").write_text(cgroup)
 
     def require_alive(self):
@@ -183,6 +182,7 @@ class TestTroubleIsTold:
             docker_socket_path=f"unix://{tmp_path}/docker.sock",
             podman_socket_path=f"unix://{tmp_path}/podman.sock",
             podman_socket_path_template=f"unix://{tmp_path}/%d.sock",
+            rootless_users=(1000,),
         )
         made = DockerAttestor(settings, DockerPorts(proc=ProcFs(tmp_path)))
         rootless = f"0::/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{ID}.scope\n"

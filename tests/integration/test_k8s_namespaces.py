@@ -46,7 +46,6 @@ class Node:
         own = folder / "proc" / "4242"
         own.mkdir(parents=True)
         (own / "cgroup").write_text(f"0::/kubepods/burstable/pod{UID}/{ID}\n")
-        (own / "mountinfo").write_text("")
         self.later = 0.0
         self.settings = {
             "kubelet_secure_port": self.kubelet.port,
