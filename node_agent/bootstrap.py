@@ -298,6 +298,7 @@ def _compose(
             workloads.on_ban.append(tokens.forget)
     bounds = Limits(connections=limits.connections, connections_per_uid=limits.connections_per_uid)
     door = FrontDoor(limits=bounds, strict=settings.strict)
+    held_open = StreamLimits(per_uid=limits.streams_per_uid, total=limits.streams, calls_per_uid=limits.calls_per_uid)
     api = WorkloadApi(
         workloads,
         door.caller_of,
@@ -309,9 +310,7 @@ def _compose(
             wait_for_identity=settings.wait_for_identity,
             foreign_claims=frozenset(settings.jwt.allowed_foreign_claims),
             jwt_key_use=settings.jwt.key_use,
-            limits=StreamLimits(
-                per_uid=limits.streams_per_uid, total=limits.streams, calls_per_uid=limits.calls_per_uid
-            ),
+            limits=held_open,
         ),
         cut=lambda peer: door.close_where(lambda other: other is peer),
     )
@@ -328,7 +327,7 @@ def _compose(
         )
     sds = None if settings.sds.disabled else secret_discovery(settings, api, door, clock)
     admin_door = FrontDoor(limits=Limits(connections=ADMIN_CONNECTIONS), strict=settings.strict)
-    admin_streams = Streams(workloads, StreamLimits(total=ADMIN_CONNECTIONS))
+    admin_streams = Streams(workloads, held_open)
 
     def look() -> AgentInfo:
         svid = node.state.svid

@@ -27,6 +27,7 @@ from spiffe_core.wire.services import Stub
 from tests.doubles.canned_daemon import leave_code
 from tests.doubles.live_agent import OWN, agent_folder, live_agent, pem_bundle, token_file
 from tests.doubles.live_server import entry, live_server
+from tests.doubles.privileges import need_root
 
 ME = "spiffe://example.org/delegate"
 MESH = (("cilium", "mutual-auth"),)
@@ -101,6 +102,23 @@ async def test_a_delegate_follows_hundreds_of_workloads_over_one_connection():
             for stream in streams:
                 stream.cancel()
         assert [ids_of(one) for one in answers] == [["spiffe://example.org/identity/1"]] * 250
+
+
+async def test_streams_of_roots_leave_room_for_those_of_other_users_processes():
+    """`limits.streams` and `limits.streams_per_uid` hold here too: a node may have more pods than this socket connections."""
+    need_root()
+    by_selectors = pb.SubscribeToX509SVIDsRequest(selectors=selectors(*MESH))
+    with subprocess.Popen(["sleep", "60"], user=1000, group=1000) as child:
+        try:
+            async with serving(delegate, mesh("/identity/1")) as (_, agent, _), agent.admin(DELEGATED) as stub:
+                streams = [stub.SubscribeToX509SVIDs(by_selectors, timeout=50) for _ in range(260)]
+                await asyncio.gather(*(stream.read() for stream in streams))
+                streams.append(stub.SubscribeToX509SVIDs(pb.SubscribeToX509SVIDsRequest(pid=child.pid)))
+                assert ids_of(await streams[-1].read()) == []
+                for stream in streams:
+                    stream.cancel()
+        finally:
+            child.kill()
 
 
 async def test_entries_with_power_are_never_given_away():

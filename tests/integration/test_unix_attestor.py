@@ -21,7 +21,7 @@ from attestors.procfs import ProcFs
 from attestors.registry import WORKLOAD_ATTESTORS
 from attestors.workload.unix import UnixAttestor, UnixPorts, UnixSettings
 from spiffe_core.errors import Unauthenticated, Unavailable
-from spiffe_core.wire.peer import ProcessHandle, UnixPeer, unix_peer
+from spiffe_core.wire.peer import ProcessHandle, UnixPeer, named_process, unix_peer
 
 SLEEP = shutil.which("sleep")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
@@ -218,7 +218,7 @@ def test_a_process_that_changes_its_user_after_connecting_is_refused():
         peer.process.close()
 
 
-NAMES = ["a) S 1 2 3", "x\nUid:\t0\t0", "(((", "ü" * 7, "x" * 15]
+NAMES = ["a) S 1 2 3", "x\nUid:\t0\t0", "\x0bUid:\t7 7 7 7", "\x1cGid:\t7 7 7 7", "(((", "ü" * 7, "x" * 15]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -235,6 +235,9 @@ sys.stdin.read()
     try:
         child.stdout.readline()
         assert f"uid:{os.geteuid()}" in values(attest(peer))
+        named = named_process(child.pid)
+        assert (named.uid, named.gid) == (os.geteuid(), os.getegid())
+        named.process.close()
         with ProcFs().process(child.pid) as directory:
             started = directory.start_time()
         with ProcFs().process(os.getpid()) as own:
