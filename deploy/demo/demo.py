@@ -30,6 +30,12 @@ def step(text: str) -> None:
     console.print(f"[dim]{time.monotonic() - STARTED:5.1f} s[/dim]  [green]✓[/green] {text}")
 
 
+def quote(answer: str) -> None:
+    """What the greeter says, in two lines that fit everywhere."""
+    first, _, second = answer.partition(", ")
+    console.print(f"           [italic]“I am {first},\n            {second}”[/italic]")
+
+
 class Workload:
     """A copy of the interpreter under a path of its own, so that the kernel can tell it from others."""
 
@@ -142,10 +148,10 @@ def play(stack: LocalStack, workloads: list[Workload]) -> None:
     console.print(Panel(shown(facts), title="visitor", border_style="blue"))
     greeted = visitor.hear("greeted")
     step(f"mutual {greeted['tls']} between them, by SPIFFE ID alone. The greeter says:")
-    console.print(f"           [italic]“I am {greeted['answer']}”[/italic]")
+    quote(greeted["answer"])
 
     refused = stranger.run("knock").hear("refused")
-    step(f"a third program, same user, no entry: [red]{refused['text']}[/red] ({refused['kind']})")
+    step(f"a third program, same user, no entry: [red]{refused['text']}[/red]")
 
     with console.status(f"SVIDs live {SVID_SECONDS} s here; the first rotation comes at half of that ..."):
         facts = visitor.hear("rotated")
@@ -153,7 +159,7 @@ def play(stack: LocalStack, workloads: list[Workload]) -> None:
     console.print(Panel(shown(facts), title="visitor, a new certificate and key", border_style="blue"))
     greeted = visitor.hear("greeted")
     step("and they talk on with the new one. The greeter says:")
-    console.print(f"           [italic]“I am {greeted['answer']}”[/italic]")
+    quote(greeted["answer"])
 
 
 if __name__ == "__main__":

@@ -22,6 +22,11 @@ SERVER: Final = Daemon(
     start="identity-server run --config FILE",
     forbidden="use the admin socket of the server itself, which --socket-path names",
     usual=server_socket(uid=0),
+    advice={
+        "agent not found": "`identity-server agent list` prints the SPIFFE IDs of those there are",
+        "upstream authority is not configured": "`identity-server localauthority x509 taint` and `revoke` are for this "
+        "server's own authorities",
+    },
 )
 _INSTANCE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 

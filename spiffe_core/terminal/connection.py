@@ -7,9 +7,9 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read once, when grpc is imported: a CLI has one voice
@@ -39,6 +39,8 @@ class Daemon:
     flag: str = "--socket-path"
     usual: Path | None = None
     """Where one that runs for the whole machine has its socket."""
+    advice: Mapping[str, str] = field(default_factory=dict)
+    """What to do about a refusal in these very words."""
 
 
 def check_socket(path: str, daemon: Daemon) -> None:
@@ -114,7 +116,7 @@ _ADVICE = {
 def failure_of(error: grpc.RpcError, daemon: Daemon) -> Failure:
     """A failed call in words."""
     told = from_rpc_error(error)
-    advice = _ADVICE.get(told.kind, "").format(name=daemon.name)
+    advice = daemon.advice.get(told.public) or _ADVICE.get(told.kind, "").format(name=daemon.name)
     if told.kind is Kind.FORBIDDEN:
         refusal = _REFUSAL_ID.search(told.public)
         advice = daemon.forbidden.replace("explain ID", f"explain {refusal[1] if refusal else 'ID'}")

@@ -36,6 +36,7 @@ class TestFailures:
         ("error", "what", "advice"),
         [
             (NotFound("entry not found"), "entry not found", ""),
+            (NotFound("agent not found"), "agent not found", "identity-server agent list"),
             (Unavailable("starting"), "starting", "try again in a moment"),
             (Forbidden("authorization denied"), "authorization denied", "admin socket"),
             (Exhausted("too fast"), "too fast", "try again later"),
