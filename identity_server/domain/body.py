@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from identity_server.domain.body_shape import Shape
-from identity_server.domain.issuance import ReadyToSign, der_element, prepare
+from identity_server.domain.issuance import ReadyToSign, der_element, der_header, prepare
 from identity_server.domain.lint import Finding, LintFailed, contents, elements
 from identity_server.domain.profiles import LEAF_SUBJECT, MAX_SERIAL, Parent, Plan
 from spiffe_core.crypto.keys import P256_SPKI_BYTES, P256_SPKI_PREFIX
@@ -24,6 +24,7 @@ from spiffe_core.crypto.keys import P256_SPKI_BYTES, P256_SPKI_PREFIX
 _UTC_TIME_ENDS = int(datetime(2050, 1, 1, tzinfo=UTC).timestamp())
 _SAN_OID = bytes.fromhex("0603551d11")
 _SKI_START = bytes.fromhex("301d0603551d0e04160414")
+_SKI_BYTES = len(_SKI_START) + 20
 _SEQUENCE, _INTEGER, _OCTET_STRING, _UTC_TIME, _EXTENSIONS, _URI = 0x30, 0x02, 0x04, 0x17, 0xA3, 0x86
 _SKI_AT, _AKI_AT = 3, 4
 _UTC_TIME_CENTURY_TURN = 50
@@ -95,24 +96,28 @@ class Body:
     def encode(self, plan: Plan) -> bytes:
         """The TBSCertificate (RFC 5280 section 4.1) of a plan that fits."""
         serial = plan.serial.to_bytes(plan.serial.bit_length() // 8 + 1)
-        validity = _utc_time(plan.not_before) + _utc_time(plan.not_after)
-        name = der_element(_SEQUENCE, der_element(_URI, str(plan.spiffe_id).encode("ascii")))
-        san = der_element(_SEQUENCE, _SAN_OID + der_element(_OCTET_STRING, name))
-        extensions = self.before_key_id + _SKI_START + plan.key_id + self.between + san
-        return der_element(
-            _SEQUENCE,
-            b"".join(
-                (
-                    self.version,
-                    der_element(_INTEGER, serial),
-                    self.algorithm_and_issuer,
-                    der_element(_SEQUENCE, validity),
-                    self.subject,
-                    plan.spki,
-                    der_element(_EXTENSIONS, der_element(_SEQUENCE, extensions)),
-                )
-            ),
+        name = str(plan.spiffe_id).encode("ascii")
+        san = _before_name(len(name))
+        extensions = len(self.before_key_id) + _SKI_BYTES + len(self.between) + len(san) + len(name)
+        rest = b"".join(
+            (
+                self.version,
+                der_header(_INTEGER, len(serial)),
+                serial,
+                self.algorithm_and_issuer,
+                _validity(plan.not_before, plan.not_after),
+                self.subject,
+                plan.spki,
+                _before_extensions(extensions),
+                self.before_key_id,
+                _SKI_START,
+                plan.key_id,
+                self.between,
+                san,
+                name,
+            )
         )
+        return der_header(_SEQUENCE, len(rest)) + rest
 
     def lint(self, tbs: bytes, plan: Plan) -> Iterator[Finding]:
         """Everything in an encoded body that is not as planned, or not as in the body the full lint passed.
@@ -222,6 +227,25 @@ def _inside(tag: int, element: bytes) -> tuple[bytes, ...]:
 
 
 @lru_cache(maxsize=4096)
+def _before_name(size: int) -> bytes:
+    """The extension for the subject's alternative names up to the bytes of its one name, a URI (RFC 5280 section 4.2.1.6)."""
+    head = b""
+    for tag in (_URI, _SEQUENCE, _OCTET_STRING):
+        head = der_header(tag, size + len(head)) + head
+    head = _SAN_OID + head
+    return der_header(_SEQUENCE, size + len(head)) + head
+
+
+def _before_extensions(size: int) -> bytes:
+    inner = der_header(_SEQUENCE, size)
+    return der_header(_EXTENSIONS, size + len(inner)) + inner
+
+
+@lru_cache(maxsize=4096)
+def _validity(not_before: int, not_after: int) -> bytes:
+    return der_element(_SEQUENCE, _utc_time(not_before) + _utc_time(not_after))
+
+
 def _utc_time(moment: int) -> bytes:
     return der_element(_UTC_TIME, datetime.fromtimestamp(moment, UTC).strftime("%y%m%d%H%M%SZ").encode("ascii"))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -60,13 +59,9 @@ class Shape:
         if read is None or plan.parent is not self.parent:
             return False
         whole, size, serial, begins, ends, spki, outer, inner, key_id, san, octets, names, uri, name = read.groups()
-        if not _headed(len(name), (uri, names, octets)) or name != str(plan.spiffe_id).encode():
-            return False
-        inside = 3 + len(octets) + len(names) + len(uri) + len(name)  # tags and lengths inside of the extension
-        value = len(_SAN_OID) + inside
-        listed = self.fixed + 1 + len(san) + value
         return (
-            (san, inner, outer) == (_length(value), _length(listed), _length(1 + len(inner) + listed))
+            (outer, inner, san, octets, names, uri) == _lengths(self.fixed, len(name))
+            and name == str(plan.spiffe_id).encode()
             and whole == _length(len(tbs) - 1 - len(whole))
             and size == _length(len(serial))
             and len(serial) == plan.serial.bit_length() // 8 + 1
@@ -81,13 +76,19 @@ class Shape:
         )
 
 
-def _headed(size: int, lengths: Sequence[bytes]) -> bool:
-    """Whether `lengths`, from the inside out, each head the element inside of them, the innermost `size` bytes."""
-    for length in lengths:
-        if length != _length(size):
-            return False
-        size += 1 + len(length)
-    return True
+@lru_cache(maxsize=4096)
+def _lengths(fixed: int, name: int) -> tuple[bytes, ...]:
+    """What must head the extensions, outermost first, down to a name of so many bytes; `fixed` as in `Shape`."""
+    size, found = name, []
+    for _ in ("URI", "names", "octets"):
+        found.append(_length(size))
+        size += 1 + len(found[-1])
+    size += len(_SAN_OID)
+    found.append(_length(size))
+    size += 1 + len(found[-1]) + fixed
+    found.append(_length(size))
+    found.append(_length(size + 1 + len(found[-1])))
+    return tuple(reversed(found))
 
 
 @lru_cache(maxsize=4096)

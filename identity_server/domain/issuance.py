@@ -9,6 +9,7 @@ the very bytes that were linted. The real key may live in a token or a KMS: it n
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, NoReturn, cast
 
 from cryptography import x509
@@ -45,7 +46,9 @@ _DUMMY_ML_DSA_SIGNATURE = bytes(2420)
 _DUMMY_ECDSA_SIGNATURE = bytes.fromhex("3006020101020101")
 _DUMMY_RSA_SIGNATURE = bytes(256)
 _P384_BITS = 384
-_ECDSA = {made.name: ec.ECDSA(made) for made in (hashes.SHA256(), hashes.SHA384())}
+_WITH_P384 = (ec.ECDSA(hashes.SHA384()), _ECDSA_SHA384)
+_WITH_P256 = (ec.ECDSA(hashes.SHA256()), _ECDSA_SHA256)
+_ANOTHER_KIND = "the key is of another kind than the one the certificate names as its signer"
 _SEQUENCE, _BIT_STRING = 0x30, 0x03
 _SHORT_FORM = 0x80
 
@@ -110,16 +113,23 @@ def sign(ticket: ReadyToSign, key: AuthorityKey) -> bytes:
     """Redeem a ticket: the finished certificate (DER) of exactly the linted bytes."""
     tbs = ticket.redeem()
     signer = ticket.plan.signing_key
-    algorithm = _hash_for(signer)
-    if algorithm is not None and is_ec_private(key):
-        signature = key.sign(tbs, _ECDSA[algorithm.name])
-    elif isinstance(key, MlDsaPrivateKey) or algorithm is None:
-        if not isinstance(key, MlDsaPrivateKey) or algorithm is not None:
-            raise CorruptState("the key is of another kind than the one the certificate names as its signer")
-        signature = key.sign(tbs)
+    if is_ec(signer):
+        how, identifier = _WITH_P384 if signer.key_size == _P384_BITS else _WITH_P256
+        if not is_ec_private(key):
+            raise CorruptState(_ANOTHER_KIND)
+        signature = key.sign(tbs, how)
     else:
-        signature = cast("rsa.RSAPrivateKey", key).sign(tbs, padding.PKCS1v15(), algorithm)
-    return der_element(_SEQUENCE, tbs + _algorithm_of(signer) + der_element(_BIT_STRING, b"\0" + signature))
+        signature, identifier = _other_signature(tbs, signer, key), _algorithm_of(signer)
+    return der_element(_SEQUENCE, tbs + identifier + der_element(_BIT_STRING, b"\0" + signature))
+
+
+def _other_signature(tbs: bytes, signer: AuthorityPublicKey, key: AuthorityKey) -> bytes:
+    """By an RSA or an ML-DSA authority."""
+    if isinstance(signer, MlDsaPublicKey) is not isinstance(key, MlDsaPrivateKey) or is_ec_private(key):
+        raise CorruptState(_ANOTHER_KIND)
+    if isinstance(key, MlDsaPrivateKey):
+        return key.sign(tbs)
+    return cast("rsa.RSAPrivateKey", key).sign(tbs, padding.PKCS1v15(), hashes.SHA256())
 
 
 def parent_of(certificate: bytes) -> Parent:
@@ -233,8 +243,13 @@ def _algorithm_of(key: AuthorityPublicKey) -> bytes:
 
 def der_element(tag: int, body: bytes) -> bytes:
     """One DER element (X.690 section 8.1.3)."""
-    size = len(body)
+    return der_header(tag, len(body)) + body
+
+
+@lru_cache(maxsize=4096)
+def der_header(tag: int, size: int) -> bytes:
+    """What stands before `size` bytes to make them a DER element: its tag and the shortest form of its length."""
     if size < _SHORT_FORM:
-        return bytes((tag, size)) + body
+        return bytes((tag, size))
     length = size.to_bytes((size.bit_length() + 7) // 8)
-    return bytes((tag, _SHORT_FORM | len(length))) + length + body
+    return bytes((tag, _SHORT_FORM | len(length))) + length

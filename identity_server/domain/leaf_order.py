@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from cryptography import x509
 
 from identity_server.domain.body import Bodies
-from identity_server.domain.issuance import sign
+from identity_server.domain.issuance import ReadyToSign, sign
 from identity_server.domain.profiles import Parent, Profile, plan_leaf
-from spiffe_core.crypto.keys import AuthorityKey, PublicKey
+from spiffe_core.crypto.keys import AuthorityKey, SubjectKey
 from spiffe_core.errors import InvalidCsr
 from spiffe_core.spiffe_id import SpiffeId
 
@@ -50,7 +50,7 @@ class SigningKey:
     bodies: Bodies = field(default_factory=Bodies, compare=False, repr=False)
 
 
-def signed(by: SigningKey, order: LeafOrder, public_key: PublicKey, taken: frozenset[str]) -> SignedLeaf:
+def signed(by: SigningKey, order: LeafOrder, key: SubjectKey, taken: frozenset[str]) -> SignedLeaf:
     """Plan, build, lint, and only then sign; `taken` are the key identifiers (hex) of authorities (N-C-07).
 
     Raises:
@@ -58,18 +58,29 @@ def signed(by: SigningKey, order: LeafOrder, public_key: PublicKey, taken: froze
         Unavailable: the authority has expired.
         LintFailed: the certificate broke a rule.
     """
+    return finished(by, prepared(by, order, key, taken))
+
+
+def prepared(by: SigningKey, order: LeafOrder, key: SubjectKey, taken: frozenset[str]) -> ReadyToSign:
+    """Everything of `signed` but the signature."""
     plan = plan_leaf(
         order.profile,
         by.parent,
         order.spiffe_id,
-        public_key,
+        key.public_key,
         ttl=order.ttl,
         now=order.now,
         serial=order.serial,
         dns_names=order.dns_names,
         subject=order.subject,
         at_least_until=order.at_least_until,
+        spki=key.spki,
     )
     if plan.key_id.hex() in taken:
         raise InvalidCsr("public_key: this is the key of a signing authority; make a new key", field="public_key")
-    return SignedLeaf(sign(by.bodies.prepare(plan), by.key), plan.not_after)
+    return by.bodies.prepare(plan)
+
+
+def finished(by: SigningKey, ticket: ReadyToSign) -> SignedLeaf:
+    """The signature under what was prepared for this very key."""
+    return SignedLeaf(sign(ticket, by.key), ticket.plan.not_after)

@@ -131,10 +131,12 @@ def plan_leaf(
     dns_names: tuple[str, ...] = (),
     subject: x509.Name | None = None,
     at_least_until: int = 0,
+    spki: bytes = b"",
 ) -> Plan:
     """Plan a leaf for `spiffe_id`, which comes from the registration and never from a request (S20).
 
-    It ends `ttl` seconds from `now`, not before `at_least_until`, and never after its issuer (S37).
+    It ends `ttl` seconds from `now`, not before `at_least_until`, and never after its issuer (S37). `spki` is the key's
+    encoding, where the caller has it already.
 
     Raises:
         InvalidRequest: the id, key, ttl or names may not be in such a leaf.
@@ -153,7 +155,7 @@ def plan_leaf(
         subject = LEAF_SUBJECT
         if profile is Profile.WORKLOAD and dns_names and len(dns_names[0]) <= MAX_COMMON_NAME:
             subject = subject_name(common_name=dns_names[0])
-    spki = spki_der(public_key)
+    spki = spki or spki_der(public_key)
     return Plan(
         profile=profile,
         spiffe_id=spiffe_id,
@@ -268,18 +270,20 @@ def _check_leaf_id(profile: Profile, trust_domain: TrustDomain, spiffe_id: Spiff
         raise InvalidRequest(f"spiffe_id: must be in the trust domain {trust_domain}", field="spiffe_id")
     if not spiffe_id.path:
         raise InvalidRequest("spiffe_id: an SVID needs a path after the trust domain (X509-04)", field="spiffe_id")
-    fits = {
-        Profile.WORKLOAD: not spiffe_id.is_reserved,
-        Profile.AGENT: spiffe_id.path.startswith("/spire/agent/"),
-        Profile.SERVER: spiffe_id.path == "/spire/server",
-        Profile.CA: False,
-    }
-    if not fits[profile]:
+    if not _may_name(profile, spiffe_id):
         raise InvalidRequest(
             f"spiffe_id: {spiffe_id.path} cannot be in a certificate of the {profile.value} profile; "
             "/spire is reserved for the server and agents",
             field="spiffe_id",
         )
+
+
+def _may_name(profile: Profile, spiffe_id: SpiffeId) -> bool:
+    if profile is Profile.WORKLOAD:
+        return not spiffe_id.is_reserved
+    if profile is Profile.AGENT:
+        return spiffe_id.path.startswith("/spire/agent/")
+    return profile is Profile.SERVER and spiffe_id.path == "/spire/server"
 
 
 def _checked_serial(serial: int) -> int:

@@ -6,7 +6,7 @@ an agent that is told "not found" gives the identity up. What the database knows
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from identity_server.domain.access import Caller
 from identity_server.domain.audit import CallRefused
@@ -28,7 +28,11 @@ class Entitlements:
 
     def find(self, caller: Caller, entry_id: str) -> EntryRecord | None:
         """The entry, if memory knows that the agent may have it."""
-        return self._store.state.value.authorised(agent_path(caller)).get(entry_id)
+        return self.of(caller).get(entry_id)
+
+    def of(self, caller: Caller) -> Mapping[str, EntryRecord]:
+        """All entries that memory knows the agent may have, by id; the answer of this moment."""
+        return self._store.state.value.authorised(agent_path(caller))
 
     async def refusals(self, caller: Caller, entry_ids: Sequence[str], method: str) -> dict[str, IdentityError]:
         """Why each of these entries, which `find` did not give, is not to be had; refusals are audited."""

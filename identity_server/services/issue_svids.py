@@ -16,13 +16,14 @@ from identity_server.domain.access import Caller
 from identity_server.domain.audit import DONE, SvidIssued
 from identity_server.domain.leaf_order import LeafOrder
 from identity_server.domain.minting import check_mint
+from identity_server.domain.profiles import Profile
 from identity_server.domain.state import EntryRecord
 from identity_server.ports import AuditLog, LeafSigners
 from identity_server.services.entitlements import Entitlements
-from identity_server.services.issuer import IssuedX509, Issuer
+from identity_server.services.issuer import IssuedX509, Issuer, Prepared
 from spiffe_core.clock import Clock
 from spiffe_core.crypto.csr import MAX_CSR_BYTES, parse_csr, proven_key
-from spiffe_core.crypto.keys import PublicKey
+from spiffe_core.crypto.keys import SubjectKey
 from spiffe_core.errors import Exhausted, IdentityError, Internal, InvalidCsr, InvalidRequest, Unavailable
 from spiffe_core.runtime.supervise import spawn
 from spiffe_core.runtime.tracing import span
@@ -32,6 +33,8 @@ MAX_BATCH = 500
 """SPIRE's signing burst; its agents never send more."""
 SLICE_SECONDS = 0.004
 """For so long signing may hold the loop before other calls get their turn (architecture A7)."""
+MOST_TOGETHER = 16
+"""So many items are signed in one slice at the most, however quick that is."""
 MAX_TTL = 2**31 - 1
 
 
@@ -83,6 +86,8 @@ class IssueSvids:
         self._audit = audit
         self._trust_domain = trust_domain
         self._signers = signers
+        self._together = 1
+        """So many items make a slice: what the last one took decides, so that a slow key holds the loop for one signature."""
 
     async def for_entries(self, caller: Caller, wanted: Sequence[Wanted]) -> list[IssuedX509 | IdentityError]:
         """Sign for the entries `caller` is authorised for; one answer for each item, in order.
@@ -123,16 +128,71 @@ class IssueSvids:
     ) -> None:
         """Sign what waits here and now, giving the loop back after every slice."""
         while waiting:
-            started = self._clock.monotonic()
+            numbers = [waiting.popleft() for _ in range(min(self._together, len(waiting)))]
             signed: dict[int, SvidIssued] = {}
+            started = self._clock.monotonic()
             try:
-                while waiting and self._clock.monotonic() - started <= SLICE_SECONDS:
-                    number = waiting.popleft()
-                    answers[number] = self._attempt(caller, wanted[number], number, signed)
+                self._group(caller, wanted, answers, numbers, signed)
             finally:
                 self._told(caller, wanted, answers, signed)
+            each = (self._clock.monotonic() - started) / len(numbers)
+            self._together = (
+                MOST_TOGETHER if each * MOST_TOGETHER < SLICE_SECONDS else max(1, int(SLICE_SECONDS / each))
+            )
             if waiting:
                 await self._clock.sleep(0)
+
+    def _group(
+        self,
+        caller: Caller,
+        wanted: Sequence[Wanted],
+        answers: list[Answer],
+        numbers: list[int],
+        signed: dict[int, SvidIssued],
+    ) -> None:
+        """Sign some items by the latest state; None stays the answer where memory does not know of the agent's entry.
+
+        Each step is taken for all of them before the next: its code and data are still in the processor's caches when
+        they are used again, and an SVID costs a tenth less than if it were signed from beginning to end.
+        """
+
+        def refuse(number: int, error: IdentityError) -> None:
+            self._entitlements.refused(caller, wanted[number].entry_id, "BatchNewX509SVID", error)
+            answers[number] = error
+
+        entries, actor = self._entitlements.of(caller), caller.actor
+        proven: list[tuple[int, SubjectKey]] = []
+        for number in numbers:
+            try:
+                proven.append((number, _checked(wanted[number])))
+            except IdentityError as error:
+                refuse(number, error)
+        prepared: list[tuple[int, EntryRecord, Prepared]] = []
+        for number, key in proven:
+            record = entries.get(wanted[number].entry_id)
+            if record is None:
+                continue
+            try:
+                prepared.append((number, record, self._issuer.prepare(self._order(record), key)))
+            except IdentityError as error:
+                refuse(number, _not_signed(error))
+        for number, record, ready in prepared:
+            try:
+                issued = self._sign(ready)
+            except IdentityError as error:
+                refuse(number, _not_signed(error))
+                continue
+            answers[number] = issued
+            signed[number] = _event(actor, "workload", issued, record)
+
+    def _order(self, record: EntryRecord) -> LeafOrder:
+        """What an entry says is to be signed."""
+        terms = self._terms_of(record.wire)
+        spiffe_id = SpiffeId(self._trust_domain, record.path)
+        return self._issuer.order(Profile.WORKLOAD, spiffe_id, ttl=terms.ttl, dns_names=terms.dns_names)
+
+    def _sign(self, prepared: Prepared) -> IssuedX509:
+        return self._issuer.finish(prepared)
 
     def _told(
         self, caller: Caller, wanted: Sequence[Wanted], answers: list[Answer], signed: dict[int, SvidIssued]
@@ -198,13 +258,10 @@ class IssueSvids:
         record = self._entitlements.find(caller, item.entry_id)
         if record is None:
             return None
-        terms = self._terms_of(record.wire)
-        spiffe_id = SpiffeId(self._trust_domain, record.path)
         try:
-            order = self._issuer.order("workload", spiffe_id, ttl=terms.ttl, dns_names=terms.dns_names)
+            return record, self._order(record)
         except IdentityError:
             return None
-        return record, order
 
     def mint(self, caller: Caller, csr_der: bytes, ttl: int) -> IssuedX509:
         """Sign what an administrator's request asks for (spire_wire section 5.4)."""
@@ -227,56 +284,32 @@ class IssueSvids:
         self._record(caller, "mint", issued)
         return issued
 
-    def _attempt(
-        self, caller: Caller, item: Wanted, number: int, signed: dict[int, SvidIssued]
-    ) -> IssuedX509 | IdentityError | None:
-        """Sign one item by the latest state; None if memory does not know that the agent may have the entry."""
-        try:
-            key = _checked(item)
-            record = self._entitlements.find(caller, item.entry_id)
-            if record is None:
-                return None
-            issued = self._sign(record, key)
-            signed[number] = _event(caller, "workload", issued, record)
-            return issued
-        except IdentityError as error:
-            self._entitlements.refused(caller, item.entry_id, "BatchNewX509SVID", error)
-            return error
-
-    def _sign(self, record: EntryRecord, key: PublicKey) -> IssuedX509:
-        terms = self._terms_of(record.wire)
-        try:
-            return self._issuer.issue(
-                "workload",
-                SpiffeId(self._trust_domain, record.path),
-                key,
-                ttl=terms.ttl,
-                dns_names=terms.dns_names,
-            )
-        except (Unavailable, InvalidCsr):
-            raise
-        except IdentityError as error:
-            raise Internal(f"failed to sign X509-SVID: {error.public}", **error.facts) from error
-
     def _record(self, caller: Caller, profile: str, issued: IssuedX509, record: EntryRecord | None = None) -> None:
         """Queued before the signature leaves (architecture A16)."""
-        self._audit.record(_event(caller, profile, issued, record))
+        self._audit.record(_event(caller.actor, profile, issued, record))
 
 
-def _event(caller: Caller, profile: str, issued: IssuedX509, record: EntryRecord | None = None) -> SvidIssued:
+def _event(actor: str, profile: str, issued: IssuedX509, record: EntryRecord | None = None) -> SvidIssued:
     return SvidIssued(
         profile=profile,
         spiffe_id=str(issued.spiffe_id),
         serial=issued.serial,
         not_after=issued.not_after,
-        actor=caller.actor,
+        actor=actor,
         entry_id=record.id if record is not None else "",
         revision_number=record.revision_number if record is not None else None,
         outcome=DONE,
     )
 
 
-def _checked(item: Wanted) -> PublicKey:
+def _not_signed(error: IdentityError) -> IdentityError:
+    """The words of a refusal that came after the request was found good."""
+    if isinstance(error, Unavailable | InvalidCsr):
+        return error
+    return Internal(f"failed to sign X509-SVID: {error.public}", **error.facts)
+
+
+def _checked(item: Wanted) -> SubjectKey:
     if not item.entry_id:
         raise InvalidRequest("missing entry ID", field="params.entry_id")
     if not item.csr:

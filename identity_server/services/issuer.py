@@ -9,8 +9,8 @@ from cryptography import x509
 
 from identity_server.domain.authority import Authority
 from identity_server.domain.body import Bodies
-from identity_server.domain.issuance import parent_of, prepare, sign
-from identity_server.domain.leaf_order import LeafOrder, SignedLeaf, SigningKey, signed
+from identity_server.domain.issuance import ReadyToSign, parent_of, prepare, sign
+from identity_server.domain.leaf_order import LeafOrder, SignedLeaf, SigningKey, finished, prepared
 from identity_server.domain.minted_ca import room_below
 from identity_server.domain.profiles import Parent, Plan, Profile, downstream_subject, plan_ca
 from identity_server.domain.published import published_ids, signing_ids
@@ -20,7 +20,7 @@ from identity_server.ports import Store
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.clock import Clock
 from spiffe_core.crypto.certificates import read_certificate
-from spiffe_core.crypto.keys import AuthorityKey, PublicKey, spki_der, subject_key_id
+from spiffe_core.crypto.keys import AuthorityKey, PublicKey, SubjectKey, spki_der, subject_key_id
 from spiffe_core.dns_name import check_dns_name
 from spiffe_core.errors import CorruptState, InvalidCsr, InvalidRequest, PreconditionFailed, Unavailable
 from spiffe_core.spiffe_id import SpiffeId
@@ -79,6 +79,15 @@ class Standing:
     taken: frozenset[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A leaf that passed the lint, and who signs it."""
+
+    standing: Standing
+    order: LeafOrder
+    ticket: ReadyToSign
+
+
 class Issuer:
     """Signs leaves by profile. `signer` is swapped by the owner of the authorities; None means nobody may sign."""
 
@@ -112,9 +121,28 @@ class Issuer:
             InvalidRequest: the id, key, names or ttl may not be certified; names the field.
             Unavailable: no authority is active.
         """
+        order = self.order(Profile(profile), spiffe_id, ttl=ttl, dns_names=dns_names, subject=subject)
+        return self.finish(self.prepare(order, SubjectKey.of(public_key)))
+
+    def prepare(self, order: LeafOrder, key: SubjectKey) -> Prepared:
+        """Everything of `issue` but the signature, which `finish` makes.
+
+        Raises:
+            InvalidRequest: the id, key, names or ttl may not be certified; names the field.
+            Unavailable: no authority is active.
+        """
         standing = self.standing()
-        order = self.order(profile, spiffe_id, ttl=ttl, dns_names=dns_names, subject=subject)
-        return self.issued(standing, order, signed(standing.key, order, public_key, standing.taken))
+        return Prepared(standing, order, prepared(standing.key, order, key, standing.taken))
+
+    def finish(self, what: Prepared) -> IssuedX509:
+        """Sign what was prepared, if the same authority still may.
+
+        Raises:
+            Unavailable: it may not.
+        """
+        if self.standing() is not what.standing:
+            raise Unavailable("the signing authority was replaced meanwhile, try again")
+        return self.issued(what.standing, what.order, finished(what.standing.key, what.ticket))
 
     def standing(self) -> Standing:
         """Who signs at this moment, and whose keys may be no subject's; the same object as long as nothing changes.
@@ -131,7 +159,7 @@ class Issuer:
 
     def order(
         self,
-        profile: str,
+        profile: Profile,
         spiffe_id: SpiffeId,
         *,
         ttl: int = 0,
@@ -143,14 +171,13 @@ class Issuer:
         Raises:
             InvalidRequest: the names or ttl may not be certified; names the field.
         """
-        kind = Profile(profile)
         if ttl < 0:
             raise InvalidRequest("ttl: must not be negative; 0 means the default", field="ttl")
-        names = tuple(check_dns_name(name, field="dns_names") for name in dns_names)
-        seconds = ttl or self.default_ttls.get(kind, 0)
+        names = tuple(check_dns_name(name, field="dns_names") for name in dns_names) if dns_names else ()
+        seconds = ttl or self.default_ttls.get(profile, 0)
         now = int(self._clock.now().timestamp())
         floor = expiry_floor(self._issued_at, now, seconds)
-        return LeafOrder(kind, spiffe_id, seconds, now, draw_serial(self._entropy), floor, names, subject)
+        return LeafOrder(profile, spiffe_id, seconds, now, draw_serial(self._entropy), floor, names, subject)
 
     def issued(self, standing: Standing, order: LeafOrder, leaf: SignedLeaf) -> IssuedX509:
         """The answer made of an order and its leaf."""

@@ -14,16 +14,17 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import NameOID
 
 from spiffe_core.crypto.algorithms import signature_allowed
-from spiffe_core.crypto.keys import PrivateKey, PublicKey, check_public_key, is_ec, spki_der
+from spiffe_core.crypto.keys import PrivateKey, PublicKey, SubjectKey, check_public_key, is_ec, is_p256_spki, spki_der
 from spiffe_core.errors import InvalidCertificate, InvalidCsr
 from spiffe_core.spiffe_id import SpiffeId
 
 MAX_CSR_BYTES = 16 * 1024
+_LONG_FORM = 0x80
 _ECDSA = {made.name: ec.ECDSA(made) for made in (hashes.SHA256(), hashes.SHA384(), hashes.SHA512())}
 
 _SUBJECT_OIDS = {
@@ -70,17 +71,16 @@ def parse_csr(der: bytes, *, field: str = "csr") -> Csr:
     Raises:
         InvalidCsr: with `field`; the message names the rule.
     """
-    request, public_key = _proven(der, field)
+    request, key = _proven(der, field)
     uri_sans, dns_names = _names(request, field)
     try:
         subject = request.subject
     except ValueError:
         raise InvalidCsr(f"{field}: the subject cannot be read", field=field) from None
-    spki = spki_der(public_key)
-    return Csr(public_key, hashlib.sha256(spki).digest(), spki, uri_sans, dns_names, subject)
+    return Csr(key.public_key, hashlib.sha256(key.spki).digest(), key.spki, uri_sans, dns_names, subject)
 
 
-def proven_key(der: bytes, *, field: str = "csr") -> PublicKey:
+def proven_key(der: bytes, *, field: str = "csr") -> SubjectKey:
     """Read and check a request of which only the key is wanted: whoever signs by an entry ignores its names anyway.
 
     Raises:
@@ -89,7 +89,7 @@ def proven_key(der: bytes, *, field: str = "csr") -> PublicKey:
     return _proven(der, field)[1]
 
 
-def _proven(der: bytes, field: str) -> tuple[x509.CertificateSigningRequest, PublicKey]:
+def _proven(der: bytes, field: str) -> tuple[x509.CertificateSigningRequest, SubjectKey]:
     # To believe a request we must know, cheapest first, that
     #   1. it is there and not too large
     #   2. it is one PKCS#10 structure in DER, and nothing after it
@@ -104,16 +104,47 @@ def _proven(der: bytes, field: str) -> tuple[x509.CertificateSigningRequest, Pub
         request = x509.load_der_x509_csr(der)  # (2)
     except (ValueError, x509.InvalidVersion, CryptographyDeprecationWarning):
         raise InvalidCsr(f"{field}: is not a PKCS#10 request in DER", field=field) from None
-    public_key = _public_key(request, field)  # (3)
+    info, spki = _info_and_key(der)
+    public_key = _public_key(request, spki, field)  # (3)
     _check_algorithm(request, public_key, field)  # (4)
-    if not _signature_good(request, public_key):  # (5)
+    if not _signature_good(request, info, public_key):  # (5)
         raise InvalidCsr(f"{field}: the signature does not verify with the request's own key", field=field)
-    return request, public_key
+    return request, SubjectKey(public_key, spki if is_p256_spki(spki) else spki_der(public_key))
 
 
-def _public_key(request: x509.CertificateSigningRequest, field: str) -> PublicKey:
+def _info_and_key(der: bytes) -> tuple[bytes, bytes]:
+    """CertificationRequestInfo, which is what was signed, and the SubjectPublicKeyInfo in it (RFC 2986 section 4.1).
+
+    For bytes that were found to be a request: its DER is sound. Writing both again from what was read takes longer than
+    all that is checked before the signature.
+    """
+    start = _inside(der, 0)
+    end = _after(der, start)
+    subject = _after(der, _inside(der, start))
+    key = _after(der, subject)
+    return der[start:end], der[key : _after(der, key)]
+
+
+def _inside(der: bytes, at: int) -> int:
+    """Where the contents of the element at `at` start (X.690 section 8.1.3)."""
+    length = der[at + 1]
+    return at + 2 if length < _LONG_FORM else at + 2 + length - _LONG_FORM
+
+
+def _after(der: bytes, at: int) -> int:
+    """Where it ends."""
+    length, start = der[at + 1], at + 2
+    if length < _LONG_FORM:
+        return start + length
+    first, start = start, start + length - _LONG_FORM
+    return start + int.from_bytes(der[first:start])
+
+
+def _public_key(request: x509.CertificateSigningRequest, spki: bytes, field: str) -> PublicKey:
+    """The key in `spki`: what is certified in the end are these bytes, so the usual key is read from nothing else."""
     try:
-        return check_public_key(request.public_key(), field=field)
+        read = load_der_public_key(spki) if is_p256_spki(spki) else request.public_key()
+        return check_public_key(read, field=field)
     except InvalidCertificate as refusal:
         raise InvalidCsr(refusal.public, field=field) from None
     except (ValueError, UnsupportedAlgorithm, CryptographyDeprecationWarning):
@@ -129,13 +160,13 @@ def _check_algorithm(request: x509.CertificateSigningRequest, public_key: Public
         )
 
 
-def _signature_good(request: x509.CertificateSigningRequest, public_key: PublicKey) -> bool:
+def _signature_good(request: x509.CertificateSigningRequest, info: bytes, public_key: PublicKey) -> bool:
     """Whether the request's own key made its signature; an EC key is not decoded a second time for it (15 % less)."""
     algorithm = request.signature_hash_algorithm
     if not is_ec(public_key) or algorithm is None:
         return request.is_signature_valid
     try:
-        public_key.verify(request.signature, request.tbs_certrequest_bytes, _ECDSA[algorithm.name])
+        public_key.verify(request.signature, info, _ECDSA[algorithm.name])
     except InvalidSignature:
         return False
     return True

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import hmac
 import math
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias, TypeGuard
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -220,12 +221,33 @@ P256_SPKI_PREFIX = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d030107
 P256_SPKI_BYTES = len(P256_SPKI_PREFIX) + 64
 
 
+def is_p256_spki(der: bytes) -> bool:
+    """Whether this is laid out as a P-256 key is in DER, with both coordinates: whoever reads it must find the point valid.
+
+    A key has one such encoding, so bytes of this form from which a key could be read are what `spki_der` makes of it.
+    """
+    return len(der) == P256_SPKI_BYTES and der.startswith(P256_SPKI_PREFIX)
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectKey:
+    """A public key that is to be certified, beside its SubjectPublicKeyInfo: encoding it takes longer than copying it."""
+
+    public_key: PublicKey
+    spki: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, public_key: PublicKey) -> SubjectKey:
+        """A key of which only the object is there."""
+        return cls(public_key, spki_der(public_key))
+
+
 def subject_key_id(public_key: AuthorityPublicKey, spki: bytes = b"") -> bytes:
     """SHA-1 of the SubjectPublicKeyInfo's bit string (RFC 5280 section 4.2.1.2, method 1).
 
     `spki` spares the usual P-256 key an encoding when the caller has it already.
     """
-    if len(spki) == P256_SPKI_BYTES and spki.startswith(P256_SPKI_PREFIX):
+    if is_p256_spki(spki):
         return hashlib.sha1(spki[len(P256_SPKI_PREFIX) - 1 :], usedforsecurity=False).digest()
     return SubjectKeyIdentifier.from_public_key(public_key).digest
 

@@ -15,6 +15,7 @@ import pytest
 from cryptography import x509
 
 from identity_server import daemon
+from identity_server.domain.profiles import Profile
 from identity_server.domain.server_settings import PRESENT_SECONDS
 from identity_server.services.server_agreement import WRITE_SECONDS
 from spiffe_core.errors import Unavailable
@@ -74,7 +75,7 @@ async def lifetimes(live, agent, entry_id):
 
 def default_life(live):
     """In seconds, of a certificate for which nobody asks for another."""
-    return live.server.authorities.issuer.order("workload", SpiffeId(TD, "/x")).ttl
+    return live.server.authorities.issuer.order(Profile.WORKLOAD, SpiffeId(TD, "/x")).ttl
 
 
 def told(caplog):

@@ -27,9 +27,9 @@ OID_RSA_SHA1 = bytes.fromhex("2a864886f70d010105")
 OID_RSA_MD5 = bytes.fromhex("2a864886f70d010104")
 
 
-def raw_csr(spki: bytes, algorithm: bytes = ECDSA_SHA256) -> bytes:
+def raw_csr(spki: bytes, algorithm: bytes = ECDSA_SHA256, subject: bytes = b"\x30\x00") -> bytes:
     """A request around any key, with a signature that says nothing: the key must be refused before it matters."""
-    info = tlv(0x30, b"\x02\x01\x00" + tlv(0x30, b"") + spki + b"\xa0\x00")
+    info = tlv(0x30, b"\x02\x01\x00" + subject + spki + b"\xa0\x00")
     return tlv(0x30, info + algorithm + tlv(0x03, b"\x00" + bytes(70)))
 
 
@@ -112,11 +112,38 @@ def test_bad_requests_are_refused_by_the_cheapest_rule_they_break(cases):
 @pytest.mark.parametrize("cases", CASES.values(), ids=CASES)
 def test_whoever_wants_the_key_alone_is_refused_by_the_same_rules(cases):
     """N-C: the call that signs by an entry believes no request that the other calls refuse, but for its names."""
-    assert spki_der(proven_key(GOOD)) == parse_csr(GOOD).spki
+    assert proven_key(GOOD).public_key == KEY.public_key()
+    assert proven_key(GOOD).spki == parse_csr(GOOD).spki == P256
     for der, rule in cases:
         with pytest.raises(InvalidCsr) as refusal:
             proven_key(der, field="params.csr")
         assert rule in refusal.value.public
+
+
+@pytest.mark.parametrize("length", [0, 1, 40, 90, 110, 120, 200, 240, 300, 8000])
+@pytest.mark.parametrize("key", [KEY, RSA_KEY, generate(KeyKind.EC_P384)], ids=["P-256", "RSA", "P-384"])
+def test_the_key_is_found_behind_subjects_of_every_length(key, length):
+    """RFC 2986 section 4.1: what was signed and the key in it are taken from the request's own bytes."""
+    names = [
+        (NameOID.ORGANIZATION_NAME, "o" * min(length, 64)),
+        (NameOID.ORGANIZATIONAL_UNIT_NAME, "u" * (length % 64)),
+    ]
+    subject = x509.Name([x509.NameAttribute(oid, text) for oid, text in names if text])
+    builder = x509.CertificateSigningRequestBuilder(subject)
+    uris = x509.SubjectAlternativeName([x509.UniformResourceIdentifier("u:" + "x" * length)])
+    der = builder.add_extension(uris, False).sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+    proven = proven_key(der)
+    assert proven.spki == spki(key.public_key()) == spki(proven.public_key)
+
+
+def test_a_key_in_the_subject_is_not_the_key():
+    """N-C-03: another key's SubjectPublicKeyInfo may stand anywhere else in a request."""
+    other = generate(KeyKind.EC_P256)
+    subject = tlv(0x30, tlv(0x31, tlv(0x30, bytes.fromhex("060355040a") + tlv(0x04, spki(other.public_key())))))
+    made = raw_csr(P256, subject=subject)
+    assert proven_key(resigned(made, KEY)).spki == P256
+    with pytest.raises(InvalidCsr, match="does not verify"):
+        proven_key(resigned(made, other))
 
 
 @pytest.mark.parametrize("key", [KEY, RSA_KEY, generate(KeyKind.EC_P384)], ids=["P-256", "RSA", "P-384"])
