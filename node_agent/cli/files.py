@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from spiffe_core.clock import SystemClock
+from spiffe_core.errors import Unavailable
 from spiffe_core.runtime.logs import setup_logging
 from spiffe_core.terminal.flags import command, flag
 from spiffe_core.terminal.values import SECONDS
@@ -40,11 +42,19 @@ def files_command(*, config: str, once: bool | None, timeout: float, log_format:
 
 
 async def _once(settings: Any, seconds: float) -> None:
+    from node_agent.cli.endpoint import AGENT
     from node_agent.file_sets.service import FileSets
+    from spiffe_core.terminal.connection import check_socket
+    from workload_api.address import UnixAddress
     from workload_api.client import WorkloadApiClient
 
     async with WorkloadApiClient(settings.socket or None) as client:
-        await FileSets(settings, client, SystemClock()).once(seconds)
+        try:
+            await FileSets(settings, client, SystemClock()).once(seconds)
+        except Unavailable:
+            if isinstance(client.address, UnixAddress):  # say what is the matter with it, if something is
+                check_socket(client.address.path, replace(AGENT, flag="`socket` in the file"))
+            raise
 
 
 async def _run(settings: Any) -> None:

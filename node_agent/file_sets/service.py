@@ -13,10 +13,11 @@ import grp
 import logging
 import os
 import pwd
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from node_agent.file_sets.content import Content, chosen, token_files, x509_files
 from node_agent.file_sets.notify import run_command, send_signal
@@ -37,8 +38,10 @@ log = logging.getLogger(__name__)
 
 FIRST_RETRY = 1.0
 LONGEST_RETRY = 30.0
+LEAST_SECONDS = 0.1
 MAX_PASSWORD_BYTES = 1024
 _LEAST_TOKEN_LIFE = 2.0
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -88,15 +91,30 @@ class FileSets:
             await asyncio.gather(following, return_exceptions=True)
 
     async def once(self, seconds: float) -> None:
-        """Write every set one time.
+        """Write every set one time; an agent that is not up yet, and an entry that is not there yet, are waited for.
 
         Raises:
             IdentityError: a set could not be written, or there was no identity within `seconds`.
         """
+        until = self._clock.monotonic() + seconds
         if any(one.wanted.wants_x509 for one in self._sets):
-            self._context = await self._client.fetch_x509(timeout=seconds)
+            self._context = await self._in_time(until, lambda left: self._client.fetch_x509(timeout=left))
         for one in self._sets:
-            await self._bring_up_to_date(one)
+            try:
+                await self._in_time(until, lambda _, one=one: self._bring_up_to_date(one))  # type: ignore[misc]  # bound now
+            except OSError as error:
+                raise Unavailable(_said(error)) from error
+
+    async def _in_time(self, until: float, attempt: Callable[[float], Awaitable[T]]) -> T:
+        """What `attempt` gives, tried until it works or the time is up."""
+        while True:
+            left = until - self._clock.monotonic()
+            try:
+                return await attempt(max(left, LEAST_SECONDS))
+            except (Unavailable, Forbidden):
+                if left <= FIRST_RETRY:
+                    raise
+            await self._clock.sleep(FIRST_RETRY)
 
     async def write_due(self) -> float | None:
         """Write what is due now; when to look again, on the steady line."""
@@ -216,7 +234,7 @@ class FileSets:
         pause = min(FIRST_RETRY * 2.0**one.failures, LONGEST_RETRY)
         one.failures = min(one.failures + 1, 20)
         one.retry_at = self._steady.now() + pause
-        text = error.public if isinstance(error, IdentityError) else f"{error.strerror}: {error.filename}"
+        text = error.public if isinstance(error, IdentityError) else _said(error)
         facts = {"directory": str(one.wanted.directory)}
         log.error("a set of files is not up to date, trying again in %.0f s: %s", pause, text, extra={"facts": facts})
 
@@ -224,6 +242,12 @@ class FileSets:
         while not self._wake.is_set() and (until is None or self._steady.now() < until):
             await self._steady.wait(until, self._wake, keep=True)
         self._wake.clear()
+
+
+def _said(error: OSError) -> str:
+    """What the disk refused, and for which file if that is known."""
+    text = error.strerror or str(error)
+    return f"{error.filename}: {text}" if error.filename is not None else text
 
 
 def ownership(wanted: FileSet) -> Ownership:

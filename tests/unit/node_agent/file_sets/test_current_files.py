@@ -8,7 +8,7 @@ import pytest
 from node_agent.file_sets.service import FileSets
 from node_agent.file_sets.settings import FilesSettings
 from spiffe_core.bundle import BundleSet
-from spiffe_core.errors import ConfigError, Unavailable
+from spiffe_core.errors import ConfigError, Forbidden, Unavailable
 from spiffe_core.runtime.settings import build_settings
 from spiffe_core.x509_svid import X509Svid
 from tests.authority import SpiffeTestCA
@@ -32,12 +32,18 @@ class Agent:
         self.ca = SpiffeTestCA("example.org")
         self.hints = {"/web": "", "/db": "data"}
         self.trouble = None
+        self.troubles = []
         self.asked = 0
 
     def context(self, *paths):
         made = [(self.ca.issue(f"spiffe://example.org{path}"), self.hints[path]) for path in paths]
         svids = tuple(X509Svid.load(one.chain, one.key, hint=hint) for one, hint in made)
         return X509Context(svids, BundleSet(self.ca.bundle(), {}))
+
+    async def fetch_x509(self, *, timeout):  # the client's
+        if self.troubles:
+            raise self.troubles.pop()
+        return self.context("/web")
 
     async def fetch_jwt(self, _audience, *, spiffe_id=None):
         self.asked += 1
@@ -116,6 +122,26 @@ async def test_a_set_of_tokens_alone_is_of_the_identity_with_the_hint(tmp_path, 
     assert subject_of(tmp_path) == "spiffe://example.org/db"
     with pytest.raises(ConfigError, match="has the hint nothing"):
         await sets_of(tmp_path, agent, hint="nothing", **bare).once(1.0)
+
+
+@pytest.mark.parametrize(
+    "trouble", [Unavailable("no agent yet"), Forbidden("no identity issued")], ids=["agent", "entry"]
+)
+async def test_once_waits_for_an_agent_that_is_not_up_and_an_entry_that_is_not_there_yet(tmp_path, agent, trouble):
+    """An init container is started beside the agent, and its entry made by a controller."""
+    agent.troubles = [trouble] * 5
+    await sets_of(tmp_path, agent).once(30.0)
+    assert subject_of(tmp_path) == "spiffe://example.org/web"
+    agent.troubles = [trouble] * 50
+    with pytest.raises(type(trouble)):
+        await sets_of(tmp_path, agent).once(30.0)
+    assert len(agent.troubles) > 10
+
+
+async def test_a_directory_that_cannot_be_made_is_named(tmp_path, agent):
+    files = sets_of(tmp_path / "missing", agent)
+    with pytest.raises(Unavailable, match=r"missing/tls: No such file"):
+        await files.once(1.0)
 
 
 async def test_after_a_machine_slept_its_tokens_are_due(tmp_path, agent):
