@@ -1,8 +1,11 @@
 """deploy/containers: what the images start exists, what they copy is there and complete, and who they run as."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -79,6 +82,31 @@ def test_an_image_installs_only_what_is_pinned_by_hash(name):
     assert "--require-hashes" in installs[0]
     assert "--no-deps" in installs[1]
     assert not [rest for rest in of(FILES[name], "RUN") if "pip" in rest or "apt" in rest]
+
+
+COMPILE = "python3 -m compileall -q -f --invalidation-mode unchecked-hash"
+LOADED = """
+import json, sys, {0}.cli.daemon_commands, {0}.settings, {0}.daemon
+print(json.dumps([one.__file__ for one in sys.modules.values() if getattr(one, "__file__", None)]))
+"""
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_image_holds_byte_code_of_all_that_a_start_loads(name):
+    """B1: it writes none later, and the base image has none of the standard library."""
+    path = FILES[name]
+    assert environment(path)["PYTHONDONTWRITEBYTECODE"] == "1"
+    assert of(path, "RUN", 0)[-1] == f"{COMPILE} /opt/muniment/lib"
+    (of_base,) = [shlex.split(rest) for rest in of(path, "RUN") if "compileall" in rest]
+    assert of_base[:-3] == shlex.split(COMPILE)
+    assert of_base[-3] == "-x"
+    assert of_base[-1] == "$(python3 -c 'import os; print(os.path.dirname(os.__file__))')"
+    library = os.path.dirname(os.__file__)  # as the image says it
+    code = LOADED.format(PACKAGES[name])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=50)
+    started = [one for one in json.loads(done.stdout) if one.startswith(library) and "site-packages" not in one]
+    assert len(started) > 100
+    assert not [one for one in started if re.search(of_base[-2], one)]
 
 
 def test_the_server_is_not_root_and_has_the_usual_places():
