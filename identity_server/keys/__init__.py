@@ -2,7 +2,7 @@
 
 All implement `ports.KeyManager`. A slot is a name such as `x509-CA-A`; generating a key replaces what the slot held.
 Callers may read (`signer`, `list`) from any thread while one thread changes keys: the mapping is replaced, never
-altered. `identity_server.keys.pkcs11` is imported only when it is configured: it needs the extra `muniment[pkcs11]`.
+altered. `identity_server.keys.pkcs11` is imported only when it is configured: it needs the extra `pkcs11`.
 """
 
 from identity_server.keys.disk import MAX_FILE_BYTES, DiskKeys, set_aside

@@ -171,7 +171,7 @@ def test_without_the_extra_the_configuration_is_refused_with_what_to_do():
         "from spiffe_core.runtime.settings import TracingSection\n"
         "from spiffe_core.runtime.tracing_setup import tracing_of\n"
         "try:\n    tracing_of(TracingSection(endpoint='http://127.0.0.1:4318/v1/traces'), 'x', '1')\n"
-        "except ConfigError as error:\n    assert 'muniment[otel]' in error.public\n"
+        "except ConfigError as error:\n    assert \"'.[otel]'\" in error.public\n"
         "else:\n    raise SystemExit(1)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=50)
