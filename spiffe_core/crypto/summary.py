@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from spiffe_core.errors import InvalidId
 from spiffe_core.spiffe_id import SpiffeId
+
+_NAMES = {NameOID.SERIAL_NUMBER: "SERIALNUMBER"}
+"""What RFC 4514 has no short name for and stands in the subject of every authority; SPIRE shows it so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ def summary_of(der: bytes) -> CertificateSummary:
     """
     certificate = x509.load_der_x509_certificate(der)
     end = int(certificate.not_valid_after_utc.timestamp())
-    return CertificateSummary(_spiffe_id(certificate), end, certificate.subject.rfc4514_string())
+    return CertificateSummary(_spiffe_id(certificate), end, certificate.subject.rfc4514_string(_NAMES))
 
 
 def _spiffe_id(certificate: x509.Certificate) -> SpiffeId | None:
