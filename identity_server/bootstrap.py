@@ -92,6 +92,8 @@ SOCKET_DIRECTORY_MODE = 0o750
 FLUSH_SECONDS = 2.0
 """For so long clients may take to read what they were told last; who does not read is cut off."""
 DRAIN_SECONDS = 8.0
+SETTLE_SECONDS = 2.0
+"""So long the end waits for what is written behind; a database that does not answer would hold it up for half a minute."""
 
 
 @dataclass(slots=True)
@@ -191,7 +193,7 @@ class Server:
         await self.door.close()
         await self.published.web.close()
         await self.workers.close()
-        await self.admissions.settled()
+        await self.admissions.settled(SETTLE_SECONDS)
         if self.upstream is not None:
             await self.upstream.close()
         if self.shared is not None:

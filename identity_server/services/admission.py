@@ -147,10 +147,18 @@ class Admissions:
             self._overlay[path] = (agent, after)
         spawn(self._write_promotion(path, after.serial), f"promote {path}", self._tasks)
 
-    async def settled(self) -> None:
-        """Return when every promotion is written."""
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
+    async def settled(self, seconds: float | None = None) -> bool:
+        """Return when every promotion is written, or after so many seconds; whether they are.
+
+        One that is not is made again: by the next call with that certificate, whichever server it reaches.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                while self._tasks:
+                    await asyncio.wait(set(self._tasks))
+        except TimeoutError:
+            return False
+        return True
 
     async def _write_promotion(self, path: str, serial: str) -> None:
         def command(uow: UnitOfWork) -> None:

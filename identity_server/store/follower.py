@@ -106,10 +106,14 @@ class Follower:
         """Something was committed."""
         self._wake.set()
 
-    def close(self, timeout: float) -> None:
-        """End the thread and let the connection go."""
+    def stop(self) -> None:
+        """Follow no further than the step under way."""
         self._closing.set()
         self._wake.set()
+
+    def close(self, timeout: float) -> None:
+        """End the thread and let the connection go."""
+        self.stop()
         if self._thread.is_alive():
             self._thread.join(timeout)
         else:

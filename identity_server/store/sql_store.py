@@ -8,6 +8,7 @@ import heapq
 import itertools
 import logging
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -162,13 +163,18 @@ class SqlStore:
             self._bell.start()
 
     async def close(self) -> None:
-        """Refuse new writes, finish those that wait, end the threads, let the database go."""
+        """Refuse new writes, finish those that wait, end the threads, let the database go: in `CLOSE_SECONDS` altogether.
+
+        A database that says nothing any more keeps each thread waiting for as long as it may; they wait side by side.
+        """
 
         def end() -> None:
+            over_at = time.monotonic() + CLOSE_SECONDS
+            self._follower.stop()
             self._writer.close(CLOSE_SECONDS)
             if self._bell is not None:
-                self._bell.close(CLOSE_SECONDS)
-            self._follower.close(CLOSE_SECONDS)
+                self._bell.close(max(over_at - time.monotonic(), 0.0))
+            self._follower.close(max(over_at - time.monotonic(), 0.0))
             self._database.close()
 
         await Offload("store-close", 1)(end)

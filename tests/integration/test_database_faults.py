@@ -19,7 +19,7 @@ from spiffe_core.errors import Unavailable
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
 from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2
 from tests.builders import make_entry
-from tests.databases import SHARED_KINDS, running_store
+from tests.databases import SHARED_KINDS, open_store, running_store
 from tests.doubles.database_proxy import DatabaseProxy
 from tests.doubles.database_servers import new_server
 from tests.doubles.live_server import attest, entry, live_server, sign, spiffe_id, wanted
@@ -227,3 +227,27 @@ async def test_a_caller_in_the_queue_is_told_in_time_and_its_change_never_happen
                     await asyncio.sleep(0.1)
         assert {"0", "3"} <= set(store.state.value.entries)
         assert "2" not in store.state.value.entries
+
+
+async def test_a_store_whose_database_is_frozen_is_closed_in_time(database, url, monkeypatch):
+    """R6, R24: what waits for the database waits side by side; service managers kill who takes too long."""
+    monkeypatch.setattr(BoundedConnection, "patience", 60.0)
+    monkeypatch.setattr(mariadb, "SILENT_SECONDS", 60.0)
+    monkeypatch.setattr(sql_store, "CLOSE_SECONDS", 3.0)
+    store = open_store(url)
+    await store.start()
+    await store.execute(lambda uow: uow.entries.add([make_entry(id="0", spiffe_id="/0")]))
+    database.freeze()
+    try:
+        change = asyncio.ensure_future(store.execute(lambda uow: uow.entries.add([make_entry(id="1", spiffe_id="/1")])))
+        await asyncio.sleep(1.5)  # the writer has taken it, and the follower has looked
+        began = time.monotonic()
+        await store.close()
+        took = time.monotonic() - began
+        change.cancel()
+    finally:
+        database.thaw()
+    for thread in (store._writer._thread, store._follower._thread, store._bell._thread):
+        await asyncio.to_thread(thread.join, 30)
+        assert not thread.is_alive()
+    assert took < 5.5, "one after the other they take twice three seconds"

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import threading
 from dataclasses import replace
 
 import grpc
@@ -216,6 +217,20 @@ async def test_a_promotion_that_cannot_be_written_is_tried_again(live, monkeypat
     monkeypatch.setattr(live.server.store, "execute", execute)
     await sync(newer)
     await live.server.admissions.settled()
+    assert not live.state.agents[agent.path].new_serial
+
+
+async def test_the_end_of_a_server_does_not_wait_for_a_promotion_that_cannot_be_written(live):
+    """R6, R24: the database is silent, and a service manager kills who takes too long to end."""
+    agent = await live.join()
+    key, gate = generate(KeyKind.EC_P256), threading.Event()
+    newer = await live.agent_with(await renew(agent, key), key)
+    held = asyncio.ensure_future(live.server.store.execute(lambda _: gate.wait(30)))
+    await sync(newer)
+    assert not await live.server.admissions.settled(0.05)
+    gate.set()
+    await held
+    assert await live.server.admissions.settled(30)
     assert not live.state.agents[agent.path].new_serial
 
 
