@@ -1,16 +1,18 @@
 """Use-case: why does a workload get these identities, or none? Gathers what `domain.explanation` decides by.
 
 Everything is read now, by the very parts that serve workloads. What was refused before is kept, in a bounded number and
-for a bounded time, behind the id that its caller was told.
+for a bounded time, behind the id that its caller was told. Why it was refused is decided when somebody asks: that takes a
+look at every entry, and whoever has no identity may be refused as often as he likes.
 """
 
 from __future__ import annotations
 
 import logging
 import shlex
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from attestors.api import Findings as Attested
 from attestors.api import PodContainer
@@ -18,6 +20,7 @@ from node_agent.services.attest_workload import AttestWorkload
 from node_agent.services.pods import Pods
 from node_agent.services.workload_svids import WorkloadSvids
 from spiffe_core.clock import Clock
+from spiffe_core.entry import RegistrationEntry
 from spiffe_core.errors import IdentityError, NotFound, Unauthenticated, Unavailable
 from spiffe_core.explanation import explain, explain_no_pod, explain_pod, with_elsewhere
 from spiffe_core.explanation_codes import Code
@@ -37,6 +40,8 @@ log = logging.getLogger(__name__)
 
 MAX_REFUSALS = 1_000
 REFUSAL_SECONDS = 900.0
+MAX_SNAPSHOTS = 4
+"""Sets of entries that are kept for refusals; of one from before them is said why it would be refused now."""
 MAX_PROCESSES = 8
 """Processes of one container that are tried until one still lives."""
 MAX_CONTAINERS = 64
@@ -44,13 +49,21 @@ MAX_CONTAINERS = 64
 _FAILED = "failed unexpectedly; the agent's log has the cause"
 
 
+@dataclass(slots=True)
+class _Entries:
+    """The entries there were; None once too many others came after them."""
+
+    known: Mapping[str, RegistrationEntry] | None
+
+
 @dataclass(frozen=True, slots=True)
 class _Refusal:
     """One answer "no identity issued", as things stood."""
 
     at: float
-    selectors: frozenset[Selector]
-    explanation: Explanation
+    when: datetime
+    found: Findings
+    entries: _Entries
 
 
 class Explain:
@@ -79,6 +92,7 @@ class Explain:
         self._clock = clock
         self._new_id = new_id
         self._refusals: OrderedDict[str, _Refusal] = OrderedDict()
+        self._snapshots: deque[_Entries] = deque()
 
     async def process(self, pid: int) -> Explanation:
         """Why the process with this number gets what it gets.
@@ -158,11 +172,11 @@ class Explain:
         ):
             self._refusals.popitem(last=False)
         refusal_id = self._new_id()
-        self._refusals[refusal_id] = _Refusal(now, found.selectors or frozenset(), self._decide(found))
+        self._refusals[refusal_id] = _Refusal(now, self._clock.now(), self._with_issues(found), self._snapshot())
         return refusal_id
 
     async def refusal(self, refusal_id: str) -> Explanation:
-        """What stood behind a refusal, at that moment; of entries that are not this agent's, as the server says now.
+        """What stood behind a refusal, at that moment or nearly; of entries that are not this agent's, as the server says now.
 
         Raises:
             NotFound: no refusal of the last quarter of an hour has this id.
@@ -172,10 +186,21 @@ class Explain:
             minutes = int(REFUSAL_SECONDS / 60)
             text = f"no refusal of the last {minutes} minutes has this id; ask about the process: node-agent explain --pid N"
             raise NotFound(text)
-        elsewhere = await self._others(kept.selectors)
+        known = self._workloads.known if kept.entries.known is None else kept.entries.known
+        explanation = explain(replace(kept.found, entries=tuple(known.values())), kept.when)
+        elsewhere = await self._others(kept.found.selectors or frozenset())
         if elsewhere is None:
-            return kept.explanation
-        return with_elsewhere(kept.explanation, elsewhere, self._facts().agent_id)
+            return explanation
+        return with_elsewhere(explanation, elsewhere, self._facts().agent_id)
+
+    def _snapshot(self) -> _Entries:
+        """The entries of now, shared by all refusals until they change; only the newest few sets are kept."""
+        known = self._workloads.known
+        if not self._snapshots or self._snapshots[-1].known is not known:
+            self._snapshots.append(_Entries(known))
+            if len(self._snapshots) > MAX_SNAPSHOTS:
+                self._snapshots.popleft().known = None
+        return self._snapshots[-1]
 
     async def _with_server(self, found: Findings) -> Explanation:
         """The explanation; if nothing matches, with what the server knows of entries that are not this agent's."""
@@ -208,13 +233,16 @@ class Explain:
 
     def _decide(self, found: Findings) -> Explanation:
         entries = tuple(self._workloads.known.values())
+        return explain(replace(self._with_issues(found), entries=entries), self._clock.now())
+
+    def _with_issues(self, found: Findings) -> Findings:
+        """With how the SVIDs of the entries that match stand, and which types of selectors there can be."""
         issues = {}
-        for entry in entries:
+        for entry in self._workloads.matching(found.selectors or frozenset()):
             held = self._workloads.held(entry.id)
             ends = None if held is None else held.not_after
             issues[entry.id] = Issue(ends, self._workloads.why_refused(entry.id))
-        types = frozenset(self._attestation.types)
-        return explain(replace(found, entries=entries, issues=issues, types=types), self._clock.now())
+        return replace(found, issues=issues, types=frozenset(self._attestation.types))
 
 
 def _asked(name: str, outcome: Attested | Exception) -> Asked:
