@@ -26,7 +26,7 @@ def complain(
     for in so many words; without a terminal it is a line of the log. With a log file it is said in both places.
     """
     readable = stderr.isatty() and not (format_chosen and log_format == "json")
-    if log_file or not readable:
+    if output is not None and (log_file or not readable):
         log.error("%s", text)
     if readable:
         if output is not None:
@@ -34,6 +34,6 @@ def complain(
         what, _, advice = text.partition("; ")
         advice = advice or f"check the configuration with: {program} validate --config FILE"
         stderr.write(f"{program}: {what}\n    what to do next: {advice}\n")
-    elif log_file or not logging.getLogger().handlers:
+    elif output is None or log_file:
         stderr.write(f"{program}: {text}\n")
     return 1

@@ -8,6 +8,7 @@ here and in the daemons' `settings.py` modules, nowhere else.
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -231,9 +232,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         with file.open("rb") as stream:
             raw = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read: {error.strerror}; give the path of a TOML file", field="config"
-        ) from None
+        advice = "let this user read it" if error.errno == errno.EACCES else "give the path of a TOML file"
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; {advice}", field="config") from None
     if len(raw) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes; this cannot be a settings file", field="config")
     try:
@@ -288,7 +288,7 @@ def _explain(model: type[Section], detail: ErrorDetails, source: str, given: Map
         return f"{where}: {key}: unknown key{_suggest(model, loc)}"
     if detail["type"] == "missing":
         return f"{where}: {key}: is required"
-    rule = detail["msg"].removeprefix("Value error, ")
+    rule = detail["msg"].removeprefix("Value error, ").removeprefix(f"{key}: ")
     about = f"{where}: {key}" if key else where  # a rule between several keys names them itself
     return f"{about}: {rule[:1].lower()}{rule[1:]}"
 

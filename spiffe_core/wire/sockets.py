@@ -100,7 +100,11 @@ def listen_tcp(host: str, port: int, *, table: str = "") -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        hint = f"; another process has it: stop that one or set {port_key}" if error.errno == errno.EADDRINUSE else ""
+        hint = {
+            errno.EADDRINUSE: f"; another process has it: stop that one or set {port_key}",
+            errno.EADDRNOTAVAIL: f"; this machine has no such address: set {address_key}",
+            errno.EACCES: f"; ports below 1024 are root's: set {port_key}, or give this process CAP_NET_BIND_SERVICE",
+        }.get(error.errno or 0, "")
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}{hint}", field=port_key) from error
     return listener
 
@@ -170,7 +174,10 @@ def _directory(folder: Path, mode: int) -> None:
             part.chmod(mode if part == folder else _PARENT_MODE)
         found = [(part, part.stat()) for part in (folder, *folder.resolve().parents)]
     except OSError as error:
-        raise ConfigError(f"cannot use {folder} for a socket: {error.strerror}", field="socket_path") from error
+        raise ConfigError(
+            f"cannot use {folder} for a socket: {error.strerror}; set socket_path to a place that this user may make",
+            field="socket_path",
+        ) from error
     if not stat.S_ISDIR(found[0][1].st_mode):
         raise ConfigError(f"{folder} is not a directory; choose another socket_path", field="socket_path")
     for part, facts in found:

@@ -153,6 +153,12 @@ def test_a_taken_port_is_named_with_what_to_do():
     first.close()
 
 
+def test_an_address_of_another_machine_is_named_with_what_to_do():
+    """203.0.113.0/24 is for documentation (RFC 5737): nobody has it."""
+    with pytest.raises(ConfigError, match="this machine has no such address: set bind_address"):
+        listen_tcp("203.0.113.7", 0)
+
+
 def test_a_bad_bind_address_is_named():
     with pytest.raises(ConfigError, match="bind_address"):
         listen_tcp("no such host.invalid", 0)

@@ -106,6 +106,17 @@ def test_who_asks_for_json_gets_json_on_a_terminal_too(tmp_path):
     assert json.loads(shown.splitlines()[-1])["level"] == "error"
 
 
+def test_a_log_file_that_cannot_be_opened_is_said_once(tmp_path):
+    """There is no log yet to say it in: one line on standard error, exit code 1."""
+    config = server_config(tmp_path, log_file=str(tmp_path / "none" / "server.log"))
+    done = subprocess.run(
+        [BIN / "identity-server", "run", "--config", config], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"identity-server: log_file {tmp_path}/none/server.log cannot be opened: ")
+
+
 def test_with_a_log_file_it_is_said_in_both_places(tmp_path):
     log = tmp_path / "server.log"
     config = server_config(tmp_path, log_file=str(log))

@@ -117,6 +117,7 @@ def test_a_mistake_names_its_key_and_its_rule(name):
     with pytest.raises(ConfigError) as caught:
         from_mapping(SMALL | change)
     assert expected in caught.value.public
+    assert f"{expected}: {expected}: " not in caught.value.public, "each key is said once"
     assert "secret-token" not in caught.value.public
 
 
