@@ -55,7 +55,8 @@ def first_svid(api_socket: Path, seconds: float = 30) -> workload_pb2.X509SVIDRe
 
 
 def b1(repeats: int) -> list[Row]:
-    times = []
+    times: list[float] = []
+    used: dict[str, list[float]] = {"server": [], "agent": []}
     with LocalStack("bench.test", sync_interval="5s") as stack:
         stack.start()
         stack.register("/web", UID)
@@ -64,11 +65,15 @@ def b1(repeats: int) -> list[Row]:
             stack.agent.stop()
             stack.server.stop()
             start = time.perf_counter()
-            stack.spawn_server()
-            stack.spawn_agent()
+            daemons = {"server": stack.spawn_server(), "agent": stack.spawn_agent()}
             first_svid(stack.api_socket)
             times.append(time.perf_counter() - start)
-    return [median("b1", "cold start to first SVID", times, "s", at_most=1.0)]
+            for name, daemon in daemons.items():
+                used[name].append(1000 * cpu_of(daemon.pid).total)
+    return [
+        median("b1", "cold start to first SVID", times, "s", at_most=1.0),
+        *(median("b1", f"CPU of the {name} until then", used[name], "ms") for name in used),
+    ]
 
 
 class Crowd:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from identity_server.cli.server import admin_socket, server_flags
+from spiffe_core.runtime.collector import all_of_it_stays
 from spiffe_core.runtime.openssl import groups_chosen
 from spiffe_core.terminal.configuration import config_file, print_settings
 from spiffe_core.terminal.failures import Failure
@@ -39,8 +40,9 @@ def run_command(*, config: str) -> None:
     The keys come from a server's admin socket, an agent, or a file. A server can also do this itself: see `[oidc]`.
     """
     groups_chosen()
-    settings = _load(config)
-    from identity_server.oidc.standalone import run_and_exit
+    with all_of_it_stays():
+        settings = _load(config)
+        from identity_server.oidc.standalone import run_and_exit
 
     run_and_exit(settings)
 
