@@ -115,22 +115,22 @@ class Engine:
 
     def run(self, name: str, *words: str) -> None:
         """Start a container that waits to be asked."""
+        self._containers[name] = self.command("run", "--detach", *self.waiting(name, *words)).strip()
+
+    def waiting(self, name: str, *words: str) -> list[str]:
+        """The words that make a container which waits to be asked."""
         os.mkfifo(self.folder / f"{name}.ask")
-        fetch = f"{BIN}/node-agent api fetch x509 -socketPath {self._api_socket}"
-        loop = _LOOP.format(shared=self.folder, name=name, fetch=fetch)
-        made = self.command(
-            "run",
-            "--detach",
-            "--network",
-            "none",
-            *_mounts(self.folder, self._api_socket.parent),
-            *words,
-            IMAGE,
-            "/bin/sh",
-            "-c",
-            loop,
-        ).strip()
-        self._containers[name] = made
+        loop = _LOOP.format(shared=self.folder, name=name, fetch=self.fetching())
+        mounts = _mounts(self.programs_at(), self.folder, self._api_socket.parent)
+        return ["--network", "none", *mounts, *words, IMAGE, "/bin/sh", "-c", loop]
+
+    def fetching(self) -> str:
+        """The command by which a container fetches its SVIDs."""
+        return f"{BIN}/node-agent api fetch x509 -socketPath {self._api_socket}"
+
+    def programs_at(self) -> set[str]:
+        """The directories of the programs that this takes, beside the system's own."""
+        return {sys.prefix, sys.base_prefix, str(ROOT)}
 
     def remove(self, name: str) -> None:
         """End a container for good."""
@@ -260,10 +260,9 @@ _NAMESPACES = (
 )
 
 
-def _mounts(*shared: Path) -> list[str]:
+def _mounts(programs: set[str], *shared: Path) -> list[str]:
     """This machine's programs, read-only, and the directories that are shared."""
-    places = {f"/{name}" for name in _TOP if Path("/", name).is_dir() and not Path("/", name).is_symlink()}
-    places |= {sys.prefix, sys.base_prefix, str(ROOT)}
+    places = {f"/{name}" for name in _TOP if Path("/", name).is_dir() and not Path("/", name).is_symlink()} | programs
     places = {one for one in places if not any(one != other and one.startswith(f"{other}/") for other in places)}
     flags = [f"--volume={place}:{place}:ro" for place in sorted(places)]
     return [*flags, *(f"--volume={place}:{place}" for place in shared), f"--env=PATH={os.environ['PATH']}"]
