@@ -1,4 +1,4 @@
-"""What the operator hands the agent to begin with: a join token, a trust bundle in a file or at a URL."""
+"""What the operator hands the agent to begin with: a join token, a trust bundle in a file, at a URL or from another agent."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from attestors.api import NodeProver
 from attestors.node.join_token import MAX_TOKEN_BYTES, JoinTokenProver, NoSettings, ProverPorts
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.bundle_document import load_bundle, load_bundle_pem
-from spiffe_core.errors import ConfigError, IdentityError, PreconditionFailed, Unavailable
+from spiffe_core.errors import ConfigError, Forbidden, IdentityError, PreconditionFailed, Unavailable
 from spiffe_core.runtime.https_client import Exchange, TlsTarget, UnixTarget, cause_of
 from spiffe_core.runtime.offload import Offload
 from spiffe_core.runtime.web_url import WebUrl
 from spiffe_core.spiffe_id import TrustDomain
+from workload_api.client import WorkloadApiClient
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +168,45 @@ class BundleUrl:
             advice = "; redirects are not followed: name the last URL" if answer.location else ""
             raise Unavailable(f"{name}: answered with HTTP status {answer.status}{advice}")
         return _loaded(answer.body, self._form, self._trust_domain, name, "trust_bundle_url")
+
+
+class BundleFromAgent:
+    """The own trust domain's bundle as another agent's Workload API gives it, asked when the server has to be recognised.
+
+    Whoever listens on that socket is believed, as the operator says by naming it.
+    """
+
+    def __init__(self, address: str, trust_domain: TrustDomain) -> None:
+        self._address = address
+        self._trust_domain = trust_domain
+
+    def read(self) -> TrustBundle | None:
+        """Nothing: it is not known before it is needed."""
+        return None
+
+    async def bundle(self) -> TrustBundle | None:
+        """As it stands now.
+
+        Raises:
+            Unavailable: naming the address and what is wrong.
+        """
+        name = f"trust_bundle_spiffe_workload_api: {self._address}"
+        try:
+            async with WorkloadApiClient(self._address) as client:
+                found = await client.fetch_x509_bundles(timeout=FETCH_SECONDS)
+        except Forbidden as error:
+            raise Unavailable(
+                f"{name}: gives this process no bundles ({error.public}); register an entry for it below that agent, or set "
+                "allow_unauthenticated_verifiers there"
+            ) from error
+        except IdentityError as error:
+            raise Unavailable(f"{name}: {error.public}") from error
+        bundle = found.get(self._trust_domain)
+        if bundle is None or not bundle.x509_authorities:
+            raise Unavailable(
+                f"{name}: has no bundle of the trust domain {self._trust_domain}; ask an agent of that one"
+            )
+        return bundle
 
 
 def read_trust_bundle(path: Path, form: str, trust_domain: TrustDomain) -> TrustBundle:

@@ -22,7 +22,7 @@ from node_agent.domain.brokers import Brokers
 from node_agent.domain.node_state import NodeState, believing_both
 from node_agent.domain.outlook import outlook_of
 from node_agent.domain.standing import Phase
-from node_agent.files import BundleFile, BundleUrl, JoinTokenCredentials, ProverCredentials
+from node_agent.files import BundleFile, BundleFromAgent, BundleUrl, JoinTokenCredentials, ProverCredentials
 from node_agent.monitoring import Parts
 from node_agent.ports import Credentials, IdentityServer
 from node_agent.rpc.broker_api import BrokerApi
@@ -256,17 +256,19 @@ def load_state(settings: AgentSettings, directory: StateDirectory) -> NodeState:
         return directory.set_aside(settings.trust_domain)
 
 
-def first_contact_of(settings: AgentSettings) -> BundleFile | BundleUrl:
+def first_contact_of(settings: AgentSettings) -> BundleFile | BundleUrl | BundleFromAgent:
     """Where the bundle to begin with comes from."""
     form, trust_domain = settings.trust_bundle_format, settings.trust_domain
     if settings.trust_bundle_url:
         where = settings.trust_bundle_unix_socket
         return BundleUrl(settings.trust_bundle_url, form, trust_domain, unix_socket=Path(where) if where else None)
+    if settings.trust_bundle_spiffe_workload_api:
+        return BundleFromAgent(settings.trust_bundle_spiffe_workload_api, trust_domain)
     return BundleFile(settings.trust_bundle_path, form, trust_domain)
 
 
 def with_bundle(
-    settings: AgentSettings, state: NodeState, first_contact: BundleFile | BundleUrl, clock: Clock
+    settings: AgentSettings, state: NodeState, first_contact: BundleFile | BundleUrl | BundleFromAgent, clock: Clock
 ) -> NodeState:
     """The bundle to begin with: the saved one while the saved SVID is good, else also what the operator configured.
 
@@ -279,10 +281,10 @@ def with_bundle(
     configured = first_contact.read()
     if configured is not None:
         return replace(state, bundle=believing_both(state.bundle, configured))
-    if state.bundle is None and not settings.insecure_bootstrap and not settings.trust_bundle_url:
+    if state.bundle is None and not settings.insecure_bootstrap and not settings.has_bundle:
         raise ConfigError(
             "trust_bundle_path: is required to recognise the server on first contact; write it on the server with "
-            "`identity-server bundle show > FILE` and name it here, or set trust_bundle_url "
+            "`identity-server bundle show > FILE` and name it here, or set trust_bundle_url or trust_bundle_spiffe_workload_api "
             "(insecure_bootstrap = true is for throw-away tests)",
             field="trust_bundle_path",
         )

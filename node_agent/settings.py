@@ -18,6 +18,7 @@ from attestors.registry import NODE_PROVERS
 from node_agent.domain.brokers import ANY, KNOWN, Broker, Permission
 from node_agent.domain.renewal import LEAST_AVAILABILITY
 from spiffe_core.crypto.keys import KeyKind
+from spiffe_core.errors import InvalidAddress
 from spiffe_core.runtime.places import agent_admin_socket, agent_socket, state_directory
 from spiffe_core.runtime.settings import (
     Duration,
@@ -35,6 +36,7 @@ from spiffe_core.runtime.settings import (
 from spiffe_core.runtime.settings_kinds import AGENT
 from spiffe_core.runtime.web_url import WebUrl
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
+from workload_api.address import TcpAddress, UnixAddress, parse_address
 
 MAX_SOCKET_PATH_BYTES = 107
 """`sockaddr_un.sun_path` holds 108 bytes, the last one zero."""
@@ -43,6 +45,7 @@ LONGEST_REBOOTSTRAP_DELAY = timedelta(days=30)
 SHORTEST_SYNC = timedelta(milliseconds=100)
 LONGEST_SYNC = timedelta(hours=1)
 MAX_SERVERS = 32
+_BUNDLE_SOURCES = ("trust_bundle_path", "trust_bundle_url", "trust_bundle_spiffe_workload_api")
 _HOST = re.compile(r"[A-Za-z0-9_.:-]{1,253}")
 _WITH_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+)):([0-9]{1,5})")
 
@@ -250,6 +253,7 @@ class AgentSettings(Section):
     trust_bundle_path: FilePath | None = None
     trust_bundle_url: str = ""
     trust_bundle_unix_socket: str = ""
+    trust_bundle_spiffe_workload_api: str = ""
     trust_bundle_format: Literal["pem", "spiffe"] = "pem"
     insecure_bootstrap: bool = False
     rebootstrap_mode: Literal["never", "auto", "always"] = "never"
@@ -300,7 +304,7 @@ class AgentSettings(Section):
         return self
 
     def _check_first_contact(self) -> None:
-        named = [one for one in ("trust_bundle_path", "trust_bundle_url", "insecure_bootstrap") if getattr(self, one)]
+        named = [one for one in (*_BUNDLE_SOURCES, "insecure_bootstrap") if getattr(self, one)]
         if len(named) > 1:
             raise ValueError(f"{named[0]} and {named[1]} exclude each other; remove {named[1]}")
         if self.trust_bundle_unix_socket and not (self.trust_bundle_url and self.trust_bundle_unix_socket[0] == "/"):
@@ -310,6 +314,23 @@ class AgentSettings(Section):
                 WebUrl.parse(self.trust_bundle_url, "http" if self.trust_bundle_unix_socket else "https")
             except ValueError as rule:
                 raise ValueError(f"trust_bundle_url: {rule}") from None
+
+        if self.trust_bundle_spiffe_workload_api:
+            self._check_bundle_agent()
+
+    def _check_bundle_agent(self) -> None:
+        try:
+            address = parse_address(self.trust_bundle_spiffe_workload_api)
+        except InvalidAddress as error:
+            raise ValueError(f"trust_bundle_spiffe_workload_api: {error.public}") from None
+        match address:
+            case TcpAddress():
+                rule = "must be unix:// and a path: over TCP anybody could be the agent"
+            case UnixAddress(path) if Path(path) == self.socket_path:
+                rule = "is this agent's own socket; name another agent's"
+            case _:
+                return
+        raise ValueError(f"trust_bundle_spiffe_workload_api: {rule}")
 
     def _check_rebootstrap(self) -> None:
         mode = f'rebootstrap_mode = "{self.rebootstrap_mode}"'
@@ -321,7 +342,9 @@ class AgentSettings(Section):
                 "the agent at any time; set trust_bundle_path"
             )
         if not self.has_bundle:
-            raise ValueError(f"{mode} needs trust_bundle_path or trust_bundle_url: the bundle to begin again with")
+            raise ValueError(
+                f"{mode} needs {', '.join(_BUNDLE_SOURCES[:-1])} or {_BUNDLE_SOURCES[-1]}: the bundle to begin again with"
+            )
         if self.rebootstrap_mode == "always" and not self.node_attestors:
             raise ValueError(
                 f"{mode} needs a node attestor that proves this node again and again, such as [attestors.x509pop]; "
@@ -331,7 +354,7 @@ class AgentSettings(Section):
     @property
     def has_bundle(self) -> bool:
         """Whether the operator named a bundle to begin with."""
-        return self.trust_bundle_path is not None or bool(self.trust_bundle_url)
+        return any(getattr(self, one) for one in _BUNDLE_SOURCES)
 
     @property
     def node_attestors(self) -> list[str]:

@@ -32,13 +32,12 @@ from spiffe_core.wire.channels import channel_options, unix_channel
 from spiffe_core.wire.services import Stub
 from spiffe_core.wire.status import from_rpc_error
 from workload_api.address import TcpAddress, UnixAddress, endpoint_address
-from workload_api.x509_context import X509Context, x509_context
+from workload_api.x509_context import MAX_BUNDLES, X509Context, x509_bundles, x509_context
 
 log = logging.getLogger(__name__)
 
 _State = TypeVar("_State")
 
-MAX_BUNDLES = 1000
 METADATA = (("workload.spiffe.io", "true"),)
 """Workload Endpoint section 3: on every request."""
 
@@ -133,16 +132,21 @@ class WorkloadApiClient:
             Unavailable: the agent cannot be reached or has nothing to give yet.
             InvalidRequest, VerificationFailed: what came may not be used.
         """
-        call = self._service().FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=METADATA, timeout=timeout)
-        try:
-            message = await call.read()
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
-        finally:
-            call.cancel()
-        if message is grpc.aio.EOF:
-            raise Unavailable("the agent closed the stream without an answer")
-        return self._read(message)
+        ask = self._service().FetchX509SVID
+        return self._read(await _first(ask(workload_pb2.X509SVIDRequest(), metadata=METADATA, timeout=timeout)))
+
+    async def fetch_x509_bundles(self, *, timeout: float = 10.0) -> dict[TrustDomain, TrustBundle]:  # noqa: ASYNC109  # gRPC's own deadline
+        """The X.509 authorities of each trust domain that this process may verify peers of, in one attempt.
+
+        Raises:
+            Forbidden, Unavailable: as for `fetch_x509`.
+            InvalidRequest, InvalidBundle: what came may not be used.
+        """
+        ask = self._service().FetchX509Bundles
+        message = await _first(ask(workload_pb2.X509BundlesRequest(), metadata=METADATA, timeout=timeout))
+        if message is None:
+            raise InvalidRequest("the agent's answer is not an X509BundlesResponse")
+        return x509_bundles(message.bundles)
 
     async def fetch_jwt(
         self,
@@ -175,14 +179,9 @@ class WorkloadApiClient:
         Raises:
             Forbidden, Unavailable: as for `fetch_jwt`.
         """
-        call = self._service().FetchJWTBundles(workload_pb2.JWTBundlesRequest(), metadata=METADATA, timeout=timeout)
-        try:
-            message = await call.read()
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
-        finally:
-            call.cancel()
-        if message is grpc.aio.EOF or message is None:
+        ask = self._service().FetchJWTBundles
+        message = await _first(ask(workload_pb2.JWTBundlesRequest(), metadata=METADATA, timeout=timeout))
+        if message is None:
             raise Unavailable("the agent closed the stream without an answer")
         return dict(message.bundles)
 
@@ -261,6 +260,19 @@ class WorkloadApiClient:
         log.info(text, error.public)
         if on_error is not None:
             on_error(error)
+
+
+async def _first(call: Any) -> Any:
+    """The first message of a stream, which ends with it; None for bytes that are no such message."""
+    try:
+        message = await call.read()
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+    finally:
+        call.cancel()
+    if message is grpc.aio.EOF:
+        raise Unavailable("the agent closed the stream without an answer")
+    return message
 
 
 def _channel(address: UnixAddress | TcpAddress) -> grpc.aio.Channel:

@@ -19,6 +19,7 @@ from spiffe_core.x509_svid import X509Svid
 from spiffe_core.x509_verify import verify_x509_svid
 
 MAX_SVIDS = 1000
+MAX_BUNDLES = 1000
 MAX_CERTIFICATES = 1000
 _SEQUENCE = 0x30
 _LONG = 0x80
@@ -93,6 +94,24 @@ def x509_context(
     for checked in loaded:
         verify_x509_svid(checked.chain, bundles.get, now=now)  # (5)
     return X509Context(tuple(loaded), replace(bundles, revocations=revocation_lists(crl)))  # (6)
+
+
+def x509_bundles(received: Mapping[str, bytes]) -> dict[TrustDomain, TrustBundle]:
+    """Read the bundles of one X509BundlesResponse: complete, so what is absent is not to be trusted any more.
+
+    Raises:
+        InvalidRequest: there are none, or too many.
+        InvalidBundle: a name is not that of a trust domain, or a bundle cannot be read; nothing of it may be used.
+    """
+    if not 0 < len(received) <= MAX_BUNDLES:
+        raise InvalidRequest(f"bundles: must have 1 to {MAX_BUNDLES} elements", field="bundles")
+    found: dict[TrustDomain, TrustBundle] = {}
+    for key, data in received.items():
+        name = SpiffeId.parse(key, field="bundles")
+        if name.path:
+            raise InvalidBundle("bundles: a key is not the SPIFFE ID of a trust domain", field="bundles")
+        found[name.trust_domain] = _bundle(name.trust_domain, data, f"bundles[{key}]")
+    return found
 
 
 def split_der(data: bytes, *, field: str) -> tuple[bytes, ...]:

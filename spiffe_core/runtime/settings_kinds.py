@@ -27,7 +27,7 @@ KINDS: Mapping[str, frozenset[str]] = {
         *("trust_bundle_format", "insecure_bootstrap", "join_token_file", "join_token", "sync_interval", "peer_pidfd"),
         *("workload_x509_svid_key_type", "allow_unauthenticated_verifiers", "wait_for_identity", "sds", "broker"),
         *("availability_target", "files_config", "key_manager", "push", "rebootstrap_delay", "rebootstrap_mode"),
-        *("strict", "trust_bundle_url", "trust_bundle_unix_socket"),
+        *("strict", "trust_bundle_url", "trust_bundle_unix_socket", "trust_bundle_spiffe_workload_api"),
     },
     FILES: frozenset({"socket", "command_seconds", "set"}),
     OIDC: frozenset(

@@ -11,6 +11,7 @@ from spiffe_core.runtime.places import agent_admin_socket
 from spiffe_core.runtime.settings import Section, resolved
 
 SMALL = {"trust_domain": "example.org", "insecure_bootstrap": True}
+BY_AGENT = {"insecure_bootstrap": False, "trust_bundle_spiffe_workload_api": "unix:///up/agent.sock"}
 BY_URL = {"insecure_bootstrap": False, "trust_bundle_url": "https://a.test/b"}
 
 
@@ -62,10 +63,19 @@ WRONG = {
         "needs trust_bundle_url",
     ),
     "a Unix socket with TLS": ({**BY_URL, "trust_bundle_unix_socket": "/s"}, "must begin with http://"),
+    "another agent and no proof": ({**BY_AGENT, "insecure_bootstrap": True}, "exclude each other"),
+    "another agent and a URL": ({**BY_AGENT, "trust_bundle_url": "https://a.test/b"}, "exclude each other"),
+    "another agent and a file": ({**BY_AGENT, "trust_bundle_path": "/b.pem"}, "exclude each other"),
+    "another agent over TCP": (
+        {**BY_AGENT, "trust_bundle_spiffe_workload_api": "tcp://127.0.0.1:1"},
+        "must be unix://",
+    ),
+    "another agent by a path": ({**BY_AGENT, "trust_bundle_spiffe_workload_api": "/a.sock"}, "endpoint_socket"),
+    "itself": ({**BY_AGENT, "socket_path": "/up/agent.sock"}, "is this agent's own socket"),
     "again without proof": ({"rebootstrap_mode": "auto"}, "exclude each other"),
     "again without a bundle": (
         {"rebootstrap_mode": "auto", "insecure_bootstrap": False},
-        "needs trust_bundle_path or trust_bundle_url: the bundle to begin again with",
+        "needs trust_bundle_path, trust_bundle_url or trust_bundle_spiffe_workload_api: the bundle to begin again with",
     ),
     "always again with a token": (
         {"rebootstrap_mode": "always", "insecure_bootstrap": False, "trust_bundle_path": "/b.pem"},
