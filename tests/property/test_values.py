@@ -39,7 +39,7 @@ def test_trust_domains_read_back_as_printed(trust_domain):
 
 @given(st.one_of(st.text(), st.text().map(lambda text: f"spiffe://{text}"), st.text().map("spiffe://td/{}".format)))
 def test_what_reads_as_an_id_prints_as_it_was(text):
-    """No normalisation: a parser that accepts must give back the very bytes."""
+    """S29, S30: no normalisation: a parser that accepts must give back the very bytes."""
     try:
         spiffe_id = SpiffeId.parse(text)
     except InvalidId:
@@ -49,6 +49,7 @@ def test_what_reads_as_an_id_prints_as_it_was(text):
 
 @given(st.text())
 def test_what_reads_as_a_trust_domain_prints_as_it_was(text):
+    """S29."""
     try:
         trust_domain = TrustDomain.parse(text)
     except InvalidId:
@@ -77,6 +78,7 @@ def test_selectors_read_back_as_printed(selector):
 
 @given(st.text())
 def test_what_reads_as_a_selector_prints_as_it_was(text):
+    """S29."""
     try:
         selector = Selector.parse(text)
     except InvalidSelector:

@@ -78,7 +78,7 @@ def test_pem_reads_back_as_written(bundle):
 
 @given(bundles(), st.data())
 def test_a_spoiled_document_is_refused_or_read_as_something_sound(bundle, data):
-    """Whatever happens to the bytes, the loader answers with a bundle or an InvalidBundle and nothing else."""
+    """S29: whatever happens to the bytes, the loader answers with a bundle or an InvalidBundle and nothing else."""
     text = bytearray(dump_bundle(bundle))
     position = data.draw(st.integers(0, len(text) - 1))
     text[position] = data.draw(st.integers(0, 255))
@@ -93,6 +93,7 @@ def test_a_spoiled_document_is_refused_or_read_as_something_sound(bundle, data):
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_bundle_or_refused(data):
+    """S29."""
     for read in (lambda: load_bundle(data, TD), lambda: load_bundle_map(data), lambda: load_bundle_pem(data, TD)):
         try:
             read()
@@ -163,7 +164,7 @@ def test_what_the_authority_issues_is_verified(path, ca, purpose):
 @settings(max_examples=300)
 @given(st.integers(0, len(SVID.chain) - 1), st.data())
 def test_a_chain_with_one_spoiled_byte_is_refused(which, data):
-    """N-X-05: every byte of every certificate counts."""
+    """N-X-05, S29: every byte of every certificate counts."""
     assert verify_x509_svid(SVID.chain, TRUSTED, now=NOW)
     der = bytearray(SVID.chain[which])
     position = data.draw(st.integers(0, len(der) - 1))
@@ -175,6 +176,7 @@ def test_a_chain_with_one_spoiled_byte_is_refused(which, data):
 
 @given(st.lists(st.binary(max_size=80), max_size=4))
 def test_any_bytes_are_refused_as_a_chain(chain):
+    """S29."""
     with pytest.raises(VerificationFailed):
         verify_x509_svid(chain, TRUSTED, now=NOW)
 
@@ -182,7 +184,7 @@ def test_any_bytes_are_refused_as_a_chain(chain):
 @settings(max_examples=300)
 @given(st.data())
 def test_a_request_with_one_spoiled_byte_is_refused(data):
-    """N-C-03."""
+    """N-C-03, S29."""
     assert parse_csr(CSR)
     der = bytearray(CSR)
     der[data.draw(st.integers(0, len(der) - 1))] ^= data.draw(st.integers(1, 255))

@@ -80,7 +80,7 @@ def test_no_name_moves_the_start_time(comm):
 
 @given(st.binary(max_size=200))
 def test_garbage_is_refused_or_is_a_number(data):
-    """S19: a parser of bytes answers or raises ValueError, nothing else."""
+    """S19, S29: a parser of bytes answers or raises ValueError, nothing else."""
     for parse in (parse_start_time, parse_status):
         with contextlib.suppress(ValueError):
             parse(data)

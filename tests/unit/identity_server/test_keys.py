@@ -117,7 +117,7 @@ def test_a_corrupt_file_is_refused_by_path_and_left_alone(path: Path, name: str)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_mutated_file_is_refused_or_holds_the_same_keys(path: Path, data: st.DataObject) -> None:
-    """R8, by mutation: flipped, dropped or inserted bytes never give another key."""
+    """R8, S29, by mutation: flipped, dropped or inserted bytes never give another key."""
     body = bytearray(GOOD)
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(body) - 1))

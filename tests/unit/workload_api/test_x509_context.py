@@ -209,6 +209,7 @@ def test_cutting_is_the_inverse_of_joining(parts):
 
 @given(st.binary(max_size=300))
 def test_cutting_loses_nothing(data):
+    """S29."""
     try:
         assert b"".join(split_der(data, field="x")) == data
     except InvalidCertificate:

@@ -42,12 +42,14 @@ def test_how_much_is_missing_is_known_from_the_first_bytes():
 
 @given(st.binary(max_size=300))
 def test_noise_is_no_hello(data):
+    """S29."""
     assert read_hello(data) is None
     read_hello(b"\x16\x03\x01" + len(data).to_bytes(2) + data)
 
 
 @given(st.data())
 def test_a_changed_byte_breaks_nothing(data):
+    """S29."""
     sent = bytearray(HELLO)
     sent[data.draw(st.integers(0, len(sent) - 1))] = data.draw(st.integers(0, 255))
     read_hello(bytes(sent))
