@@ -8,6 +8,7 @@ relationship (spire_features section 19.3).
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
@@ -93,6 +94,22 @@ def untainted(bundle: TrustBundle) -> TrustBundle:
         jwt_authorities=tuple(replace(one, tainted=False) if one.tainted else one for one in bundle.jwt_authorities),
         wit_authorities=tuple(replace(one, tainted=False) if one.tainted else one for one in bundle.wit_authorities),
     )
+
+
+def sharing_keys(bundle: TrustBundle, others: Iterable[TrustBundle]) -> tuple[TrustDomain, ...]:
+    """The other trust domains that have an authority's key in common with this one.
+
+    Whoever holds such a key speaks for both (SPIFFE Trust Domain and Bundle sections 2 and 6.2: a key for one domain).
+    """
+    keys = _keys(bundle)
+    others = (one for one in others if one.trust_domain != bundle.trust_domain)
+    return tuple(sorted({one.trust_domain for one in others if keys & _keys(one)}))
+
+
+def _keys(bundle: TrustBundle) -> frozenset[str | bytes]:
+    """The keys of all authorities: of certificates their identifiers, of tokens themselves."""
+    tokens = (*bundle.jwt_authorities, *bundle.wit_authorities)
+    return frozenset((*(one.key_id for one in bundle.x509_authorities), *(one.public_key for one in tokens)))
 
 
 def with_published_key(bundle: TrustBundle, key: JwtAuthority | WitAuthority) -> TrustBundle:

@@ -28,6 +28,7 @@ from identity_server.domain.federation import FederationRelationship
 from identity_server.domain.state import State
 from identity_server.ports import AuditLog, BundleFetcher, Store, UnitOfWork
 from identity_server.services.audited import audited
+from identity_server.services.federated_bundles import warn_of_shared_keys
 from spiffe_core.bundle import MIN_POLL, Succession, TrustBundle, succeed
 from spiffe_core.bundle_document import LoadedBundle
 from spiffe_core.clock import Clock
@@ -240,6 +241,9 @@ class BundleRefresh:
             )
         if taken is not None:
             self._on_updated()
+            known = self._store.state.value.bundles
+            if known is not None:
+                warn_of_shared_keys(taken.bundle, known.all())
         return taken
 
     def _worked(self, peer: _Peer, fetched: LoadedBundle, taken: Succession) -> None:

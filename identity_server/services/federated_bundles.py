@@ -6,20 +6,23 @@ Later items see what earlier ones did. Every write is audited before it takes ef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
 from identity_server.domain.access import Caller
 from identity_server.domain.audit import BundleChanged
-from identity_server.domain.federation import DeleteMode
+from identity_server.domain.federation import DeleteMode, sharing_keys
 from identity_server.domain.listing import EntryFilter, Match
 from identity_server.ports import AuditLog, Store, UnitOfWork
 from identity_server.services.audited import audited_batch
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.errors import Conflict, IdentityError, NotFound, PreconditionFailed
 from spiffe_core.spiffe_id import TrustDomain
+
+log = logging.getLogger(__name__)
 
 SLICE = 50
 """So many bundles go into one command; a longer batch takes several, so that other writers get their turn."""
@@ -53,7 +56,7 @@ class FederatedBundles:
             part = bundles[start : start + SLICE]
             events = [_change(caller, "create", one.trust_domain) for one in part]
             act = partial(self._store.execute, partial(_each, _create, part))
-            outcomes += await audited_batch(self._audit, events, act)
+            outcomes += self._looked_at(await audited_batch(self._audit, events, act))
         return outcomes
 
     async def put(self, caller: Caller, bundles: Sequence[TrustBundle]) -> list[Outcome]:
@@ -63,7 +66,7 @@ class FederatedBundles:
             part = bundles[start : start + SLICE]
             events = [_change(caller, "set", one.trust_domain) for one in part]
             act = partial(self._store.execute, partial(_each, _put, part))
-            outcomes += await audited_batch(self._audit, events, act)
+            outcomes += self._looked_at(await audited_batch(self._audit, events, act))
         return outcomes
 
     async def update(self, caller: Caller, edits: Sequence[BundleEdit]) -> list[Outcome]:
@@ -73,7 +76,7 @@ class FederatedBundles:
             part = edits[start : start + SLICE]
             events = [_change(caller, "update", one.trust_domain) for one in part]
             act = partial(self._store.execute, partial(_each, _update, part))
-            outcomes += await audited_batch(self._audit, events, act)
+            outcomes += self._looked_at(await audited_batch(self._audit, events, act))
         return outcomes
 
     async def delete(
@@ -89,10 +92,27 @@ class FederatedBundles:
             outcomes += await audited_batch(self._audit, events, act)
         return outcomes
 
+    def _looked_at(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+        known = self._store.state.value.bundles
+        for outcome in outcomes:
+            if isinstance(outcome, TrustBundle) and known is not None:
+                warn_of_shared_keys(outcome, known.all())
+        return outcomes
+
     def refused(self, caller: Caller, change: str, name: str, error: IdentityError) -> None:
         """Note a change that was refused before it became one, because it could not be read."""
         event = BundleChanged(change=change, trust_domain=name[:MAX_SHOWN], actor=caller.actor)
         self._audit.record(event.ended(error))
+
+
+def warn_of_shared_keys(bundle: TrustBundle, known: Iterable[TrustBundle]) -> None:
+    """Say that one key speaks for several trust domains (TDB-28). The others' owners alone can end it."""
+    for other in sharing_keys(bundle, known):
+        log.warning(
+            "an authority's key of %s is one of %s too: whoever holds it speaks for both; ask who made the bundle",
+            bundle.trust_domain,
+            other,
+        )
 
 
 def _change(caller: Caller, change: str, trust_domain: TrustDomain, mode: str = "") -> BundleChanged:

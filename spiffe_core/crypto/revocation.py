@@ -33,9 +33,9 @@ class RevocationList:
     issuer: x509.Name = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        listed = _read(self.der)
+        listed, issuer = _read(self.der)
         object.__setattr__(self, "listed", listed)
-        object.__setattr__(self, "issuer", listed.issuer)
+        object.__setattr__(self, "issuer", issuer)
 
     def revokes(self, certificate: CertificateFacts, issuer: CertificateFacts, key: AuthorityPublicKey) -> bool:
         """Whether `issuer`, whose key is `key`, has said in this list that `certificate` is not to be believed."""
@@ -73,8 +73,8 @@ def revocation_lists(lists: Sequence[bytes], *, name: str = "crl") -> tuple[Revo
     return tuple(found)
 
 
-def _read(der: bytes) -> x509.CertificateRevocationList:
-    """A list of one issuer about its own certificates, wholly understood.
+def _read(der: bytes) -> tuple[x509.CertificateRevocationList, x509.Name]:
+    """A list of one issuer about its own certificates, wholly understood, and that issuer: a name is read when asked for.
 
     A critical extension says that the list is something else: a delta, or one about other issuers' certificates.
     """
@@ -82,9 +82,10 @@ def _read(der: bytes) -> x509.CertificateRevocationList:
         raise InvalidBundle(f"a revocation list has more than {MAX_LIST_BYTES} bytes")
     try:
         listed = x509.load_der_x509_crl(der)
+        issuer = listed.issuer
         critical = [extension.oid.dotted_string for extension in listed.extensions if extension.critical]
     except _UNREADABLE:
         raise InvalidBundle("is not a readable revocation list in DER") from None
     if critical:
         raise InvalidBundle(f"the critical extension {critical[0]} of a revocation list is not understood")
-    return listed
+    return listed, issuer

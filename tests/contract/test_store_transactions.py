@@ -169,6 +169,7 @@ async def test_a_cancelled_caller_that_still_waits_changes_nothing(store: SqlSto
 
 
 async def test_a_database_of_another_trust_domain_is_refused(database_url: str) -> None:
+    """TDB-28: its authorities' keys are one trust domain's."""
     from spiffe_core.errors import PreconditionFailed
 
     await open_store(database_url).close()

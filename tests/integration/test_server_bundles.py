@@ -51,6 +51,17 @@ async def test_setting_stores_whether_or_not_there_was_one(live):
     assert (await stored(live)) == proto(refresh_hint=3, sequence_number=1)
 
 
+async def test_a_key_that_speaks_for_two_trust_domains_is_told_to_the_operator(live, caplog):
+    """TDB-28: stored, for whose mistake it is cannot be known here; with our own domain as with another one's."""
+    await batch(live, "Set", proto())
+    assert "speaks for both" not in caplog.text
+    await batch(live, "Set", proto(trust_domain="other.test"))
+    assert caplog.text.count("an authority's key of other.test is one of fed.test too: whoever holds it speaks") == 1
+    own = (await live.bundle.GetBundle(bundle_pb2.GetBundleRequest())).x509_authorities
+    await batch(live, "Set", types_pb2.Bundle(trust_domain="third.test", x509_authorities=own))
+    assert f"an authority's key of third.test is one of {live.state.bundles.own.trust_domain} too" in caplog.text
+
+
 async def test_updating_needs_one(live):
     (missing,) = await batch(live, "Update", proto())
     assert (missing.status.code, missing.status.message) == (5, "bundle not found")

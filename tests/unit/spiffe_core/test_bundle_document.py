@@ -12,6 +12,7 @@ from datetime import timedelta
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
+from josepy.jwk import JWK
 
 from spiffe_core.bundle import MAX_SEQUENCE, JwtAuthority, TrustBundle, WitAuthority, X509Authority, poll_interval
 from spiffe_core.bundle_document import (
@@ -57,6 +58,21 @@ def document(*keys, **members) -> bytes:
     return json.dumps({"keys": list(keys), **members}).encode()
 
 
+def test_a_bundle_is_a_set_of_keys_that_anybody_reads():
+    """TDB-02, RFC 7517 section 5: each key, read by another library, is the authority's."""
+    curve, rsa_ca = SpiffeTestCA(), CA_2
+    bundle = TrustBundle(
+        TD,
+        (X509Authority(curve.der), X509Authority(rsa_ca.der)),
+        (JwtAuthority("k1", spki_der(JWT_KEY)),),
+        (WitAuthority("w1", spki_der(WIT_KEY)),),
+    )
+    keys = json.loads(dump_bundle(bundle))["keys"]
+    read = {one["kid"] if "kid" in one else one["x5c"][0]: JWK.from_json(one).key.public_numbers() for one in keys}
+    expected = {b64(one.der): one.key.public_key() for one in (curve, rsa_ca)} | {"k1": JWT_KEY, "w1": WIT_KEY}
+    assert read == {name: key.public_numbers() for name, key in expected.items()}
+
+
 GOOD = document(x509_jwk(), jwt_jwk(), spiffe_sequence=3, spiffe_refresh_hint=300)
 
 
@@ -70,7 +86,7 @@ def test_a_good_document_is_read():
 
 DEEP = b'{"keys":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 REFUSED = {
-    "N-B-01 not JSON": (b"{", "is not one JSON text"),
+    "TDB-02 N-B-01 not JSON": (b"{", "is not one JSON text"),
     "N-B-01 truncated": (GOOD[:-1], "is not one JSON text"),
     "N-B-01 an HTML page": (b"<html>error</html>", "is not one JSON text"),
     "N-B-01 empty": (b"", "is not one JSON text"),

@@ -91,6 +91,8 @@ def critical(extension):
 
 
 GOOD = revoking(ROOT)
+NAME = GOOD.index(b"\x06\x03\x55\x04") + 5
+"""The type of the first attribute of the issuer's name."""
 UNREADABLE = {
     "empty": b"",
     "PEM": b"-----BEGIN X509 CRL-----\n",
@@ -98,6 +100,7 @@ UNREADABLE = {
     "truncated": GOOD[:-1],
     "followed by more": GOOD + b"\x00",
     "oversize": b"\x30" * (MAX_LIST_BYTES + 1),
+    "S29 an issuer without a readable name": GOOD[:NAME] + b"\x00" + GOOD[NAME + 1 :],
     "a delta": critical(x509.DeltaCRLIndicator(1)),
     "about others' certificates": critical(
         x509.IssuingDistributionPoint(None, None, False, False, None, True, False)  # its signature
