@@ -29,11 +29,11 @@ def upgrade(database: Database, *, target: str = SCHEMA_REVISION, scripts: Path 
         found = _revision(connection, place)
     if found == target:
         return found
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # what it does, and what it loads, is no news to an operator
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # its own steps are no news to an operator
     config = Config()
     config.set_main_option("script_location", str(scripts).replace("%", "%%"))
     known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
