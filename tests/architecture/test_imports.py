@@ -1,5 +1,6 @@
 """What starting a command costs: heavy libraries are loaded only by what needs them (A11, A14, issue 2 item 1)."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -29,13 +30,14 @@ RUN_SERVER = "import identity_server.cli.daemon_commands, identity_server.settin
 RUN_AGENT = "import node_agent.cli.daemon_commands, node_agent.settings, node_agent.daemon"
 
 
+@functools.cache
 def modules_of(code):
     """The modules that `code` adds to those of a fresh interpreter."""
     head = "import json, sys\nthere = {*sys.modules}\n"
     tail = "\nprint(json.dumps(sorted({*sys.modules} - there)))"
     argv = [sys.executable, "-c", head + code + tail]
     done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=50)
-    return set(json.loads(done.stdout.splitlines()[-1]))
+    return frozenset(json.loads(done.stdout.splitlines()[-1]))
 
 
 def loaded_by(code):
