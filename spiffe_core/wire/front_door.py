@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from spiffe_core.errors import Unauthenticated
 from spiffe_core.wire.acceptor import Acceptor
 from spiffe_core.wire.http2_meter import Meters, Rates
-from spiffe_core.wire.pace import Pace, readable
+from spiffe_core.wire.pace import Pace, Places, readable
 from spiffe_core.wire.peer import Peer, TlsPeer, UnixPeer, peer_pid, peer_uid, unix_peer
 from spiffe_core.wire.shares import Handshakes, Shares
 from spiffe_core.wire.sockets import PrivateDirectory, UnixListener, listen_tcp, listen_unix
@@ -39,6 +39,10 @@ log = logging.getLogger(__name__)
 _NAME_PREFIX = "unix-abstract:"
 _SOCKET = "grpc.sock"
 _HANDSHAKES_EACH_ROUND = 2
+_HANDSHAKES_UNDER_WAY = 32
+"""Whose client has yet to answer: all their answers at once are a round of 20 ms."""
+_PATIENCE_SECONDS = 0.25
+"""So long one that does not answer is counted: a client on the other side of the world takes as long."""
 _INTRODUCTIONS = 4
 """So many TLS connections at a time are being taken on by gRPC: it does a crowd's first steps before anybody's second."""
 _TRUSTED_RESERVE = 64
@@ -98,6 +102,7 @@ class FrontDoor:
         self._meters = Meters(self.limits.rates)
         self._handshakes = Handshakes(self.limits.handshakes)
         self._pace = Pace(_HANDSHAKES_EACH_ROUND)
+        self._places = Places(_HANDSHAKES_UNDER_WAY, _PATIENCE_SECONDS)
         self._introductions = asyncio.Semaphore(_INTRODUCTIONS)
         self._unix: list[UnixListener] = []
         self._tcp: list[socket.socket] = []
@@ -281,14 +286,15 @@ class FrontDoor:
                 await readable(connection)  # a peer that says nothing takes nobody's turn
             left = until - loop.time()
             self._handshakes.keep_waiting(handshake)
-            await self._pace.turn()
-            self._handshakes.go_on(handshake, loop.time())
-            transport, _ = await loop.connect_accepted_socket(
-                lambda: link.splice.near,
-                connection,
-                ssl=contexts.current(),
-                ssl_handshake_timeout=max(left, _LEAST_SECONDS),
-            )
+            async with self._places.one():
+                await self._pace.turn()
+                self._handshakes.go_on(handshake, loop.time())
+                transport, _ = await loop.connect_accepted_socket(
+                    lambda: link.splice.near,
+                    connection,
+                    ssl=contexts.current(),
+                    ssl_handshake_timeout=max(left, _LEAST_SECONDS),
+                )
         except BaseException:
             link.splice.abort()
             raise

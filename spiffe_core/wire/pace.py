@@ -7,8 +7,15 @@ gets done, and everybody else's callbacks run in between. Nobody holds a turn: a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Final, Protocol
+
+LEAST_PATIENCE: Final = 0.01
+"""Seconds. As many as there are places may then begin a hundred times a second."""
+_STEP: Final = 1 / 50
 
 
 class Pace:
@@ -44,6 +51,63 @@ class Pace:
         self._scheduled = self._given > 0
         if self._scheduled:
             loop.call_soon(self._round, loop)
+
+
+class Timers(Protocol):
+    """The part of an event loop that tells the time and calls back."""
+
+    def time(self) -> float:
+        """Seconds, from wherever."""
+        ...
+
+    def call_at(self, when: float, callback: Callable[..., object], /, *args: object) -> asyncio.TimerHandle:
+        """Call it then."""
+        ...
+
+
+class Places:
+    """At most `most` things of which each waits for a stranger's answer are under way at a time.
+
+    Else all answers may come at once, and make one long round. Who does not answer for `patience` seconds counts no
+    longer, so that nobody holds a place for good. Each that is late takes a fiftieth off the patience, down to
+    `LEAST_PATIENCE`, and each in time gives it back: if a thousand say nothing, the others wait a second for them.
+    """
+
+    def __init__(self, most: int, patience: float, *, timers: Callable[[], Timers] = asyncio.get_running_loop) -> None:
+        self._free = asyncio.Semaphore(most)
+        self._most_patience = patience
+        self._timers = timers
+        self.patience = patience
+
+    @contextlib.asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        """Wait for a place, and have it during the block or as long as patience lasts."""
+        await self._free.acquire()
+        loop = self._timers()
+        held = True
+        timer: asyncio.TimerHandle
+
+        def late(due: float, allowed: float) -> None:
+            nonlocal held, timer
+            if loop.time() - due > allowed / 2:  # it is this loop that is late: the answer may lie there unread
+                timer = wait()
+                return
+            held = False
+            self.patience = max(LEAST_PATIENCE, self.patience * (1 - _STEP))
+            self._free.release()
+
+        def wait() -> asyncio.TimerHandle:
+            due = loop.time() + self.patience
+            return loop.call_at(due, late, due, self.patience)
+
+        timer = wait()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            if held:
+                self.patience = min(self._most_patience, self.patience * (1 + _STEP))
+                self._free.release()
 
 
 async def readable(connection: socket.socket) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 
 import grpc
 import pytest
@@ -14,10 +15,10 @@ from spiffe_core.wire import front_door
 from spiffe_core.wire.channels import unix_channel
 from spiffe_core.wire.dialer import Dialer, DialTrust
 from spiffe_core.wire.front_door import FrontDoor, Limits
-from spiffe_core.wire.pace import Pace, readable
+from spiffe_core.wire.pace import LEAST_PATIENCE, Pace, Places, readable
 from spiffe_core.wire.shares import SLOW_SECONDS, Handshakes
 from spiffe_core.wire.sockets import PrivateDirectory
-from spiffe_core.wire.tls import ServerTls, TlsIdentity
+from spiffe_core.wire.tls import ServerTls, TlsIdentity, client_context
 from tests.authority import SpiffeTestCA
 from tests.doubles.door_service import serve
 
@@ -85,6 +86,92 @@ async def test_a_socket_is_readable_when_bytes_or_the_end_have_come():
         await asyncio.wait_for(readable(left), 5)
 
 
+class HandClock:
+    """Timers that run when the test says so."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.due = []
+
+    def time(self):
+        return self.now
+
+    def call_at(self, when, callback, *args):
+        handle = asyncio.TimerHandle(when, callback, args, asyncio.get_running_loop())
+        self.due.append(handle)
+        return handle
+
+    def go_to(self, when):
+        self.now = when
+        late, self.due = [one for one in self.due if one.when() <= when], [one for one in self.due if one.when() > when]
+        for one in late:
+            if not one.cancelled():
+                one._run()
+
+
+@contextlib.asynccontextmanager
+async def under_way(places, count):
+    """So many who want a place and end when they are told; the tasks, which of them began, and what ends them."""
+    began, answers = [], [asyncio.Event() for _ in range(count)]
+
+    async def work(number):
+        async with places.one():
+            began.append(number)
+            await answers[number].wait()
+
+    tasks = [asyncio.ensure_future(work(number)) for number in range(count)]
+    await rounds(3)
+    try:
+        yield began, answers
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_no_more_are_under_way_than_there_are_places():
+    """R37: the answers of thirty are a short round, those of a thousand a long one."""
+    async with under_way(Places(3, 1.0, timers=HandClock), 5) as (began, answers):
+        assert began == [0, 1, 2]
+        answers[1].set()
+        await rounds(5)
+        assert began == [0, 1, 2, 3]
+
+
+async def test_who_does_not_answer_holds_no_place_and_costs_patience_until_others_are_in_time():
+    """S54: silence of a few costs the others a moment each, silence of a thousand a second in all."""
+    clock = HandClock()
+    places = Places(2, 1.0, timers=lambda: clock)
+    async with under_way(places, 400) as (began, answers):
+        clock.go_to(1.0)
+        await rounds(5)
+        assert began == [0, 1, 2, 3]
+        assert places.patience == pytest.approx(0.98**2)
+        answers[2].set()
+        await rounds(5)
+        assert places.patience == pytest.approx(0.98**2 * 1.02)
+        answers[0].set()  # too late to be thanked for
+        await rounds(5)
+        assert places.patience == pytest.approx(0.98**2 * 1.02)
+        while len(began) < 400:
+            clock.go_to(clock.now + places.patience)
+            await rounds(5)
+        assert places.patience == pytest.approx(LEAST_PATIENCE)
+        assert clock.now < 60.0, "400 times 0.5 s without losing patience"
+
+
+async def test_nobody_is_late_because_this_process_was():
+    clock = HandClock()
+    places = Places(1, 1.0, timers=lambda: clock)
+    async with under_way(places, 2) as (began, _):
+        clock.go_to(1.6)
+        await rounds(5)
+        assert (began, places.patience) == ([0], 1.0)
+        clock.go_to(2.6)
+        await rounds(5)
+        assert began == [0, 1]
+
+
 @contextlib.asynccontextmanager
 async def crowded(*, lanes, **limits):
     """A door with a Unix socket and a TLS port; the path, the dialer's maker, the server, the door."""
@@ -130,6 +217,27 @@ async def test_silent_peers_take_nobodys_turn_and_are_sent_away_in_time():
             connection.settimeout(10)
             assert await asyncio.to_thread(connection.recv, 1) == b""
         assert door.refused["broken"] == 20
+
+
+async def test_peers_that_stop_half_way_hold_nobody_up():
+    """S54: as many of them as may be under way, and more; each has begun a handshake and goes no further."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    hello = client_context(None, None).wrap_bio(incoming, outgoing)
+    with pytest.raises(ssl.SSLWantReadError):
+        hello.do_handshake()
+    said = outgoing.read()
+    async with crowded(lanes=2) as (_, port, dialer, _, _), contextlib.AsyncExitStack() as stack:
+        stuck = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(80)]
+        for connection in stuck:
+            connection.sendall(said)
+            connection.settimeout(10)
+        one = dialer()
+        await one.start()
+        try:
+            assert await one.channel().unary_unary("/door.Test/Who")(b"", timeout=10) == b"tls anonymous"
+        finally:
+            await one.close()
+        assert all([await asyncio.to_thread(connection.recv, 1) for connection in stuck]), "each had its turn"
 
 
 async def test_calls_over_tls_take_turns_among_their_lanes_and_leave_the_first_listener_alone():
