@@ -18,9 +18,11 @@ from identity_server.services.progress import Progress
 from spiffe_core.clock import Clock
 from spiffe_core.edit_distance import closest
 from spiffe_core.entry import RegistrationEntry
+from spiffe_core.errors import Exhausted
 from spiffe_core.explanation import explain
 from spiffe_core.explanation_facts import AgentFacts, Elsewhere, Explanation, Findings
 from spiffe_core.mending import selector_flags, update_command
+from spiffe_core.runtime.supervise import spawn
 from spiffe_core.selectors import Selector, canonical
 from spiffe_core.spiffe_id import SpiffeId
 
@@ -28,6 +30,8 @@ MAX_LOOKED_AT = 5_000
 """So many entries of an agent are looked at for near misses."""
 MAX_ELSEWHERE = 1_000
 SLICE = 250
+MAX_ASKING = 16
+"""So many questions of agents wait for their turn."""
 
 
 class ExplainEntitlement:
@@ -37,6 +41,8 @@ class ExplainEntitlement:
         self._store = store
         self._clock = clock
         self._progress = progress
+        self._turn = asyncio.Semaphore(1)
+        self._questions: set[asyncio.Task[Elsewhere | None]] = set()
 
     async def of(
         self, agent: SpiffeId, selectors: frozenset[Selector], decode: Callable[[bytes], RegistrationEntry]
@@ -57,9 +63,22 @@ class ExplainEntitlement:
         return explain(found, self._clock.now())
 
     async def elsewhere(self, agent: SpiffeId, selectors: frozenset[Selector]) -> Elsewhere | None:
-        """Entries that match and are not this agent's; what an agent may know of them."""
-        found = await self._elsewhere(agent, selectors, self._store.state.value)
+        """Entries that match and are not this agent's; what an agent may know of them.
+
+        Raises:
+            Exhausted: many agents ask already. It is the one question of theirs that looks through the tables, and by
+                all of the threads that read for them it would keep renewals waiting.
+        """
+        if len(self._questions) >= MAX_ASKING:
+            raise Exhausted("too many agents ask about others' entries just now; ask again shortly", asking=MAX_ASKING)
+        question = spawn(self._in_turn(agent, selectors), f"elsewhere {agent}", self._questions)
+        question.add_done_callback(lambda task: task.cancelled() or task.exception())  # if nobody waits any more
+        found = await asyncio.shield(question)  # the thread goes on reading for one who left, so his turn lasts
         return None if found is None else Elsewhere(found.count, found.parent_id)
+
+    async def _in_turn(self, agent: SpiffeId, selectors: frozenset[Selector]) -> Elsewhere | None:
+        async with self._turn:
+            return await self._elsewhere(agent, selectors, self._store.state.value)
 
     async def _elsewhere(self, agent: SpiffeId, selectors: frozenset[Selector], state: State) -> Elsewhere | None:
         wanted = EntryFilter(selectors=selectors, selectors_match=Match.SUBSET)
