@@ -20,7 +20,7 @@ from attestors.registry import NODE_VERIFIERS
 from identity_server.domain.rates import Rate
 from identity_server.keys import DiskKeys, MemoryKeys, set_aside
 from identity_server.ports import KeyManager, Store
-from identity_server.rpc.throttle import ThrottleSettings
+from identity_server.rpc.throttle import LOOKUP_RATE, ThrottleSettings
 from identity_server.services.authorities import Authorities, CaSettings, TokenSettings
 from identity_server.services.authority_spread import AuthoritySpread
 from identity_server.services.followers import Followers
@@ -156,6 +156,7 @@ def throttle_settings(section: RateLimitSection) -> ThrottleSettings:
         attestation=Rate(section.attestation_per_second, section.attestation_burst) if section.attestation else None,
         signing=Rate(section.signing_per_second, section.signing_burst) if section.signing else None,
         wait_seconds=section.wait_seconds,
+        lookups=LOOKUP_RATE if section.signing else None,
     )
 
 

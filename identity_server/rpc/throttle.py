@@ -1,7 +1,8 @@
 """Rate limits at the door of the use-cases (architecture A17; SPIRE's rows in spire_features section 8.3).
 
 Attestation is counted by network address, signing by the agent that calls, in certificate requests rather than calls.
-Callers on the admin socket are never held up. A caller that is a little too fast waits up to `wait_seconds`; one that is
+What else an agent may ask has a wide limit of its own, so that one that was broken into keeps neither the database nor the
+event loop from the others. Callers on the admin socket are never held up. A caller that is a little too fast waits up to `wait_seconds`; one that is
 much too fast gets ResourceExhausted with google.rpc.RetryInfo. What fails its verification costs ten times as much.
 """
 
@@ -32,6 +33,7 @@ _INVALID_ARGUMENT = 3
 _AGENT = "/spire.api.server.agent.v1.Agent/"
 _SVID = "/spire.api.server.svid.v1.SVID/"
 _BUNDLE = "/spire.api.server.bundle.v1.Bundle/"
+_ENTRY = "/spire.api.server.entry.v1.Entry/"
 
 ATTESTING: Final = frozenset({_AGENT + "AttestAgent"})
 SIGNING: Final[dict[str, Callable[[Any], int]]] = {
@@ -44,6 +46,16 @@ SIGNING: Final[dict[str, Callable[[Any], int]]] = {
     _BUNDLE + "PublishWITAuthority": lambda _: 1,
 }
 """Method -> how many signatures a request, still unread, asks for."""
+LOOKUPS: Final[dict[str, int]] = {
+    _BUNDLE + "GetFederatedBundle": 1,
+    _AGENT + "PostStatus": 5,
+    _ENTRY + "GetAuthorizedEntries": 5,
+    _ENTRY + "SyncAuthorizedEntries": 5,
+    "/muniment.server.explain.v1.Explain/Elsewhere": 25,
+}
+"""Method -> what it costs of `LOOKUP_RATE`. Each may read the database, write it, or render very many entries."""
+LOOKUP_RATE: Final = Rate(500.0, 2_500)
+"""For each agent, a second: a hundred times what a busy one asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +65,27 @@ class ThrottleSettings:
     attestation: Rate | None
     signing: Rate | None
     wait_seconds: float
+    lookups: Rate | None = None
 
 
 class Throttle:
-    """Holds callers up, or turns them away. Belongs to the event loop. `refused` counts by "attestation" or "signing"."""
+    """Holds callers up, or turns them away. Belongs to the event loop. `refused` counts by the name of the limit."""
 
     def __init__(self, settings: ThrottleSettings, clock: Clock) -> None:
         self._clock = clock
         self._attestation = _queue(settings.attestation, settings.wait_seconds)
         self._signing = _queue(settings.signing, settings.wait_seconds)
+        self._lookups = _queue(settings.lookups, settings.wait_seconds)
         self.refused: Counter[str] = Counter()
+
+    @property
+    def _queues(self) -> tuple[FairQueue | None, ...]:
+        return self._attestation, self._signing, self._lookups
 
     @property
     def waiting(self) -> int:
         """How many calls are being held up now."""
-        return sum(queue.waiting for queue in (self._attestation, self._signing) if queue is not None)
+        return sum(queue.waiting for queue in self._queues if queue is not None)
 
     @asynccontextmanager
     async def admitted(self, method: str, peer: Peer, request: Any, patience: float | None) -> AsyncIterator[Charge]:
@@ -110,10 +128,13 @@ class Throttle:
             if self._attestation is None:
                 return None
             return "attestation", self._attestation, network_of(_host(peer.address)), 1
+        cost = LOOKUPS.get(method)
+        if cost is not None:
+            return None if self._lookups is None else ("lookups", self._lookups, _key_of(peer), cost)
         units = SIGNING.get(method)
         if units is None or self._signing is None:
             return None
-        return "signing", self._signing, str(peer.spiffe_id or peer.address), units(request)
+        return "signing", self._signing, _key_of(peer), units(request)
 
 
 class Charge:
@@ -145,7 +166,7 @@ class ThrottleInterceptor(grpc.aio.ServerInterceptor):
         """Leave handlers of methods without a limit alone."""
         handler = await continuation(handler_call_details)
         method: str = handler_call_details.method
-        if handler is None or not (method in ATTESTING or method in SIGNING):
+        if handler is None or not (method in ATTESTING or method in SIGNING or method in LOOKUPS):
             return handler
         kind = (handler.request_streaming, handler.response_streaming)
         behaviour = getattr(handler, CALL_KINDS[kind])
@@ -178,6 +199,10 @@ class ThrottleInterceptor(grpc.aio.ServerInterceptor):
 
 def _queue(rate: Rate | None, wait: float) -> FairQueue | None:
     return None if rate is None else FairQueue(rate, longest_wait=wait)
+
+
+def _key_of(peer: TlsPeer) -> str:
+    return str(peer.spiffe_id or peer.address)
 
 
 def _host(address: str) -> str:

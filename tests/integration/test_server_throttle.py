@@ -7,16 +7,20 @@ import pytest
 from google.rpc import error_details_pb2
 from google.rpc import status_pb2 as rpc_status_pb2
 
+from identity_server import opening
+from identity_server.domain.rates import Rate
 from spiffe_core.crypto.csr import build_csr
 from spiffe_core.crypto.keys import KeyKind, generate
 from spiffe_core.errors import TooFast
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
+from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
 from spiffe_core.wire._gen.spire.api.server.svid.v1 import svid_pb2
 from spiffe_core.wire.channels import unix_channel
 from spiffe_core.wire.services import Stub
 from spiffe_core.wire.status import from_rpc_error
-from tests.doubles.live_server import AGENT, attest, live_server, sign, wanted
+from tests.doubles.agent_calls import sync
+from tests.doubles.live_server import AGENT, attest, entry, live_server, sign, wanted
 
 KEY = generate(KeyKind.EC_P256)
 CSR = build_csr(KEY, spiffe_id=SpiffeId(TrustDomain("example.org"), "/x"))
@@ -85,6 +89,27 @@ async def test_signing_is_counted_in_requests_for_each_agent_alone():
         renewal = agent_pb2.RenewAgentRequest(params={"csr": CSR})
         assert len(await sign(other, wanted("no such entry", csr=CSR))) == 1
         assert (await other.agent.RenewAgent(renewal, timeout=10)).svid.cert_chain
+
+
+async def test_what_else_an_agent_asks_is_counted_for_each_agent_alone(monkeypatch):
+    """S53: one that was broken into floods neither the database's readers nor its writer; synchronising goes on elsewhere."""
+    monkeypatch.setattr(opening, "LOOKUP_RATE", Rate(0.1, 10))
+    async with live_server(ratelimit={"wait_seconds": 0}) as live:
+        flooding, other = await live.join(), await live.join()
+        asked = bundle_pb2.GetFederatedBundleRequest(trust_domain="nobody.test")
+        for _ in range(10):
+            assert (await refused(flooding.bundle.GetFederatedBundle(asked, timeout=10))).code().name == "NOT_FOUND"
+        for call in (
+            flooding.bundle.GetFederatedBundle(asked, timeout=10),
+            flooding.agent.PostStatus(agent_pb2.PostStatusRequest(agent_version="1"), timeout=10),
+            sync(flooding),
+        ):
+            assert (await refused(call)).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        (entry_id,) = await live.entries(entry("/web", flooding.path))
+        (signed,) = await sign(flooding, wanted(entry_id))
+        assert signed.status.code == 0, "certificates are counted apart"
+        await sync(other)
+        assert live.server.throttle.refused["lookups"] == 3
 
 
 async def test_bad_requests_cost_ten_times_as_much():
