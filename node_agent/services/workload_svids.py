@@ -25,7 +25,7 @@ from spiffe_core.bundle import BundleSet, TrustBundle
 from spiffe_core.clock import Clock
 from spiffe_core.entitlement import unique_hints
 from spiffe_core.entry import RegistrationEntry
-from spiffe_core.errors import Unavailable
+from spiffe_core.errors import NoIdentityIssued, Unavailable
 from spiffe_core.runtime.watch import Watch
 from spiffe_core.selectors import Selector
 from spiffe_core.spiffe_id import TrustDomain
@@ -104,8 +104,10 @@ class WorkloadSvids:
     # What workloads ask (WorkloadBackend)
 
     async def attest(self, peer: UnixPeer) -> frozenset[Selector]:
-        """The caller's selectors, read from the kernel now."""
-        if not self.ready and not self.banned:
+        """The caller's selectors, read from the kernel now. Raises NoIdentityIssued in a banned agent, whoever calls."""
+        if self.banned:
+            raise NoIdentityIssued
+        if not self.ready:
             raise Unavailable("the agent has not finished its first synchronisation with the server; try again")
         return await self._attestation(peer)
 
@@ -307,8 +309,8 @@ class WorkloadSvids:
 
     def _view(self, audience: Audience, present: WorkloadView | None) -> WorkloadView | None:
         """What `audience` may have now; None while its first SVIDs are on their way or none can be had."""
-        if self.banned:
-            return WorkloadView((), self._bundles.own)
+        if self.banned:  # differs from every view before, so that streams that only wait for an entry end as well
+            return WorkloadView((), TrustBundle(self._bundles.own.trust_domain))
         matched = unique_hints(self._index.matching(audience))
         identities, awaited = self._identities(matched)
         if matched and (not identities or (awaited and present is None)):

@@ -4,13 +4,14 @@ Only the files that describe the services served here are known to it. They are 
 them: the folder in which our copies lie is left out. No security header is asked for, tools cannot send it
 (architecture A4, D8); nothing here depends on who calls.
 
-A dialogue is bounded in time and in questions, for nobody is attested and nothing else bounds it.
+A dialogue is bounded in time and in questions, and their number is, for nobody is attested and nothing else bounds them.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from typing import Any, Final
 
 import grpc
@@ -26,6 +27,7 @@ from spiffe_core.wire.services import handlers
 SERVICES: Final = tuple(one.DESCRIPTOR.services_by_name["ServerReflection"] for one in (v1, v1alpha))
 DIALOGUE_SECONDS: Final = 60.0
 MOST_QUESTIONS: Final = 1000
+MOST_DIALOGUES: Final = 256
 _OWN_FOLDER: Final = "spiffe_core/wire/_gen/"
 _INVALID_ARGUMENT: Final = int(grpc.StatusCode.INVALID_ARGUMENT.value[0])
 _NOT_FOUND: Final = int(grpc.StatusCode.NOT_FOUND.value[0])
@@ -90,6 +92,7 @@ class Reflection:
         self._catalogue = Catalogue([*services, *SERVICES], also)
         self._seconds = seconds
         self._waiting: set[asyncio.Timeout] = set()
+        self._open = 0
         self._draining = False
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
@@ -104,6 +107,17 @@ class Reflection:
 
     async def ServerReflectionInfo(self, requests: AsyncIterator[Any], _context: Any) -> AsyncGenerator[Any, None]:
         """An answer to each question, in order."""
+        if self._open >= MOST_DIALOGUES:
+            raise Exhausted("too many of these calls are open; try again in a minute")
+        self._open += 1
+        try:
+            async with aclosing(self._answers(requests)) as answers:
+                async for answer in answers:
+                    yield answer
+        finally:
+            self._open -= 1
+
+    async def _answers(self, requests: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
         end = asyncio.get_running_loop().time() + self._seconds
         for _ in range(MOST_QUESTIONS):
             request = await self._next(requests, end)

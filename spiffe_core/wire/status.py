@@ -126,6 +126,10 @@ def trailers(error: IdentityError) -> tuple[tuple[str, str | bytes], ...]:
     return (kind, (DETAILS_TRAILER, rich.SerializeToString()))
 
 
+_LATE = "Deadline Exceeded"
+"""What gRPC itself says when the time a call was given is over."""
+
+
 class RpcFailure(Protocol):
     """What blocking and asynchronous RPC errors have in common."""
 
@@ -146,6 +150,8 @@ def from_rpc_error(error: RpcFailure) -> IdentityError:
     """The error that the other side raised, as far as it may be known here."""
     code = error.code()
     text = error.details() or code.name.lower().replace("_", " ")
+    if text == _LATE:
+        text = "there was no answer in time"
     metadata = dict(error.trailing_metadata() or ())
     if code is grpc.StatusCode.PERMISSION_DENIED:
         refusal = _refusal(metadata.get(DETAILS_TRAILER))

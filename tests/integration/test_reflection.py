@@ -152,6 +152,21 @@ async def test_a_dialogue_is_bounded_in_time_and_in_questions(monkeypatch):
             assert await asker.call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+async def test_the_dialogues_are_bounded_in_number_and_give_their_place_back(monkeypatch):
+    """S53's kind: a user may have a hundred calls on each of a thousand connections."""
+    monkeypatch.setattr(served, "MOST_DIALOGUES", 2)
+    async with endpoint() as found:
+        first, second = Asker(found.channel, SERVICES[0]), Asker(found.channel, SERVICES[1])
+        await first.ask(list_services="")
+        await second.ask(list_services="")
+        async with asyncio.timeout(20):
+            assert await Asker(found.channel, SERVICES[0]).call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            first.call.cancel()
+            while found.reflection._open == 2:
+                await asyncio.sleep(0.01)
+        await Asker(found.channel, SERVICES[0]).ask(list_services="")
+
+
 async def test_a_dialogue_does_not_hold_up_the_end():
     """A7: drained like every stream."""
     async with endpoint() as found:

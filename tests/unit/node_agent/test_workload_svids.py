@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
-from spiffe_core.errors import Unauthenticated, Unavailable
+from spiffe_core.errors import NoIdentityIssued, Unauthenticated, Unavailable
 from tests.builders import make_entry, selectors
 from tests.unit.node_agent.conftest import Process, make_world
+from workload_api.streams import Streams
 
 UID = selectors("unix:uid:1000")
 
@@ -171,7 +172,8 @@ async def test_a_ban_ends_streams_before_anything_is_awaited():
 async def test_a_banned_agent_says_no_identity_also_before_its_first_sync():
     world = make_world()
     world.workloads.ban()
-    assert await world.workloads.attest(Process()) == frozenset()
+    with pytest.raises(NoIdentityIssued):
+        await world.workloads.attest(Process())
     with world.workloads.subscribe(UID) as watch:
         assert watch.value.x509_svids == ()
 
@@ -218,3 +220,20 @@ async def test_before_the_first_sync_attestation_is_unavailable(world):
     """N-A-24."""
     with pytest.raises(Unavailable):
         await world.workloads.attest(Process())
+
+
+async def test_a_ban_ends_a_stream_that_only_waits_for_an_entry_and_lets_none_begin():
+    """A19: every stream, also of workloads that have no identity and wait for one."""
+    world = await serving()
+    streams = Streams(world.workloads)
+    views = streams.follow(Process(uid=7))
+    assert (await anext(views)).x509_svids == ()
+    waiting = asyncio.ensure_future(anext(views))
+    await asyncio.sleep(0)
+    world.workloads.ban()
+    async with asyncio.timeout(10):
+        with pytest.raises(NoIdentityIssued):
+            await waiting
+        with pytest.raises(NoIdentityIssued):
+            await anext(streams.follow(Process(uid=7)))
+    assert streams.open == 0
