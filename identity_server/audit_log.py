@@ -25,10 +25,13 @@ from spiffe_core.errors import ConfigError, Unavailable
 from spiffe_core.runtime.request_id import current_caller_facts, current_request_id
 
 MAX_QUEUE = 50_000
+MAX_SHOWN = 1024
+"""Callers whose facts are kept as JSON."""
 CLOSE_SECONDS = 2.0
 GATHER_SECONDS = 0.02
 """The writer waits so long for more lines before it writes: one system call for many, and few turns for its thread."""
 _STDOUT = 1
+_TO_SECONDS = len("YYYY-MM-DDTHH:MM:SS")
 _JSON = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
 
 
@@ -39,8 +42,9 @@ class AuditFile:
         self._path = path
         self._now = now
         self._strict = strict
-        self._shown: tuple[Mapping[str, object] | None, str] = (None, "")
-        """The caller of the last line as JSON: a batch writes hundreds of lines for one caller."""
+        self._shown: dict[int, tuple[Mapping[str, object], str]] = {}
+        """Callers as JSON: the facts of a connection are one object, and stand in every line about one of its calls."""
+        self._second: tuple[datetime | None, str, str] = (None, "", "")
         self._descriptor = _STDOUT if path is None else _open(path)
         self._writing = threading.Lock()
         self._queue: deque[bytes] = deque()
@@ -157,26 +161,43 @@ class AuditFile:
 
     def _stamp(self) -> tuple[str, str]:
         """What the lines of this moment and this call have in common: how each begins, and how each ends."""
-        begin = f'{{"time":"{self._now().isoformat(timespec="milliseconds")}",'
+        begin = f'{{"time":"{self._time()}",'
         request = current_request_id()
         end = f',"request_id":"{request}"' if request else ""
         facts = current_caller_facts()
         if facts is None:
             return begin, f"{end}}}\n"
-        shown = self._shown
-        if shown[0] is not facts:
-            shown = self._shown = (facts, _JSON.encode(facts))
+        shown = self._shown.get(id(facts))
+        if shown is None or shown[0] is not facts:
+            if len(self._shown) >= MAX_SHOWN:
+                self._shown.clear()
+            shown = self._shown[id(facts)] = (facts, _JSON.encode(facts))
         return begin, f'{end},"caller":{shown[1]}}}\n'
+
+    def _time(self) -> str:
+        """This moment in ISO 8601, to the millisecond; what one second has in common is written once in it."""
+        now = self._now()
+        second = now.replace(microsecond=0)
+        known = self._second
+        if known[0] != second:
+            text = second.isoformat()
+            known = self._second = (second, text[:_TO_SECONDS], text[_TO_SECONDS:])
+        return f"{known[1]}.{now.microsecond // 1000:03}{known[2]}"
 
 
 def _members(document: Mapping[str, object]) -> str:
     """The members of a JSON object. The encoder is set up anew for each document it is given; text is by far the most."""
-    return ",".join(
-        [
-            f'"{name}":{_quoted(value) if type(value) is str else value if type(value) is int else _JSON.encode(value)}'
-            for name, value in document.items()
-        ]
-    )
+    return ",".join([f'"{name}":{_json(value)}' for name, value in document.items()])
+
+
+def _json(value: object) -> str:
+    if type(value) is str:
+        return _quoted(value)
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, tuple) and all(type(one) is str for one in value):
+        return f"[{','.join(map(_quoted, value))}]"
+    return _JSON.encode(value)
 
 
 def _open(path: Path) -> int:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
-from identity_server.domain.access import Caller
+from identity_server.domain.access import Caller, CallerKind
 from identity_server.services.admission import Admissions, Presented
 from spiffe_core.runtime.request_id import note_caller
 from spiffe_core.wire.peer import Peer, TlsPeer
 from spiffe_core.wire.services import CALL_KINDS, HANDLER_FACTORIES
 
+MAX_CONNECTIONS = 1024
+"""Of so many connections it is kept what their certificates say; one more, and all of them are looked at again."""
 _CALLER: ContextVar[Caller] = ContextVar("caller")
 
 if TYPE_CHECKING:  # generic only to the type checker
@@ -49,12 +51,32 @@ def presented_by(peer: Peer) -> Presented:
     return Presented(origin=f"pid {peer.pid}, uid {peer.uid}", local=True)
 
 
+class _Connection:
+    """What is known of the other end of one connection, put together at its first call."""
+
+    __slots__ = ("_admitted", "facts", "peer", "presented")
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.presented = presented_by(peer)
+        self.facts: Mapping[str, object] = caller_facts(peer)
+        self._admitted: dict[CallerKind, Mapping[str, object]] = {}
+
+    def facts_as(self, kind: CallerKind) -> Mapping[str, object]:
+        """The facts for the audit log, with what it was let in as: the same object for every call of that kind."""
+        facts = self._admitted.get(kind)
+        if facts is None:
+            facts = self._admitted[kind] = {"as": kind.value, **self.facts}
+        return facts
+
+
 class AccessInterceptor(grpc.aio.ServerInterceptor):
     """Asks `Admissions` before each call."""
 
     def __init__(self, peer_of: Callable[[Context], Peer], admissions: Admissions) -> None:
         self._peer_of = peer_of
         self._admissions = admissions
+        self._connections: dict[int, _Connection] = {}
 
     async def intercept_service(
         self,
@@ -92,11 +114,22 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
     async def _admitted(self, method: str, context: Context) -> Caller:
         peer = self._peer_of(context)
-        facts = caller_facts(peer)
-        note_caller(facts)
-        caller = await self._admissions.admit(method, presented_by(peer))
-        note_caller({"as": caller.kind.value, **facts})
+        connection = self._connection(peer)
+        note_caller(connection.facts)
+        caller = await self._admissions.admit(method, connection.presented)
+        note_caller(connection.facts_as(caller.kind))
         return caller
+
+    def _connection(self, peer: Peer) -> _Connection:
+        """A certificate says the same for as long as its connection lasts; a local process may become another program."""
+        if not isinstance(peer, TlsPeer):
+            return _Connection(peer)
+        known = self._connections.get(id(peer))
+        if known is None or known.peer is not peer:
+            if len(self._connections) >= MAX_CONNECTIONS:
+                self._connections.clear()
+            known = self._connections[id(peer)] = _Connection(peer)
+        return known
 
 
 def caller_facts(peer: Peer) -> dict[str, object]:

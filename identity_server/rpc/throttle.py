@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import grpc
 import grpc.aio
@@ -87,19 +87,16 @@ class Throttle:
         """How many calls are being held up now."""
         return sum(queue.waiting for queue in self._queues if queue is not None)
 
-    @asynccontextmanager
-    async def admitted(self, method: str, peer: Peer, request: Any, patience: float | None) -> AsyncIterator[Charge]:
-        """Wait for the caller's turn; failures inside the block cost more.
+    async def admitted(self, method: str, peer: Peer, request: Any, patience: float | None) -> Charge:
+        """Wait for the caller's turn; failures inside the block that the charge guards cost more.
 
         Raises:
             TooFast, Exhausted: it is not the caller's turn for too long, or never.
         """
         row = self._row(method, peer, request)
         if row is None:
-            yield Charge()
-            return
+            return Charge(_free)
         name, queue, key, units = row
-        charge = Charge()
         try:
             ticket = queue.enter(key, units, self._clock.monotonic(), patience=patience)
         except Exhausted:
@@ -112,13 +109,7 @@ class Throttle:
                 slept = True
             finally:
                 queue.leave(ticket, self._clock.monotonic(), unused=not slept)
-        try:
-            yield charge
-        except IdentityError as error:
-            charge.failures += error.kind in _FAILURES
-            raise
-        finally:
-            queue.charge(key, charge.failures * (FAILURE_COST - 1), self._clock.monotonic())
+        return Charge(lambda units: queue.charge(key, units, self._clock.monotonic()))
 
     def _row(self, method: str, peer: Peer, request: Any) -> tuple[str, FairQueue, str, int] | None:
         """What limit a call falls under, under what key, for how much; None for calls without a limit."""
@@ -138,12 +129,22 @@ class Throttle:
 
 
 class Charge:
-    """What a call turned out to cost besides: how many verifications failed in it."""
+    """What a call turned out to cost besides: how many verifications failed in it. Guards the block of the call."""
 
-    __slots__ = ("failures",)
+    __slots__ = ("_pay", "failures")
 
-    def __init__(self) -> None:
+    def __init__(self, pay: Callable[[int], None]) -> None:
+        self._pay = pay
         self.failures = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, IdentityError):
+            self.failures += error.kind in _FAILURES
+        if self.failures:
+            self._pay(self.failures * (FAILURE_COST - 1))
 
     def look_at(self, response: Any) -> None:
         """Count the items of a batch that were refused as invalid."""
@@ -179,7 +180,7 @@ class ThrottleInterceptor(grpc.aio.ServerInterceptor):
     def _single(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         async def held(request: Any, context: Context) -> Any:
             peer = self._peer_of(context)
-            async with self._throttle.admitted(method, peer, request, context.time_remaining()) as charge:
+            with await self._throttle.admitted(method, peer, request, context.time_remaining()) as charge:
                 response = await behaviour(request, context)
                 charge.look_at(response)
                 return response
@@ -189,12 +190,16 @@ class ThrottleInterceptor(grpc.aio.ServerInterceptor):
     def _streaming(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         async def held(request: Any, context: Context) -> AsyncIterator[Any]:
             peer = self._peer_of(context)
-            turn = self._throttle.admitted(method, peer, request, context.time_remaining())
-            async with turn, aclosing(behaviour(request, context)) as responses:
-                async for response in responses:
-                    yield response
+            with await self._throttle.admitted(method, peer, request, context.time_remaining()):
+                async with aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        yield response
 
         return held
+
+
+def _free(_units: int) -> None:
+    """Calls without a limit owe nothing."""
 
 
 def _queue(rate: Rate | None, wait: float) -> FairQueue | None:

@@ -7,7 +7,7 @@ it hands to an `Offload` thread see them, other calls do not.
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Final
@@ -27,7 +27,7 @@ def current_request_id() -> str:
 
 def begin_request() -> str:
     """Give the present task a new id, and return it."""
-    fresh = secrets.token_hex(_BYTES)
+    fresh = os.urandom(_BYTES).hex()
     _REQUEST_ID.set(fresh)
     _CALLER.set(None)
     return fresh

@@ -167,12 +167,15 @@ class FrontDoor:
         Raises:
             Unauthenticated: the call did not come through this door.
         """
+        return self._link_of(context).peer
+
+    def _link_of(self, context: Context) -> _Link:
         name = context.peer()
         link = self._links.get(name.removeprefix(_NAME_PREFIX)) if name.startswith(_NAME_PREFIX) else None
         if link is None:
             self.refused["unknown name"] += 1
             raise Unauthenticated("this call did not come through the front door")
-        return link.peer
+        return link
 
     def begin(self, context: Context) -> None:
         """A call is looked at for the first time.
@@ -180,8 +183,7 @@ class FrontDoor:
         Raises:
             Unauthenticated: the call did not come through this door.
         """
-        self.caller_of(context)
-        meter = self._links[context.peer().removeprefix(_NAME_PREFIX)].splice.near.meter
+        meter = self._link_of(context).splice.near.meter
         if meter is not None:
             meter.begun(asyncio.get_running_loop().time())
 

@@ -123,7 +123,8 @@ async def test_bad_requests_cost_ten_times_as_much():
 
 
 async def test_a_deadline_that_cannot_be_met_is_refused_at_once():
-    async with live_server(ratelimit={"signing_burst": 500, "signing_per_second": 0.5}) as live:
+    """The next turn is 10 seconds away, less what signing the 500 takes."""
+    async with live_server(ratelimit={"signing_burst": 500, "signing_per_second": 0.1}) as live:
         agent = await live.join()
         await sign(agent, *[wanted("e", csr=CSR) for _ in range(500)])
         request = svid_pb2.BatchNewX509SVIDRequest(params=[wanted("e", csr=CSR)])

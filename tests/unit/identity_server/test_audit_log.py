@@ -3,19 +3,29 @@
 import json
 import os
 import threading
+from contextvars import copy_context
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from identity_server import audit_log
 from identity_server.audit_log import AuditFile
-from identity_server.domain.audit import AgentChanged, SvidIssued
+from identity_server.domain.audit import AgentChanged, SvidIssued, TokenIssued
 from spiffe_core.errors import ConfigError, Unavailable
+from spiffe_core.runtime.request_id import note_caller
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
+TOKEN = TokenIssued(
+    profile="jwt_svid",
+    spiffe_id="spiffe://example.org/w",
+    key_id="k",
+    expires_at=1,
+    actor="a",
+    audience=('a"b', "\u00e9"),
+)
 BAN = AgentChanged(change="ban", spiffe_id="spiffe://example.org/spire/agent/x", actor="local (pid 1, uid 0)")
 
 
@@ -188,3 +198,36 @@ def test_standard_output_is_the_default(capfd):
     sink.reopen()
     sink.close()
     assert json.loads(capfd.readouterr().out)["event"] == "agent"
+
+
+@given(st.lists(st.integers(0, 5_000_000), min_size=1, max_size=5))
+@settings(max_examples=20, deadline=None)
+def test_each_line_has_its_own_time_to_the_millisecond(tmp_path_factory, moments):
+    """A16: whatever is kept of the second before, of a clock that goes back as well."""
+    folder = tmp_path_factory.mktemp("times")
+    times = [NOW + timedelta(microseconds=micros) for micros in moments]
+    clock = iter([*times, NOW])
+    sink = AuditFile(folder / "audit.jsonl", lambda: next(clock))
+    try:
+        for _ in times:
+            sink.record(BAN)
+    finally:
+        sink.close()
+    assert [line["time"] for line in lines(folder)] == [one.isoformat(timespec="milliseconds") for one in times]
+
+
+def test_each_line_names_its_own_caller(sink, tmp_path, monkeypatch):
+    """A16: of many connections in turn, more than are kept; lists of text are JSON."""
+    monkeypatch.setattr(audit_log, "MAX_SHOWN", 4)
+    lasting = [{"address": f"127.0.0.1:{number}", "as": "agent"} for number in range(3)]
+    callers = [caller for number in range(20) for caller in ({"address": f"10.0.0.1:{number}"}, lasting[number % 3])]
+
+    def record_all():
+        for caller in callers:
+            note_caller(caller)
+            sink.record(TOKEN)
+
+    copy_context().run(record_all)
+    sink.close()
+    assert [line["caller"] for line in lines(tmp_path)] == callers
+    assert {tuple(line["audience"]) for line in lines(tmp_path)} == {('a"b', "\u00e9")}
