@@ -52,8 +52,18 @@ _UNACKNOWLEDGED_MILLISECONDS = 15_000
 _BUFFER_BYTES = 256 * 1024
 _LINGER_SECONDS = 30.0
 _CLOSE_SECONDS = 2.0
+_VERDICT_SECONDS = 5.0
+"""A server that does not take a certificate hangs up at once; one that is overwhelmed does so after its handshakes' 10 s."""
 _NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL: dates are judged by `_verified`
 _DATES = frozenset({Reason.NOT_YET_VALID, Reason.EXPIRED})
+
+
+@dataclass(frozen=True, slots=True)
+class _Proven:
+    """Where a connection went, and when the server had proved itself on it."""
+
+    place: Place
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +105,7 @@ class Dialer:
         self._listener: socket.socket | None = None
         self._acceptor: Acceptor | None = None
         self._channel: grpc.aio.Channel | None = None
-        self._splices: dict[Splice, Place | None] = {}
+        self._splices: dict[Splice, _Proven | None] = {}
         self._empty: asyncio.Event | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._error: IdentityError | None = None
@@ -190,9 +200,9 @@ class Dialer:
 
     def _look_for_gone(self) -> None:
         for splice in [one for one in self._splices if one.gone]:
-            place = self._splices.pop(splice)
-            if place is not None:
-                self.servers.closed(place)
+            proven = self._splices.pop(splice)
+            if proven is not None:
+                self.servers.closed(proven.place)
         if self._empty is not None and not self._splices:
             self._empty.set()
 
@@ -277,7 +287,7 @@ class Dialer:
         places = await self.servers.order()
         for place in places:
             await asyncio.sleep(self.servers.hesitation(place))
-            splice = self._splice(place, shown=shown)
+            splice = self._splice(shown=shown)
             self._splices[splice] = None
             try:
                 await self._connect(splice, place, context, trust, alone=len(places) == 1)
@@ -288,17 +298,21 @@ class Dialer:
                     raise
                 failures.append((place, error))
                 continue
-            self._splices[splice] = place
+            self._splices[splice] = _Proven(place, asyncio.get_running_loop().time())
             self.servers.opened(place)
             return splice
         return None
 
-    def _splice(self, place: Place, *, shown: bool) -> Splice:
-        """What will join a connection to `place`, on which a certificate is `shown`."""
+    def _splice(self, *, shown: bool) -> Splice:
+        """What will join a connection on which a certificate is `shown`."""
+        loop = asyncio.get_running_loop()
 
         def closed() -> None:
-            if shown and splice.ended_by is splice.far and not splice.far.heard:
-                self._turned_away(place)
+            proven = self._splices.get(splice)
+            if proven is None or not shown or splice.ended_by is not splice.far or splice.far.heard:
+                return
+            if loop.time() - proven.at < _VERDICT_SECONDS:
+                self._turned_away(proven.place)
 
         splice = Splice(buffer=_BUFFER_BYTES, stall=_STALL_SECONDS, on_close=closed, on_gone=self._look_for_gone)
         return splice

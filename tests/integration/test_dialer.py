@@ -11,6 +11,7 @@ import pytest
 
 from spiffe_core.bundle import BundleSet
 from spiffe_core.errors import Reason, Unauthenticated, Unavailable, VerificationFailed
+from spiffe_core.wire import dialer as dialer_module
 from spiffe_core.wire.dialer import DialTrust
 from spiffe_core.wire.tls import load_identity
 from tests.authority import CLIENT_AUTH, SpiffeTestCA
@@ -122,6 +123,13 @@ async def test_a_server_that_hangs_up_on_the_own_certificate_is_told_from_one_th
         async with dialing(domain) as dialer:
             assert await who(dialer) == "tls anonymous"
             assert dialer.last_error is None
+
+
+async def test_a_server_that_hangs_up_late_is_overwhelmed(monkeypatch):
+    """R37: no agent attests anew because a crowd is at the door."""
+    monkeypatch.setattr(dialer_module, "_VERDICT_SECONDS", 0.0)
+    async with listening() as domain, dialing(domain, SpiffeTestCA("example.org").issue(AGENT_ID)) as dialer:
+        assert not isinstance(await refused(dialer), Unauthenticated)
 
 
 async def test_a_server_that_hangs_up_on_everybody_says_nothing_about_a_certificate():
