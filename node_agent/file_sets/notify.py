@@ -15,6 +15,8 @@ from spiffe_core.errors import Unavailable
 _MAX_PID_BYTES = 32
 _MAX_OUTPUT = 2000
 _CHUNK = 64 * 1024
+_LAST_SECONDS = 2.0
+"""For a command to bring to an end what it is at when nobody waits for it any more."""
 _NOBODY = 2**22 + 1
 """No process has this number: 0 and less would be a whole group."""
 
@@ -22,7 +24,7 @@ _NOBODY = 2**22 + 1
 async def run_command(words: Sequence[str], seconds: float) -> None:
     """Run a command and wait for it; what it leaves running, such as a daemon it has started, is not waited for.
 
-    It has a process group of its own, which is ended with it when it takes too long, and when this call is cancelled.
+    It has a process group of its own, which is killed with it when it takes too long, and asked to end before that when this call is cancelled.
 
     Raises:
         Unavailable: it could not be started, failed, or did not end in time (it is killed then).
@@ -43,11 +45,16 @@ async def run_command(words: Sequence[str], seconds: float) -> None:
             async with asyncio.timeout(seconds):
                 code = await process.wait()
         except TimeoutError:
-            _end(process.pid)
+            _end(process.pid, signal.SIGKILL)
             await process.wait()
             raise Unavailable(f"{words[0]}: did not end within {seconds:g} s and was killed") from None
         except asyncio.CancelledError:
-            _end(process.pid)
+            _end(process.pid, signal.SIGTERM)
+            try:
+                async with asyncio.timeout(_LAST_SECONDS):
+                    await process.wait()
+            except TimeoutError:
+                _end(process.pid, signal.SIGKILL)
             raise
         if code:
             raise Unavailable(f"{words[0]}: ended with exit code {code}: {said.text()}")
@@ -85,10 +92,10 @@ class _LastWords:
         return bool(data)
 
 
-def _end(group: int) -> None:
-    """Kill a command, and what it has started in its process group."""
+def _end(group: int, how: signal.Signals) -> None:
+    """End a command, and what it has started in its process group."""
     with suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
+        os.killpg(group, how)
 
 
 def send_signal(name: str, pid_file: Path) -> None:

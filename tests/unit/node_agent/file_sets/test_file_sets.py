@@ -297,3 +297,17 @@ def test_a_signal_goes_to_one_process_or_nowhere(tmp_path, text):
         send_signal("HUP", path)
     with pytest.raises(Unavailable):
         send_signal("HUP", tmp_path / "none")
+
+
+async def test_a_command_is_asked_to_end_when_its_caller_is(tmp_path):
+    """An agent that stops leaves no reload behind, and kills none in the middle of its work."""
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    script = 'trap \'echo > "$2"; exit 0\' TERM; echo > "$1"; while :; do sleep 0.05; done'
+    running = asyncio.ensure_future(run_command(["sh", "-c", script, "sh", str(begun), str(ended)], 50))
+    async with asyncio.timeout(20):
+        while not begun.exists():
+            await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        while not ended.exists():
+            await asyncio.sleep(0.01)
