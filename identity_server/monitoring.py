@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 
 from identity_server.audit_log import AuditFile
 from identity_server.domain import health
@@ -40,7 +39,7 @@ from spiffe_core.clock import Clock
 from spiffe_core.errors import Kind
 from spiffe_core.health import Report
 from spiffe_core.runtime.metrics import Metrics, Reading, status_word
-from spiffe_core.runtime.monitor import Monitor
+from spiffe_core.runtime.monitor import Monitor, gauges
 from spiffe_core.runtime.tracing import Tracing
 from spiffe_core.runtime.watchdog import Watchdog
 from spiffe_core.wire.calls import CallMetrics, Observer
@@ -253,31 +252,23 @@ def observers(metrics: Metrics | None, audit: AuditLog) -> tuple[Observer, ...]:
 
 def monitor(parts: Parts, metrics: Metrics | None) -> Monitor:
     """The server's monitor, not yet open."""
-    made = Monitor(
-        parts.report,
-        parts.clock,
-        health_checks=parts.settings.health_checks,
-        telemetry=parts.settings.telemetry,
-        metrics=metrics,
-    )
+    made = Monitor(parts.report, parts.clock, parts.settings, metrics)
     if metrics is not None:
-        _gauges(parts, metrics, made)
+        gauges(metrics, str(parts.settings.trust_domain), parts.door, _readings(parts, made.watchdog))
     return made
 
 
-def _gauges(parts: Parts, metrics: Metrics, made: Monitor) -> None:
+def _readings(parts: Parts, watchdog: Watchdog) -> dict[str, Callable[[], Reading]]:
     trust_domain = (("trust_domain_id", str(parts.settings.trust_domain)),)
-    started = (*trust_domain, ("version", version("muniment")))
 
     def facts() -> health.Facts:
-        return parts.facts(made.watchdog)
+        return parts.facts(watchdog)
 
     def end() -> float:
         active = parts.authorities.active
         return float(active.not_after) if active is not None else 0.0
 
-    readings: dict[str, Callable[[], Reading]] = {
-        "started": lambda: [(started, 1.0)],
+    return {
         "manager_x509_ca_rotate_expiration": lambda: [(trust_domain, end())],
         "manager_x509_ca_rotate_ttl": lambda: [(trust_domain, facts().runway or 0.0)],
         "manager_jwt_key_rotate_ttl": lambda: _ttl(parts, "jwt"),
@@ -297,13 +288,9 @@ def _gauges(parts: Parts, metrics: Metrics, made: Monitor) -> None:
         "bundle_published_sequence": lambda: _published(parts.publishing, lambda one: float(one.sequence or 0)),
         "bundle_publish_behind_seconds": lambda: _published(parts.publishing, lambda one: one.behind_seconds),
         "audit_lost_lines": lambda: parts.audit.lost,
-        "connections": lambda: parts.door.open_connections,
-        "connections_refused": lambda: [((("reason", why),), n) for why, n in dict(parts.door.refused).items()],
         "rate_limit_waiting": lambda: parts.throttle.waiting,
         "rate_limit_exceeded": lambda: [((("limit", name),), n) for name, n in dict(parts.throttle.refused).items()],
     }
-    for name, read in readings.items():
-        metrics.gauge(name, read)
 
 
 def _published(

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Final, TypeVar, cast
 
 from attestors.api import Findings, PromptAttestor, SourcedAttestor, Subject, WorkloadAttestor
@@ -29,7 +28,7 @@ from node_agent.settings import AgentSettings
 from spiffe_core.clock import Clock
 from spiffe_core.health import Report
 from spiffe_core.runtime.metrics import Metrics, Reading, Stopwatch
-from spiffe_core.runtime.monitor import Monitor
+from spiffe_core.runtime.monitor import Monitor, gauges
 from spiffe_core.runtime.watchdog import Watchdog
 from spiffe_core.selectors import Selector
 from spiffe_core.wire.calls import CallMetrics, Observer
@@ -188,30 +187,22 @@ class ApiConnections:
 
 def monitor(parts: Parts, metrics: Metrics | None) -> Monitor:
     """The agent's monitor, not yet open."""
-    made = Monitor(
-        parts.report,
-        parts.clock,
-        health_checks=parts.settings.health_checks,
-        telemetry=parts.settings.telemetry,
-        metrics=metrics,
-    )
+    made = Monitor(parts.report, parts.clock, parts.settings, metrics)
     if metrics is not None:
-        _gauges(parts, metrics, made)
+        gauges(metrics, str(parts.settings.trust_domain), parts.door, _readings(parts, made.watchdog))
     return made
 
 
-def _gauges(parts: Parts, metrics: Metrics, made: Monitor) -> None:
-    started = (("trust_domain_id", str(parts.settings.trust_domain)), ("version", version("muniment")))
+def _readings(parts: Parts, watchdog: Watchdog) -> dict[str, Callable[[], Reading]]:
 
     def facts() -> health.Facts:
-        return parts.facts(made.watchdog)
+        return parts.facts(watchdog)
 
     def since_sync() -> list[tuple[tuple[tuple[str, str], ...], float]]:
         before = facts().synced_before
         return [] if before is None else [((), before)]
 
-    readings: dict[str, Callable[[], Reading]] = {
-        "started": lambda: [(started, 1.0)],
+    return {
         "agent_svid_ttl_seconds": lambda: facts().runway or 0.0,
         "manager_last_sync_seconds": since_sync,
         "lru_cache_record_map_size": lambda: len(parts.workloads.entries),
@@ -219,11 +210,7 @@ def _gauges(parts: Parts, metrics: Metrics, made: Monitor) -> None:
         "jwt_svid_cache_size": lambda: len(parts.jwt) if parts.jwt is not None else 0,
         "streams": lambda: parts.api.streams.open,
         "push_stream_up": lambda: float(parts.follow is not None and parts.follow.up),
-        "connections": lambda: parts.door.open_connections,
-        "connections_refused": lambda: [((("reason", why),), n) for why, n in dict(parts.door.refused).items()],
     }
-    for name, read in readings.items():
-        metrics.gauge(name, read)
 
 
 class _MeteredClient:

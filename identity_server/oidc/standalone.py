@@ -55,13 +55,7 @@ class Standalone:
         )
         self.web = WebEndpoints(made)
         self.source = source_of(settings)
-        self.monitor = Monitor(
-            self._report,
-            clock,
-            health_checks=settings.health_checks,
-            telemetry=settings.telemetry,
-            metrics=self.metrics,
-        )
+        self.monitor = Monitor(self._report, clock, settings, self.metrics)
 
     def _counter(self) -> Callable[[str, int], None] | None:
         """Who counts answers, and what is read of the keys; None where nobody collects numbers."""

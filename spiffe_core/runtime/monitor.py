@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Protocol
 
 from spiffe_core.clock import Clock
 from spiffe_core.health import Report
-from spiffe_core.runtime.metrics import CONTENT_TYPE, Metrics, Stopwatch
+from spiffe_core.runtime.metrics import CONTENT_TYPE, Metrics, Reading, Stopwatch
 from spiffe_core.runtime.pages import Page, Pages
 from spiffe_core.runtime.settings import HealthCheckSection, TelemetrySection
 from spiffe_core.runtime.systemd import SystemdNotifier
@@ -24,6 +26,48 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 2.0
 
 
+class MonitorSettings(Protocol):
+    """What a configuration says of probes and scrapers."""
+
+    @property
+    def health_checks(self) -> HealthCheckSection:
+        """Where probes ask."""
+        ...
+
+    @property
+    def telemetry(self) -> TelemetrySection:
+        """Who collects numbers."""
+        ...
+
+
+class Connections(Protocol):
+    """The front door, as far as it is counted."""
+
+    @property
+    def open_connections(self) -> int:
+        """How many are open."""
+        ...
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """How many were turned away, by reason."""
+        ...
+
+
+def gauges(
+    metrics: Metrics, trust_domain: str, door: Connections, readings: Mapping[str, Callable[[], Reading]]
+) -> None:
+    """Have a daemon's numbers read when the page is made: its own, and those that both daemons have."""
+    started = (("trust_domain_id", trust_domain), ("version", version("muniment")))
+    both: dict[str, Callable[[], Reading]] = {
+        "started": lambda: [(started, 1.0)],
+        "connections": lambda: door.open_connections,
+        "connections_refused": lambda: [((("reason", why),), n) for why, n in dict(door.refused).items()],
+    }
+    for name, read in {**both, **readings}.items():
+        metrics.gauge(name, read)
+
+
 class Monitor:
     """Open it when the daemon lets callers in, close it last: probes shall see the end as well."""
 
@@ -31,15 +75,13 @@ class Monitor:
         self,
         report: Callable[[Watchdog], Report],
         clock: Clock,
-        *,
-        health_checks: HealthCheckSection,
-        telemetry: TelemetrySection,
+        settings: MonitorSettings,
         metrics: Metrics | None,
     ) -> None:
         self._report = report
         self._clock = clock
-        self._health_checks = health_checks
-        self._telemetry = telemetry
+        self._health_checks = settings.health_checks
+        self._telemetry = settings.telemetry
         self._listeners: list[Pages] = []
         self._known: dict[str, str] = {}
         self.metrics = metrics
