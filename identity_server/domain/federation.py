@@ -96,14 +96,22 @@ def untainted(bundle: TrustBundle) -> TrustBundle:
     )
 
 
-def sharing_keys(bundle: TrustBundle, others: Iterable[TrustBundle]) -> tuple[TrustDomain, ...]:
-    """The other trust domains that have an authority's key in common with this one.
+def sharing_keys(bundles: Iterable[TrustBundle], known: Iterable[TrustBundle]) -> dict[TrustDomain, list[TrustDomain]]:
+    """Of those bundles that have an authority's key in common with another trust domain's: with which ones.
 
-    Whoever holds such a key speaks for both (SPIFFE Trust Domain and Bundle sections 2 and 6.2: a key for one domain).
+    Whoever holds such a key speaks for all (SPIFFE Trust Domain and Bundle sections 2 and 6.2: a key for one domain).
+    Each known bundle is looked at once, however many are asked about.
     """
-    keys = _keys(bundle)
-    others = (one for one in others if one.trust_domain != bundle.trust_domain)
-    return tuple(sorted({one.trust_domain for one in others if keys & _keys(one)}))
+    holders: dict[str | bytes, set[TrustDomain]] = {}
+    for one in known:
+        for key in _keys(one):
+            holders.setdefault(key, set()).add(one.trust_domain)
+    shared: dict[TrustDomain, list[TrustDomain]] = {}
+    for bundle in bundles:
+        others = set().union(*(holders.get(key, ()) for key in _keys(bundle))) - {bundle.trust_domain}
+        if others:
+            shared[bundle.trust_domain] = sorted(others)
+    return shared
 
 
 def _keys(bundle: TrustBundle) -> frozenset[str | bytes]:

@@ -243,7 +243,7 @@ class BundleRefresh:
             self._on_updated()
             known = self._store.state.value.bundles
             if known is not None:
-                warn_of_shared_keys(taken.bundle, known.all())
+                warn_of_shared_keys([taken.bundle], known.all())
         return taken
 
     def _worked(self, peer: _Peer, fetched: LoadedBundle, taken: Succession) -> None:

@@ -29,6 +29,8 @@ SLICE = 50
 ENTRY_SLICE = 500
 """So many entries are changed in one step when a bundle goes."""
 MAX_SHOWN = 255
+MOST_NAMED = 3
+"""So many trust domains that share a key are named in one line."""
 
 Outcome = TrustBundle | IdentityError
 T = TypeVar("T")
@@ -94,9 +96,8 @@ class FederatedBundles:
 
     def _looked_at(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         known = self._store.state.value.bundles
-        for outcome in outcomes:
-            if isinstance(outcome, TrustBundle) and known is not None:
-                warn_of_shared_keys(outcome, known.all())
+        if known is not None:
+            warn_of_shared_keys([one for one in outcomes if isinstance(one, TrustBundle)], known.all())
         return outcomes
 
     def refused(self, caller: Caller, change: str, name: str, error: IdentityError) -> None:
@@ -105,13 +106,18 @@ class FederatedBundles:
         self._audit.record(event.ended(error))
 
 
-def warn_of_shared_keys(bundle: TrustBundle, known: Iterable[TrustBundle]) -> None:
-    """Say that one key speaks for several trust domains (TDB-28). The others' owners alone can end it."""
-    for other in sharing_keys(bundle, known):
+def warn_of_shared_keys(bundles: Sequence[TrustBundle], known: Iterable[TrustBundle]) -> None:
+    """Say that one key speaks for several trust domains (TDB-28). The others' owners alone can end it.
+
+    One line a bundle, however many share the key: 500 with the same would else be a quarter of a million lines.
+    """
+    for trust_domain, others in sharing_keys(bundles, known).items():
+        more = f" and {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
         log.warning(
-            "an authority's key of %s is one of %s too: whoever holds it speaks for both; ask who made the bundle",
-            bundle.trust_domain,
-            other,
+            "an authority's key of %s is one of %s%s too: whoever holds it speaks for each; ask who made the bundle",
+            trust_domain,
+            ", ".join(map(str, others[:MOST_NAMED])),
+            more,
         )
 
 

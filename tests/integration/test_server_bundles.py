@@ -54,12 +54,19 @@ async def test_setting_stores_whether_or_not_there_was_one(live):
 async def test_a_key_that_speaks_for_two_trust_domains_is_told_to_the_operator(live, caplog):
     """TDB-28: stored, for whose mistake it is cannot be known here; with our own domain as with another one's."""
     await batch(live, "Set", proto())
-    assert "speaks for both" not in caplog.text
+    assert "whoever holds it" not in caplog.text
     await batch(live, "Set", proto(trust_domain="other.test"))
     assert caplog.text.count("an authority's key of other.test is one of fed.test too: whoever holds it speaks") == 1
     own = (await live.bundle.GetBundle(bundle_pb2.GetBundleRequest())).x509_authorities
     await batch(live, "Set", types_pb2.Bundle(trust_domain="third.test", x509_authorities=own))
     assert f"an authority's key of third.test is one of {live.state.bundles.own.trust_domain} too" in caplog.text
+
+
+async def test_a_key_that_speaks_for_many_is_told_once_a_bundle(live, caplog):
+    """TDB-28, S27: a batch of 500 with one key is 500 lines at the most, not one for each pair."""
+    await batch(live, "Set", *(proto(trust_domain=f"t{number}.test") for number in range(60)))
+    assert "an authority's key of t9.test is one of t0.test, t1.test, t10.test and " in caplog.text
+    assert caplog.text.count("whoever holds it") <= 60
 
 
 async def test_updating_needs_one(live):
