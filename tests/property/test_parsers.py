@@ -156,7 +156,7 @@ PARSERS = {
     "/proc/PID/stat": ([STAT], parse_start_time),
     "/proc/PID/cgroup": (
         [CGROUP],
-        lambda data: container_of(data.decode("utf-8", "surrogateescape"), data.decode("latin-1")),
+        lambda data: container_of(data.decode("utf-8", "surrogateescape")),
     ),
     "a cluster's JSON": (
         [b'{"kind": "TokenReview", "status": {"user": {"extra": {"a": ["b"]}, "n": 1e3}}}'],
