@@ -73,6 +73,7 @@ from spiffe_core.wire.calls import CallInterceptor
 from spiffe_core.wire.dialer import Dialer, DialTrust
 from spiffe_core.wire.door_server import DoorServer, private_server
 from spiffe_core.wire.front_door import FrontDoor, Limits
+from spiffe_core.wire.http2_meter import Rates
 from spiffe_core.wire.reflection import Reflection
 from spiffe_core.wire.servers import Servers
 from spiffe_core.wire.status import ErrorInterceptor
@@ -95,6 +96,8 @@ DRAIN_SECONDS = 8.0
 ADMIN_CONNECTIONS = 256
 STARTING_SECONDS = 3.0
 """After the agent's own start its servers may still be starting: for so long nobody listening there is no failure."""
+_UNFINISHED_REQUESTS = 3
+"""So many times what a user may have under way he may have half sent; an honest client sends a request in one go."""
 FLUSH_SECONDS = 2.0
 """For the last bytes to pass the front door once gRPC has written them."""
 
@@ -296,7 +299,8 @@ def _compose(
         if tokens is not None:
             workloads.on_bundle.append(tokens.follow_bundle)
             workloads.on_ban.append(tokens.forget)
-    bounds = Limits(connections=limits.connections, connections_per_uid=limits.connections_per_uid)
+    rates = Rates(unfinished=_UNFINISHED_REQUESTS * (limits.streams_per_uid + limits.calls_per_uid))
+    bounds = Limits(connections=limits.connections, connections_per_uid=limits.connections_per_uid, rates=rates)
     door = FrontDoor(limits=bounds, strict=settings.strict)
     held_open = StreamLimits(per_uid=limits.streams_per_uid, total=limits.streams, calls_per_uid=limits.calls_per_uid)
     api = WorkloadApi(

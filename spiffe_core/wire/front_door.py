@@ -321,6 +321,8 @@ class FrontDoor:
         self._links.pop(link.name, None)
         self._shares.give(link.shares)
         link.shares = {}
+        if link.splice.near.meter is not None:
+            link.splice.near.meter.close()
         if isinstance(link.peer, UnixPeer):
             link.peer.process.close()
 

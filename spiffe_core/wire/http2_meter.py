@@ -12,7 +12,10 @@ Calls are counted besides: they wait for Python one behind the other, so a user 
 served before everybody else (S53). A user may have some dozens that are not begun yet; whoever has more is read on when
 some of them have begun. So nobody's rate is limited, however fast or slow the machine, and no line is long.
 
-Only frame headers are read here: nine bytes of each frame.
+A call whose request never comes is held by gRPC, some 12 KB each, and nobody is asked. So the calls of a user whose first
+message has not come whole are counted over all his connections; the connection that brings one too many is cut.
+
+Only frame headers are read here, nine bytes of each frame, and the length of each call's first message.
 """
 
 from __future__ import annotations
@@ -20,18 +23,23 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
+from weakref import WeakValueDictionary
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAME_HEADER_BYTES: Final = 9
 MAX_HEADER_BLOCK_BYTES: Final = 64 * 1024
 
-_DATA, _HEADERS, _CONTINUATION = 0, 1, 9
-_END_HEADERS = 0x4
+_DATA, _HEADERS, _RST_STREAM, _CONTINUATION = 0, 1, 3, 9
+_END_STREAM, _END_HEADERS, _PADDED = 0x1, 0x4, 0x8
+_MESSAGE_PREFIX_BYTES: Final = 5
+_UNKNOWN_BYTES: Final = 2**62
+MAX_UNFINISHED: Final = 512
+"""Requests that may be under way on one connection: five times as many as gRPC takes, which it says in its SETTINGS."""
 _PRICES: Final = {
     _DATA: 2,
     _HEADERS: 4,
     2: 20,  # PRIORITY
-    3: 20,  # RST_STREAM
+    _RST_STREAM: 20,
     4: 300,  # SETTINGS
     5: 300,  # PUSH_PROMISE: a client may not send it
     6: 60,  # PING: some clients measure the path with one per answer
@@ -39,6 +47,7 @@ _PRICES: Final = {
     8: 6,  # WINDOW_UPDATE
     _CONTINUATION: 20,
 }
+_OF_REQUESTS: Final = frozenset({_DATA, _HEADERS, _RST_STREAM})
 _UNKNOWN_PRICE: Final = 50
 _DATA_SHIFT: Final = 12  # one token for each 4 KiB of data
 _BLOCK_SHIFT: Final = 4  # one token for each 16 bytes to be decoded
@@ -65,6 +74,8 @@ class Rates:
     """Calls of one local user, root excepted, that are opened and not begun."""
     calls_forgotten: float = 200
     """How many calls a second stop counting as such though they never began: gRPC itself refused them."""
+    unfinished: int = 4096
+    """Calls of one local user, root excepted, whose first message has not come whole."""
 
 
 class Bucket:
@@ -108,6 +119,15 @@ class Turns:
         self._bucket.take(-1, now)
 
 
+class Requests:
+    """How many requests of one user have not come whole, over all his connections."""
+
+    __slots__ = ("__weakref__", "open")
+
+    def __init__(self) -> None:
+        self.open = 0
+
+
 class Principals:
     """One bucket for each principal, kept over reconnects; bounded, the longest unused goes first."""
 
@@ -130,11 +150,13 @@ class Principals:
 class FrameWalker:
     """Walks a client's byte stream frame by frame and prices it, however the bytes are cut."""
 
-    __slots__ = ("_block", "_partial", "_preface", "_skip", "calls")
+    __slots__ = ("_block", "_partial", "_preface", "_skip", "calls", "unfinished")
 
     def __init__(self) -> None:
         self.calls = 0
         """Header blocks begun so far: each opens a call, a gRPC client sends no others."""
+        self.unfinished: dict[bytes, int] = {}
+        """The streams whose first message has not come whole, and how many bytes of it are missing, -1 if unknown."""
         self._preface = 0  # bytes of it seen
         self._partial = b""  # the beginning of a frame header
         self._skip = 0  # bytes of the present frame's payload still to come
@@ -144,7 +166,8 @@ class FrameWalker:
         """The tokens that `data` costs.
 
         Raises:
-            Abuse: it is not HTTP/2, or a header block grew beyond MAX_HEADER_BLOCK_BYTES.
+            Abuse: it is not HTTP/2, a header block grew beyond MAX_HEADER_BLOCK_BYTES, or more than MAX_UNFINISHED
+                requests are open.
         """
         position, size, tokens = 0, len(data), 0
         if self._preface < len(PREFACE):
@@ -170,8 +193,40 @@ class FrameWalker:
                 head, at = data, position
                 position += FRAME_HEADER_BYTES
             self._skip = length = head[at] << 16 | head[at + 1] << 8 | head[at + 2]
-            tokens += self._frame(head[at + 3], head[at + 4], length)
+            kind, flags = head[at + 3], head[at + 4]
+            stream = head[at + 5 : at + FRAME_HEADER_BYTES]
+            if kind in _OF_REQUESTS and self._goes_on(stream, kind, flags):
+                self._go_on(stream, data[position : position + _MESSAGE_PREFIX_BYTES], length)
+            tokens += self._frame(kind, flags, length)
         return tokens
+
+    def _goes_on(self, stream: bytes, kind: int, flags: int) -> bool:
+        """Whether this is a further part of an open request; one that begins or ends is counted here."""
+        if kind == _RST_STREAM or flags & _END_STREAM:
+            self.unfinished.pop(stream, None)
+            return False
+        if kind == _HEADERS:
+            self.unfinished[stream] = -1
+            if len(self.unfinished) > MAX_UNFINISHED:
+                raise Abuse("more requests are open than any honest client has")
+            return False
+        return stream in self.unfinished and not flags & _PADDED
+
+    def _go_on(self, stream: bytes, begin: bytes, length: int) -> None:
+        """Count down the first message, by gRPC's prefix: a flag and four bytes of length.
+
+        A prefix that is cut in two is not put together: that request is open until its stream ends.
+        """
+        missing = self.unfinished[stream]
+        if missing < 0:
+            if not length:
+                return
+            whole = min(length, len(begin)) == _MESSAGE_PREFIX_BYTES
+            missing = _MESSAGE_PREFIX_BYTES + int.from_bytes(begin[1:]) if whole else _UNKNOWN_BYTES
+        if missing > length:
+            self.unfinished[stream] = missing - length
+        else:
+            del self.unfinished[stream]
 
     def _frame(self, kind: int, flags: int, length: int) -> int:
         if kind == _DATA:
@@ -194,23 +249,38 @@ class Meters:
         self._rates = rates
         self._principals = Principals(rates.principal, rates.principal_burst)
         self._callers = Principals(rates.calls_forgotten, rates.calls_waiting, most_wait=_OWN_WAIT)
+        self._requests: WeakValueDictionary[int, Requests] = WeakValueDictionary()
 
     def of(self, principal: int | str, now: float, *, uid: int = 0) -> Meter:
         """For one more connection of `principal`; `uid` is the local user whose calls are counted, 0 for nobody."""
-        turns = Turns(self._callers.of(uid, now)) if uid else None
-        return Meter(self._rates, self._principals.of(principal, now), now, turns=turns)
+        shared = self._principals.of(principal, now)
+        if not uid:
+            return Meter(self._rates, shared, now)
+        requests = self._requests.setdefault(uid, Requests())
+        return Meter(self._rates, shared, now, turns=Turns(self._callers.of(uid, now)), requests=requests)
 
 
 class Meter:
     """Prices one connection's bytes against its own bucket and its principal's, and its calls against its user's turns."""
 
-    __slots__ = ("_opened", "_own", "_shared", "_turns", "_walker")
+    __slots__ = ("_most", "_opened", "_own", "_requests", "_shared", "_turns", "_unfinished", "_walker")
 
-    def __init__(self, rates: Rates, shared: Bucket, now: float, *, turns: Turns | None = None) -> None:
+    def __init__(
+        self,
+        rates: Rates,
+        shared: Bucket,
+        now: float,
+        *,
+        turns: Turns | None = None,
+        requests: Requests | None = None,
+    ) -> None:
         self._walker = FrameWalker()
         self._own = Bucket(rates.connection, rates.connection_burst, now, most_wait=_OWN_WAIT)
         self._shared = shared
         self._turns = turns
+        self._requests = requests
+        self._most = rates.unfinished
+        self._unfinished = 0  # what is counted in `_requests`
         self._opened = 0  # calls in what was charged and has not been passed on
         self._shared.take(rates.connecting, now)
 
@@ -219,6 +289,8 @@ class Meter:
         before = self._walker.calls
         tokens = self._walker.price(data)
         self._opened += self._walker.calls - before
+        if self._requests is not None:
+            self._count(self._requests, len(self._walker.unfinished))
         wait = max(self._own.take(tokens, now), self._shared.take(tokens, now))
         return wait if wait > 0 else self.turn(now)
 
@@ -235,3 +307,15 @@ class Meter:
         """One of its calls is looked at."""
         if self._turns is not None:
             self._turns.begun(now)
+
+    def close(self) -> None:
+        """The connection is over, and its requests with it."""
+        if self._requests is not None:
+            self._requests.open -= self._unfinished
+            self._requests = None
+
+    def _count(self, requests: Requests, unfinished: int) -> None:
+        more, self._unfinished = unfinished - self._unfinished, unfinished
+        requests.open += more
+        if more > 0 and requests.open > self._most:
+            raise Abuse("more requests of one user are open than any honest one has")

@@ -18,7 +18,7 @@ def describe(peer) -> bytes:
 
 
 class DoorService:
-    """Who: says who calls. Stream: the same, then silence until cancelled. Echo: the request back."""
+    """Who: says who calls. Stream: the same, then silence until cancelled. Echo: the request back. First: the first of many."""
 
     def __init__(self, door: FrontDoor) -> None:
         self.door = door
@@ -38,6 +38,11 @@ class DoorService:
     async def echo(self, request, _context):
         return request
 
+    async def first(self, requests, _context):
+        async for request in requests:
+            yield request
+            return
+
     def handler(self):
         return grpc.method_handlers_generic_handler(
             "door.Test",
@@ -45,6 +50,7 @@ class DoorService:
                 "Who": grpc.unary_unary_rpc_method_handler(self.who),
                 "Stream": grpc.unary_stream_rpc_method_handler(self.stream),
                 "Echo": grpc.unary_unary_rpc_method_handler(self.echo),
+                "First": grpc.stream_stream_rpc_method_handler(self.first),
             },
         )
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from spiffe_core.wire.http2_meter import (
     MAX_HEADER_BLOCK_BYTES,
+    MAX_UNFINISHED,
     PREFACE,
     Abuse,
     Bucket,
@@ -128,7 +129,7 @@ def test_a_users_calls_wait_for_their_turn_over_all_of_his_connections():
     assert mine[0].charge(opened(50, 19), 0.0) == 0, "there is a turn left"
     assert mine[1].charge(opened(1), 0.0) > 0
     assert other.charge(opened(10), 0.0) == 0
-    assert root.charge(opened(1000), 0.0) == 0
+    assert root.charge(opened(500), 0.0) == 0
     for _ in range(49):
         mine[0].begun(0.0)
     assert mine[1].turn(0.0) > 0
@@ -152,3 +153,64 @@ def test_turns_that_come_back_are_never_more_than_there_were():
         meter.begun(0.0)
     assert meter.charge(PREFACE + opened(3), 0.0) == 0
     assert meter.charge(opened(1, 7), 0.0) > 0
+
+
+def test_requests_that_do_not_end_are_counted_over_all_connections_of_a_user():
+    """S51, S53: who brings one too many is cut; an end, a reset and the connection's own end make room."""
+    meters = Meters(Rates(unfinished=10))
+    first, second, third = (meters.of(pid, 0.0, uid=1000) for pid in (1, 2, 3))
+    other, root = meters.of(4, 0.0, uid=1001), meters.of(5, 0.0)
+    for meter in (first, second, third, other, root):
+        meter.charge(PREFACE, 0.0)
+    first.charge(opened(6), 0.0)
+    second.charge(opened(4), 0.0)
+    other.charge(opened(10), 0.0)
+    root.charge(opened(20), 0.0)
+    second.charge(frame(0, 1, 5, stream=1) + opened(1, 9), 0.0)
+    second.charge(frame(3, 0, 4, stream=3) + opened(1, 11), 0.0)
+    second.charge(frame(0, 0, 4, stream=5), 0.0)
+    with pytest.raises(Abuse, match="one user"):
+        third.charge(opened(1), 0.0)
+    third.close()
+    third.close()
+    first.close()
+    second.charge(opened(6, 13), 0.0)
+    with pytest.raises(Abuse, match="one user"):
+        second.charge(opened(1, 99), 0.0)
+
+
+def test_a_connection_has_so_many_requests_open_and_no_more():
+    """Whoever he is: what is counted takes memory as well."""
+    walker = FrameWalker()
+    walker.price(PREFACE + opened(MAX_UNFINISHED))
+    walker.price(frame(0, 1, 5, stream=1) + opened(1, 5001))
+    with pytest.raises(Abuse):
+        walker.price(opened(1, 5003))
+
+
+def message(stream, size, cut=0, flags=0):
+    """A DATA frame with the beginning of a message of so many bytes, all but `cut` of them."""
+    whole = b"\0" + size.to_bytes(4, "big") + bytes(size)
+    part = whole[: len(whole) - cut]
+    return len(part).to_bytes(3, "big") + bytes([0, flags]) + stream.to_bytes(4, "big") + part
+
+
+def test_a_request_is_open_until_its_first_message_is_whole():
+    """What a stream of requests says later is the handler's to count; padding and cut prefixes wait for the end."""
+    walker = FrameWalker()
+    walker.price(PREFACE + opened(6))
+    walker.price(message(1, 0) + message(3, 100))
+    assert len(walker.unfinished) == 4
+    walker.price(message(5, 100, cut=60) + frame(0, 0, 59, stream=5))
+    assert len(walker.unfinished) == 4
+    walker.price(frame(0, 0, 1, stream=5))
+    walker.price(message(7, 2**24, cut=2**24 - 16_000))
+    walker.price(message(9, 3, flags=8))
+    cut = message(11, 3)
+    walker.price(cut[:12])
+    walker.price(cut[12:])
+    walker.price(opened(1, 13) + frame(0, 0, 0, stream=13) + message(13, 9, cut=11))
+    walker.price(message(13, 0))
+    assert [int.from_bytes(one, "big") for one in walker.unfinished] == [7, 9, 11, 13]
+    walker.price(b"".join(frame(0, 1, 0, stream=stream) for stream in (7, 9, 11, 13)))
+    assert not walker.unfinished
