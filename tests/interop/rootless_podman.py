@@ -20,7 +20,7 @@ USER = 23_456
 NAME = "rootless"
 SESSION_BUS = Path("/usr/lib/systemd/user/dbus.socket")
 API = Path("/usr/lib/systemd/user/podman.socket")
-_USERS = ("passwd", "subuid", "subgid")
+_USERS = ("passwd", "group", "subuid", "subgid")
 _CONTAINERS = """[containers]
 default_ulimits = []
 pids_limit = 0
@@ -157,6 +157,7 @@ class RootlessPodman(Engine):
         (self.folder / "storage.conf").write_text(_STORAGE.format(home=self._home))
         users = Path("/etc/passwd").read_text() + f"{NAME}:x:{USER}:{USER}::{self._home}:/bin/sh\n"
         (self.folder / "passwd").write_text(users)
+        (self.folder / "group").write_text(Path("/etc/group").read_text() + f"{NAME}:x:{USER}:\n")
         for name in ("subuid", "subgid"):
             (self.folder / name).write_text(f"{NAME}:1000000:65536\n")
         binds = "".join(f"mount --bind {self.folder}/{name} /etc/{name}\n" for name in _USERS)
