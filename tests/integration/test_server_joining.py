@@ -19,7 +19,7 @@ from tests.doubles.live_server import attest, entry, failure, live_server, param
 
 @pytest.fixture
 async def live():
-    async with live_server(ratelimit={"attestation": False}) as server:  # what fails costs ten times as much: in time too
+    async with live_server(ratelimit={"attestation": False}) as server:  # a failure costs as much as ten
         yield server
 
 
