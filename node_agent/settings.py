@@ -6,7 +6,6 @@ a complete example.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -15,8 +14,16 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr, model_validator
 
 from attestors.registry import NODE_PROVERS
-from node_agent.domain.brokers import ANY, KNOWN, Broker, Permission
 from node_agent.domain.renewal import LEAST_AVAILABILITY
+from node_agent.settings_addresses import (
+    LARGEST_PORT,
+    AbsolutePath,
+    Delegate,
+    ServerAddresses,
+    SocketPath,
+    server_address,
+)
+from node_agent.settings_broker import BrokerSection
 from spiffe_core.crypto.keys import KeyKind
 from spiffe_core.errors import InvalidAddress
 from spiffe_core.runtime.places import agent_admin_socket, agent_socket, state_directory
@@ -35,69 +42,13 @@ from spiffe_core.runtime.settings import (
 )
 from spiffe_core.runtime.settings_kinds import AGENT
 from spiffe_core.runtime.web_url import WebUrl
-from spiffe_core.spiffe_id import SpiffeId, TrustDomain
+from spiffe_core.spiffe_id import TrustDomain
 from workload_api.address import TcpAddress, UnixAddress, parse_address
 
-MAX_SOCKET_PATH_BYTES = 107
-"""`sockaddr_un.sun_path` holds 108 bytes, the last one zero."""
-LARGEST_PORT = 65535
 LONGEST_REBOOTSTRAP_DELAY = timedelta(days=30)
 SHORTEST_SYNC = timedelta(milliseconds=100)
 LONGEST_SYNC = timedelta(hours=1)
-MAX_SERVERS = 32
 _BUNDLE_SOURCES = ("trust_bundle_path", "trust_bundle_url", "trust_bundle_spiffe_workload_api")
-_HOST = re.compile(r"[A-Za-z0-9_.:-]{1,253}")
-_WITH_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+)):([0-9]{1,5})")
-
-
-def _host(text: str) -> str:
-    if not _HOST.fullmatch(text):
-        raise ValueError('must be a host name or an IP address, for example "identity.example.org"')
-    return text
-
-
-def _server(text: str, port: int) -> tuple[str, int]:
-    """A host name or an IP address, with `port` unless it names its own: `HOST:PORT`, `[IPV6]:PORT`."""
-    found = _WITH_PORT.fullmatch(text)
-    host = text if found is None else found[1] or found[2]
-    port = port if found is None else int(found[3])
-    if not 1 <= port <= LARGEST_PORT:
-        raise ValueError(f"{text}: the port must lie between 1 and {LARGEST_PORT}")
-    return _host(host), port
-
-
-def _listed(value: object) -> object:
-    """One text, which may hold several addresses with commas between them, or a list."""
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(","))
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _servers(texts: tuple[str, ...]) -> tuple[str, ...]:
-    if not 0 < len(texts) <= MAX_SERVERS:
-        raise ValueError(f"must name between 1 and {MAX_SERVERS} servers")
-    for text in texts:
-        _server(text, LARGEST_PORT)
-    return texts
-
-
-def _one_or_all(texts: tuple[str, ...]) -> str | tuple[str, ...]:
-    return texts[0] if len(texts) == 1 else texts
-
-
-def _absolute(path: Path) -> Path:
-    if not path.is_absolute():
-        raise ValueError("must be an absolute path")
-    return path
-
-
-def _socket(path: Path) -> Path:
-    size = len(str(_absolute(path)).encode())
-    if size > MAX_SOCKET_PATH_BYTES:
-        raise ValueError(
-            f"is {size} bytes long and Unix socket paths end at {MAX_SOCKET_PATH_BYTES}; choose a shorter directory"
-        )
-    return path
 
 
 def _sync(value: timedelta) -> timedelta:
@@ -123,14 +74,6 @@ def _unix_only() -> dict[str, dict[str, Any]]:
 
 
 Trust = Annotated[TrustDomain, parsed_by(TrustDomain.parse), PlainSerializer(str)]
-
-
-Delegate = Annotated[SpiffeId, parsed_by(SpiffeId.parse), PlainSerializer(str)]
-
-
-ServerAddresses = Annotated[
-    tuple[str, ...], BeforeValidator(_listed), AfterValidator(_servers), PlainSerializer(_one_or_all)
-]
 
 
 class LimitSection(Section):
@@ -173,79 +116,16 @@ class SdsSection(Section):
     disable_spiffe_cert_validation: bool = False
 
 
-def _type_url(text: str) -> str:
-    if text != ANY and text not in KNOWN:
-        raise ValueError(f'must be "*" or one of {", ".join(sorted(KNOWN))}')
-    return text
-
-
-class ReferenceTypeSection(Section):
-    """One of `allowed_reference_types`: a kind of reference a broker may use."""
-
-    type_url: Annotated[str, AfterValidator(_type_url)]
-    allow_over_tcp: bool = False
-
-
-class BrokerIdSection(Section):
-    """[[broker.brokers]]: one broker, and what it may do."""
-
-    id: Delegate
-    allowed_reference_types: Annotated[tuple[ReferenceTypeSection, ...], BeforeValidator(as_tuple)] = Field(
-        min_length=1, max_length=16
-    )
-
-    @model_validator(mode="after")
-    def _sensible(self) -> Self:
-        kinds = [one.type_url for one in self.allowed_reference_types]
-        if len(set(kinds)) < len(kinds) or (ANY in kinds and len(kinds) > 1):
-            raise ValueError('allowed_reference_types: name each kind once; "*" stands alone')
-        return self
-
-
-class BrokerSection(Section):
-    """[broker]: the SPIFFE Broker Endpoint, for proxies that act for other workloads. Off without this table."""
-
-    socket_path: Annotated[FilePath, AfterValidator(_socket)] | None = None
-    bind_address: Annotated[str, AfterValidator(_host)] | None = None
-    bind_port: int = Field(default=0, ge=0, le=65535)
-    brokers: Annotated[tuple[BrokerIdSection, ...], BeforeValidator(as_tuple)] = Field(min_length=1, max_length=256)
-
-    @model_validator(mode="after")
-    def _sensible(self) -> Self:
-        if self.socket_path is None and self.bind_address is None:
-            raise ValueError("set socket_path, bind_address with bind_port, or both")
-        names = [one.id for one in self.brokers]
-        if len(set(names)) < len(names):
-            raise ValueError("brokers: each id stands once")
-        return self
-
-    @property
-    def tcp(self) -> tuple[str, int] | None:
-        """Where it listens on TCP, if it does."""
-        return None if self.bind_address is None else (self.bind_address, self.bind_port)
-
-    def domain(self) -> tuple[Broker, ...]:
-        """As the services know them."""
-        return tuple(
-            Broker(
-                one.id, tuple(Permission(kind.type_url, kind.allow_over_tcp) for kind in one.allowed_reference_types)
-            )
-            for one in self.brokers
-        )
-
-
 class AgentSettings(Section):
     """Everything `node-agent run` needs to know."""
 
     file_kind: ClassVar[str] = AGENT
     trust_domain: Trust
-    data_dir: Annotated[FilePath, AfterValidator(_absolute)] = Field(
-        default_factory=lambda: state_directory() / "agent"
-    )
+    data_dir: AbsolutePath = Field(default_factory=lambda: state_directory() / "agent")
     server_address: ServerAddresses = ("127.0.0.1",)
     server_port: int = Field(default=8081, ge=1, le=LARGEST_PORT)
-    socket_path: Annotated[FilePath, AfterValidator(_socket)] = Field(default_factory=agent_socket)
-    admin_socket_path: Annotated[FilePath, AfterValidator(_socket)] | None = None
+    socket_path: SocketPath = Field(default_factory=agent_socket)
+    admin_socket_path: SocketPath | None = None
     authorized_delegates: Annotated[tuple[Delegate, ...], BeforeValidator(as_tuple), Field(max_length=256)] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_file: str = ""
@@ -273,7 +153,7 @@ class AgentSettings(Section):
     wit: WitSection = WitSection()
     sds: SdsSection = SdsSection()
     broker: BrokerSection | None = None
-    files_config: Annotated[FilePath, AfterValidator(_absolute)] | None = None
+    files_config: AbsolutePath | None = None
     attestors: dict[str, dict[str, Any]] = Field(default_factory=_unix_only, min_length=1, max_length=32)
     limits: LimitSection = LimitSection()
     health_checks: HealthCheckSection = HealthCheckSection()
@@ -364,7 +244,7 @@ class AgentSettings(Section):
     @property
     def servers(self) -> list[tuple[str, int]]:
         """Names and ports of the servers; which of them is talked to, and in which order, is for the dialer."""
-        return [_server(text, self.server_port) for text in self.server_address]
+        return [server_address(text, self.server_port) for text in self.server_address]
 
     @property
     def patience(self) -> timedelta | None:

@@ -2,8 +2,9 @@
 
 Attestation is counted by network address, signing by the agent that calls, in certificate requests rather than calls.
 What else an agent may ask has a wide limit of its own, so that one that was broken into keeps neither the database nor the
-event loop from the others. Callers on the admin socket are never held up. A caller that is a little too fast waits up to `wait_seconds`; one that is
-much too fast gets ResourceExhausted with google.rpc.RetryInfo. What fails its verification costs ten times as much.
+event loop from the others. Callers on the admin socket are never held up. A caller that is a little too fast waits up to
+`wait_seconds`; one that is much too fast gets ResourceExhausted with google.rpc.RetryInfo. What fails its verification
+costs ten times as much.
 """
 
 from __future__ import annotations
