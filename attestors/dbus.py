@@ -19,7 +19,7 @@ from jeepney.auth import BEGIN, NEGOTIATE_UNIX_FD, make_auth_external
 from jeepney.low_level import calc_msg_size
 
 from spiffe_core.errors import Unavailable
-from spiffe_core.wire.peer import peer_pid
+from spiffe_core.runtime.unix_sockets import peer_credentials
 
 MAX_MESSAGE = 256 * 1024
 """Largest message that is read; the specification allows 128 MiB."""
@@ -58,7 +58,7 @@ class Connection:
         try:
             self._in_time()
             self._socket.connect(path)
-            self.peer_pid = peer_pid(self._socket)
+            self.peer_pid = peer_credentials(self._socket).pid
             self.passes_descriptors = self._authenticate()
             if bus:
                 self.call(new_method_call(_BUS, "Hello"))

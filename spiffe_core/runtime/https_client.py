@@ -13,19 +13,16 @@ import http.client
 import io
 import socket
 import ssl
-import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from spiffe_core.errors import Unavailable
+from spiffe_core.runtime.unix_sockets import peer_credentials
 
 _LEAST_SECONDS = 0.05
 _PIECE = 1024 * 1024
-_CREDENTIALS = "=iII"
-"""`struct ucred`: pid, uid, gid."""
-_CREDENTIALS_SIZE = struct.calcsize(_CREDENTIALS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +195,7 @@ class Exchange:
 
 def _require_listener(opened: socket.socket, user: int) -> None:
     """Whoever listens at the other end has to be `user`, whatever the path led through."""
-    _, uid, _ = struct.unpack(_CREDENTIALS, opened.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS_SIZE))
-    if uid != user:
+    if peer_credentials(opened).uid != user:
         raise PermissionError(errno.EPERM, f"another user than {user} listens there")
 
 

@@ -14,7 +14,6 @@ import logging
 import os
 import socket
 import ssl
-import struct
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from spiffe_core.crypto.certificates import read_certificate
 from spiffe_core.errors import IdentityError, Reason, Unauthenticated, Unavailable, VerificationFailed
 from spiffe_core.lifetime import CLOCK_SKEW
 from spiffe_core.runtime.supervise import spawn
+from spiffe_core.runtime.unix_sockets import peer_credentials
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.wire.acceptor import Acceptor
 from spiffe_core.wire.channels import channel_options
@@ -40,7 +40,6 @@ from spiffe_core.x509_verify import VerifiedX509Svid
 
 log = logging.getLogger(__name__)
 
-_UCRED = struct.Struct("3i")
 _CONNECT_SECONDS = 10.0
 _REACH_SECONDS = 3.0
 """So long the next of several servers waits for one that does not even accept connections."""
@@ -213,8 +212,7 @@ class Dialer:
         self._error, self._newest = error, None
 
     async def _join(self, local: socket.socket) -> None:
-        raw = local.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        if _UCRED.unpack(raw)[0] != os.getpid():
+        if peer_credentials(local).pid != os.getpid():
             self.refused["foreign process"] += 1
             log.warning("a foreign process tried to use this agent's connection to the server; it was cut off")
             local.close()

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from spiffe_core.errors import Unauthenticated
+from spiffe_core.runtime.unix_sockets import peer_credentials
 from spiffe_core.wire.acceptor import Acceptor
 from spiffe_core.wire.http2_meter import Meters, Rates
 from spiffe_core.wire.pace import Pace, Places, readable
-from spiffe_core.wire.peer import Peer, TlsPeer, UnixPeer, peer_pid, peer_uid, unix_peer
+from spiffe_core.wire.peer import Peer, TlsPeer, UnixPeer, unix_peer
 from spiffe_core.wire.shares import Handshakes, Shares
 from spiffe_core.wire.sockets import PrivateDirectory, UnixListener, listen_tcp, listen_unix
 from spiffe_core.wire.splice import Splice
@@ -157,7 +158,8 @@ class FrontDoor:
         contexts = TlsContexts(tls)
 
         async def admit(connection: socket.socket) -> None:
-            await self._admit_tls(connection, contexts, TlsPeer(f"unix:{path}", local=True), peer_pid(connection))
+            pid = peer_credentials(connection).pid
+            await self._admit_tls(connection, contexts, TlsPeer(f"unix:{path}", local=True), pid)
 
         self._accept(listener.socket, admit)
 
@@ -237,7 +239,7 @@ class FrontDoor:
         self._acceptors.append(Acceptor(listener, admit, tasks=self._tasks, refused=self.refused))
 
     async def _admit_unix(self, connection: socket.socket) -> None:
-        uid = peer_uid(connection)
+        uid = peer_credentials(connection).uid
         room = self.limits.connections + (0 if uid else _TRUSTED_RESERVE)
         shares: dict[Hashable, int] = {uid: self.limits.connections_per_uid} if uid else {}
         if len(self._links) >= room or not self._shares.take(shares):

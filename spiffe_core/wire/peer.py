@@ -11,17 +11,16 @@ import errno
 import os
 import select
 import socket
-import struct
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from spiffe_core.errors import InvalidRequest, NotFound, Unauthenticated
+from spiffe_core.runtime.unix_sockets import peer_credentials
 from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.wire.connection import Connection, connection_of
 
 _SO_PEERPIDFD = 77
-_UCRED = struct.Struct("3i")
 _PROC = Path("/proc")
 _MOST_PID = 2**22
 """PID_MAX_LIMIT of Linux on 64 bits."""
@@ -114,20 +113,6 @@ def peer_pidfd_supported() -> bool:
         return True
 
 
-def peer_uid(connection: socket.socket) -> int:
-    """The effective user that connected, which costs less to know than by which process."""
-    return int(_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1])
-
-
-def peer_pid(connection: socket.socket) -> int:
-    """Who is at the other end of a Unix connection; 0 for a process of a PID namespace that this one cannot see.
-
-    To the one who connected that is the process that began to listen.
-    """
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return int(_UCRED.unpack(raw)[0])
-
-
 def unix_peer(connection: socket.socket) -> UnixPeer:
     """Name the process that connected, and note what it runs now.
 
@@ -139,8 +124,7 @@ def unix_peer(connection: socket.socket) -> UnixPeer:
 
 
 def _named_by_kernel(connection: socket.socket) -> UnixPeer:
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    pid, uid, gid = _UCRED.unpack(raw)
+    pid, uid, gid = peer_credentials(connection)
     if pid <= 0:
         raise Unauthenticated("the caller's process cannot be seen from the agent's PID namespace", uid=uid)
     try:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from collections.abc import Callable
 from typing import Any, Final
 
-_UCRED: Final = struct.Struct("3i")
-_ANCILLARY: Final = socket.CMSG_SPACE(_UCRED.size)
+from spiffe_core.runtime.unix_sockets import CREDENTIALS_BYTES, read_credentials
+
+_ANCILLARY: Final = socket.CMSG_SPACE(CREDENTIALS_BYTES)
 _READ_BYTES: Final = 64 * 1024
 _LOW_DIVISOR: Final = 4
 
@@ -212,6 +212,6 @@ class WitnessedTransport(asyncio.Transport):
 
 def _writer(ancillary: list[tuple[int, int, bytes]]) -> int:
     for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and len(data) == _UCRED.size:
-            return int(_UCRED.unpack(data)[0])
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and len(data) == CREDENTIALS_BYTES:
+            return read_credentials(data).pid
     return 0

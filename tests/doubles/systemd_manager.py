@@ -6,7 +6,6 @@ are answered; `asked` the methods that were called.
 
 import shutil
 import socket
-import struct
 import subprocess
 import threading
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,6 +13,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from jeepney import DBusAddress, HeaderFields, MessageType, Parser, new_error, new_method_call, new_method_return
 from jeepney.fds import FileDescriptor, fds_buf_size
 from jeepney.io.blocking import open_dbus_connection
+
+from spiffe_core.runtime.unix_sockets import peer_credentials
 
 NAME = "org.freedesktop.systemd1"
 UNITS = "/org/freedesktop/systemd1/unit/"
@@ -148,7 +149,7 @@ def _authenticated(connection, descriptors):
         if line == b"BEGIN":
             return True
         if line.startswith(b"AUTH EXTERNAL "):
-            uid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+            uid = peer_credentials(connection).uid
             if bytes.fromhex(line.split()[2].decode()).decode() != str(uid):
                 connection.sendall(b"REJECTED EXTERNAL\r\n")
                 return False

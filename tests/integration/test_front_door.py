@@ -8,11 +8,14 @@ import socket
 import subprocess
 import sys
 from contextlib import asynccontextmanager
+from functools import partial
 
 import grpc
 import pytest
 
 from spiffe_core.errors import Unauthenticated
+from spiffe_core.runtime import unix_sockets
+from spiffe_core.runtime.unix_sockets import read_credentials
 from spiffe_core.wire import peer as peer_module
 from spiffe_core.wire.channels import unix_channel
 from spiffe_core.wire.front_door import FrontDoor, Limits
@@ -218,7 +221,7 @@ async def test_one_process_may_be_asked_about_from_several_threads_at_once(folde
 
 async def test_one_user_cannot_take_every_connection(folder, monkeypatch):
     """S51: the cap is per uid, and a connection that ends makes room."""
-    monkeypatch.setattr(peer_module, "_UCRED", AsUid(4242))
+    monkeypatch.setattr(unix_sockets, "read_credentials", partial(read_as, 4242))
     async with door_at(folder / "api.sock", connections_per_uid=3) as (door, _):
         held = [await asyncio.open_unix_connection(folder / "api.sock") for _ in range(3)]
         await until(lambda: door.open_connections == 3)
@@ -234,18 +237,9 @@ async def test_one_user_cannot_take_every_connection(folder, monkeypatch):
             open_writer.close()
 
 
-class AsUid:
+def read_as(uid, raw):
     """SO_PEERCRED as another user's process would show (root's connections are not capped)."""
-
-    size = peer_module._UCRED.size
-
-    def __init__(self, uid):
-        self.uid = uid
-        self._real = peer_module._UCRED
-
-    def unpack(self, raw):
-        pid, _, gid = self._real.unpack(raw)
-        return pid, self.uid, gid
+    return read_credentials(raw)._replace(uid=uid)
 
 
 async def test_a_peer_that_says_nothing_and_one_that_reads_nothing_cost_little_and_end(folder):

@@ -5,7 +5,8 @@ import contextlib
 
 import pytest
 
-from spiffe_core.wire import peer as peer_module
+from spiffe_core.runtime import unix_sockets
+from spiffe_core.runtime.unix_sockets import read_credentials
 from spiffe_core.wire.channels import unix_channel
 from spiffe_core.wire.front_door import FrontDoor, Limits
 from spiffe_core.wire.http2_meter import Rates
@@ -17,20 +18,14 @@ USER, MOST, SECONDS = 4242, 5, 20.0
 DATA = 0
 
 
-class AsUser:
+def read_as_user(raw):
     """SO_PEERCRED as another user's process would show: root's requests are not counted."""
-
-    size = peer_module._UCRED.size
-    _real = peer_module._UCRED
-
-    def unpack(self, raw):
-        pid, _, gid = self._real.unpack(raw)
-        return pid, USER, gid
+    return read_credentials(raw)._replace(uid=USER)
 
 
 @pytest.fixture
 async def door(monkeypatch):
-    monkeypatch.setattr(peer_module, "_UCRED", AsUser())
+    monkeypatch.setattr(unix_sockets, "read_credentials", read_as_user)
     directory = PrivateDirectory.make()
     directory.path.chmod(0o755)
     door = FrontDoor(limits=Limits(rates=Rates(unfinished=MOST)))
