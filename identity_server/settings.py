@@ -34,10 +34,9 @@ from spiffe_core.runtime.settings import (
     parsed_by,
 )
 from spiffe_core.runtime.settings_kinds import SERVER
+from spiffe_core.runtime.settings_places import AbsolutePath, SocketPath
 from spiffe_core.spiffe_id import TrustDomain
 
-MAX_SOCKET_PATH_BYTES = 107
-"""`sockaddr_un.sun_path` holds 108 bytes, the last one zero."""
 MAX_ISSUER = 1024
 _LONGEST_CA = timedelta(days=365 * 20)
 _LONGEST_LEAF = timedelta(days=7)
@@ -49,23 +48,6 @@ def _address(text: str) -> str:
         return str(ipaddress.ip_address(text))
     except ValueError:
         raise ValueError('must be an IP address, for example "0.0.0.0", "127.0.0.1" or "::"') from None
-
-
-def _socket(path: Path) -> Path:
-    if not path.is_absolute():
-        raise ValueError("must be an absolute path")
-    size = len(str(path).encode())
-    if size > MAX_SOCKET_PATH_BYTES:
-        raise ValueError(
-            f"is {size} bytes long and Unix socket paths end at {MAX_SOCKET_PATH_BYTES}; choose a shorter directory"
-        )
-    return path
-
-
-def _absolute(path: Path) -> Path:
-    if not path.is_absolute():
-        raise ValueError("must be an absolute path")
-    return path
 
 
 def _database(url: str) -> str:
@@ -106,10 +88,10 @@ class CaSubject(Section):
 class Pkcs11Section(Section):
     """[ca.pkcs11]: the token that holds the authorities' keys. Its PIN stands in a file of its own, never here."""
 
-    module: Annotated[FilePath, AfterValidator(_absolute)]
+    module: AbsolutePath
     token: str = Field(default="", max_length=32)
     slot: int | None = Field(default=None, ge=0)
-    pin_file: Annotated[FilePath, AfterValidator(_absolute)]
+    pin_file: AbsolutePath
     key_label_prefix: str = Field(default="muniment-", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 
     @model_validator(mode="after")
@@ -248,7 +230,7 @@ class ServerSettings(Section):
     data_dir: FilePath = Field(default_factory=lambda: state_directory() / "server")
     bind_address: Annotated[str, AfterValidator(_address)] = "0.0.0.0"  # noqa: S104  # agents are on other machines
     bind_port: int = Field(default=8081, ge=0, le=65535)
-    socket_path: Annotated[FilePath, AfterValidator(_socket)] = Field(default_factory=server_socket)
+    socket_path: SocketPath = Field(default_factory=server_socket)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_file: str = ""
     log_format: Literal["json", "text"] = "json"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
@@ -13,16 +12,11 @@ from identity_server.domain.federation import EndpointProfile, FederationRelatio
 from identity_server.domain.reachability import AddressPolicy, parse_networks
 from spiffe_core.bundle import MIN_POLL
 from spiffe_core.errors import InvalidRequest
-from spiffe_core.runtime.settings import FilePath, Lifespan, Section, Texts, parsed_by
+from spiffe_core.runtime.settings import Lifespan, Section, Texts, parsed_by
+from spiffe_core.runtime.settings_places import AbsolutePath
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 
 MAX_FEDERATES_WITH = 10_000
-
-
-def _absolute(path: Path) -> Path:
-    if not path.is_absolute():
-        raise ValueError("must be an absolute path")
-    return path
 
 
 def endpoint_url(text: str) -> str:
@@ -84,7 +78,7 @@ class BundleClientSection(Section):
     """
 
     allowed_networks: Annotated[Texts, AfterValidator(_networks)] = ()
-    ca_file: Annotated[FilePath, AfterValidator(_absolute)] | None = None
+    ca_file: AbsolutePath | None = None
     max_redirects: int = Field(default=MAX_REDIRECTS, ge=0, le=MAX_REDIRECTS)
     min_interval: Lifespan = MIN_POLL
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
@@ -14,7 +13,8 @@ from identity_server.settings_federates_with import BundleClientSection, Federat
 from spiffe_core.bundle import MAX_REFRESH_HINT
 from spiffe_core.dns_name import check_dns_name
 from spiffe_core.errors import InvalidRequest
-from spiffe_core.runtime.settings import FilePath, Lifespan, Section, format_duration
+from spiffe_core.runtime.settings import Lifespan, Section, format_duration
+from spiffe_core.runtime.settings_places import AbsolutePath
 
 AHEAD = 3
 """A new authority is published so many refresh hints before it signs (SPIFFE Federation section 4.1)."""
@@ -27,12 +27,6 @@ def _address(text: str) -> str:
         return str(ipaddress.ip_address(text))
     except ValueError:
         raise ValueError('must be an IP address, for example "0.0.0.0", "127.0.0.1" or "::"') from None
-
-
-def _absolute(path: Path) -> Path:
-    if not path.is_absolute():
-        raise ValueError("must be an absolute path")
-    return path
 
 
 def provable_name(name: str) -> str:
@@ -63,7 +57,6 @@ def one_or_many(value: object) -> object:
 
 
 Address = Annotated[str, AfterValidator(_address)]
-AbsolutePath = Annotated[FilePath, AfterValidator(_absolute)]
 
 
 def _public_url(text: str) -> str:

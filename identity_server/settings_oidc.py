@@ -20,7 +20,6 @@ from spiffe_core.errors import ConfigError, InvalidRequest
 from spiffe_core.runtime.places import agent_socket, server_socket
 from spiffe_core.runtime.settings import (
     Duration,
-    FilePath,
     HealthCheckSection,
     Lifespan,
     Section,
@@ -31,6 +30,7 @@ from spiffe_core.runtime.settings import (
     parsed_by,
 )
 from spiffe_core.runtime.settings_kinds import OIDC
+from spiffe_core.runtime.settings_places import AbsolutePath
 from spiffe_core.spiffe_id import TrustDomain
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104  # what ":443" means; verifiers are elsewhere
@@ -49,12 +49,6 @@ def _listen_address(text: str) -> str:
     if host.count(":") and not (host.startswith("[") and host.endswith("]")):
         raise ValueError('must have brackets around an IPv6 address, for example "[::1]:8080"')
     return text
-
-
-def _absolute(path: Path) -> Path:
-    if not path.is_absolute():
-        raise ValueError("must be an absolute path")
-    return path
 
 
 def _name_or_none(name: str) -> str:
@@ -83,7 +77,6 @@ def _poll(value: timedelta) -> timedelta:
 
 
 ListenAddress = Annotated[str, Field(max_length=262), AfterValidator(_listen_address)]
-AbsolutePath = Annotated[FilePath, AfterValidator(_absolute)]
 PollInterval = Annotated[Duration, AfterValidator(_poll)]
 
 

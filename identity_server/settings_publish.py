@@ -8,25 +8,19 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from spiffe_core.runtime.settings import FilePath, Lifespan, Section
+from spiffe_core.runtime.settings import Lifespan, Section
+from spiffe_core.runtime.settings_places import AbsolutePath
 
 MAX_TARGETS = 16
 """Of each kind."""
 LONGEST_HINT = timedelta(days=30)
 
 _MODE = re.compile(r"0?[0-7]{3}")
-
-
-def _absolute(path: Path) -> Path:
-    if not path.is_absolute():
-        raise ValueError("must be an absolute path")
-    return path
 
 
 def _hint(value: timedelta) -> timedelta:
@@ -54,7 +48,6 @@ def _endpoint(text: str) -> str:
     return text
 
 
-LocalFile = Annotated[FilePath, AfterValidator(_absolute)]
 Hint = Annotated[Lifespan, AfterValidator(_hint)]
 Form = Literal["spiffe", "jwks", "pem"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
@@ -68,7 +61,7 @@ DataKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,253}$")]
 class PublishFileSection(Section):
     """[publish.file.NAME]: a file, replaced as a whole."""
 
-    path: LocalFile
+    path: AbsolutePath
     format: Form
     mode: Annotated[str, AfterValidator(_mode)] = "0644"
     refresh_hint: Hint | None = None
@@ -86,7 +79,7 @@ class PublishConfigMapSection(Section):
     configmap_name: ObjectName
     configmap_key: DataKey
     format: Form
-    kubeconfig_path: LocalFile | None = None
+    kubeconfig_path: AbsolutePath | None = None
     refresh_hint: Hint | None = None
 
 
@@ -100,9 +93,9 @@ class PublishS3Section(Section):
     endpoint: Annotated[str, AfterValidator(_endpoint)] | None = None
     path_style: bool | None = None
     insecure_http: bool = False
-    ca_file: LocalFile | None = None
+    ca_file: AbsolutePath | None = None
     access_key_id: str = Field(default="", pattern=r"^[A-Za-z0-9_+/=.-]{0,256}$")
-    secret_access_key_file: LocalFile | None = None
+    secret_access_key_file: AbsolutePath | None = None
     refresh_hint: Hint | None = None
 
     @model_validator(mode="after")

@@ -12,37 +12,15 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from spiffe_core.runtime.settings import FilePath, Section
+from spiffe_core.runtime.settings import Section
+from spiffe_core.runtime.settings_places import AbsolutePath, Host, SocketPath, is_host
 
-MAX_HOST = 253
-MAX_SOCKET_PATH_BYTES = 107
-"""`sockaddr_un.sun_path` holds 108 bytes, the last one zero."""
 MAX_MOUNT = 256
 DEFAULT_VAULT_PORT = 8200
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 """Where Kubernetes mounts a pod's token."""
 
-_HOST = re.compile(r"[A-Za-z0-9._:-]+")
 _MOUNT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
-
-
-def _absolute(path: Path) -> Path:
-    if not path.is_absolute():
-        raise ValueError("must be an absolute path")
-    return path
-
-
-def _socket(path: Path) -> Path:
-    size = len(str(_absolute(path)).encode())
-    if size > MAX_SOCKET_PATH_BYTES:
-        raise ValueError(f"is {size} bytes long and Unix socket paths end at {MAX_SOCKET_PATH_BYTES}")
-    return path
-
-
-def _host(text: str) -> str:
-    if not _HOST.fullmatch(text):
-        raise ValueError('must be a host name or an IP address, for example "identity.example.org" or "192.0.2.1"')
-    return text
 
 
 def _mount(text: str) -> str:
@@ -59,12 +37,11 @@ def _address(text: str) -> str:
     except ValueError:
         raise ValueError(rule) from None
     plain = not (parts.path.rstrip("/") or parts.query or parts.fragment or parts.username or parts.password)
-    if parts.scheme != "https" or not parts.hostname or not _HOST.fullmatch(parts.hostname) or not plain or port == 0:
+    if parts.scheme != "https" or not parts.hostname or not is_host(parts.hostname) or not plain or port == 0:
         raise ValueError(rule)
     return text
 
 
-LocalFile = Annotated[FilePath, AfterValidator(_absolute)]
 Mount = Annotated[str, Field(max_length=MAX_MOUNT), AfterValidator(_mount)]
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 
@@ -75,15 +52,15 @@ class UpstreamSpireSection(Section):
     `workload_api_socket` is the socket of an agent of the upstream server, on this machine.
     """
 
-    server_address: Annotated[str, Field(max_length=MAX_HOST), AfterValidator(_host)]
+    server_address: Host
     server_port: int = Field(default=8081, ge=1, le=65535)
-    workload_api_socket: Annotated[FilePath, AfterValidator(_socket)]
+    workload_api_socket: SocketPath
 
 
 class VaultTokenAuth(Section):
     """[upstream.vault.token_auth]: a token that somebody else puts into a file and keeps alive, or that we renew."""
 
-    token_file: LocalFile
+    token_file: AbsolutePath
 
 
 class VaultAppRoleAuth(Section):
@@ -91,7 +68,7 @@ class VaultAppRoleAuth(Section):
 
     mount: Mount = "approle"
     role_id: Name
-    secret_id_file: LocalFile
+    secret_id_file: AbsolutePath
 
 
 class VaultCertAuth(Section):
@@ -99,8 +76,8 @@ class VaultCertAuth(Section):
 
     mount: Mount = "cert"
     role: str = Field(default="", max_length=512)
-    client_cert_file: LocalFile
-    client_key_file: LocalFile
+    client_cert_file: AbsolutePath
+    client_key_file: AbsolutePath
 
 
 class VaultKubernetesAuth(Section):
@@ -108,7 +85,7 @@ class VaultKubernetesAuth(Section):
 
     mount: Mount = "kubernetes"
     role: Name
-    token_file: LocalFile = SERVICE_ACCOUNT_TOKEN
+    token_file: AbsolutePath = SERVICE_ACCOUNT_TOKEN
 
 
 _METHODS = ("token_auth", "approle_auth", "cert_auth", "kubernetes_auth")
@@ -123,7 +100,7 @@ class UpstreamVaultSection(Section):
     address: Annotated[str, AfterValidator(_address)]
     namespace: str = Field(default="", max_length=MAX_MOUNT, pattern=r"^[A-Za-z0-9._/-]*$")
     pki_mount: Mount = "pki"
-    ca_file: LocalFile | None = None
+    ca_file: AbsolutePath | None = None
     insecure_skip_verify: bool = False
     token_auth: VaultTokenAuth | None = None
     approle_auth: VaultAppRoleAuth | None = None

@@ -15,14 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Se
 
 from attestors.registry import NODE_PROVERS
 from node_agent.domain.renewal import LEAST_AVAILABILITY
-from node_agent.settings_addresses import (
-    LARGEST_PORT,
-    AbsolutePath,
-    Delegate,
-    ServerAddresses,
-    SocketPath,
-    server_address,
-)
+from node_agent.settings_addresses import LARGEST_PORT, Delegate, ServerAddresses, server_address
 from node_agent.settings_broker import BrokerSection
 from spiffe_core.crypto.keys import KeyKind
 from spiffe_core.errors import InvalidAddress
@@ -41,6 +34,7 @@ from spiffe_core.runtime.settings import (
     parsed_by,
 )
 from spiffe_core.runtime.settings_kinds import AGENT
+from spiffe_core.runtime.settings_places import AbsolutePath, SocketPath
 from spiffe_core.runtime.web_url import WebUrl
 from spiffe_core.spiffe_id import TrustDomain
 from workload_api.address import TcpAddress, UnixAddress, parse_address

@@ -7,8 +7,9 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from node_agent.domain.brokers import ANY, KNOWN, Broker, Permission
-from node_agent.settings_addresses import LARGEST_PORT, Delegate, Host, SocketPath
+from node_agent.settings_addresses import LARGEST_PORT, Delegate
 from spiffe_core.runtime.settings import Section, as_tuple
+from spiffe_core.runtime.settings_places import Host, SocketPath
 
 
 def _type_url(text: str) -> str:

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from spiffe_core.errors import InvalidAddress
+from spiffe_core.runtime.unix_sockets import MAX_SOCKET_PATH_BYTES
 from spiffe_core.spiffe_id import shown
 
 ENVIRONMENT_VARIABLE = "SPIFFE_ENDPOINT_SOCKET"
 MAX_ADDRESS_BYTES = 4096
-MAX_SOCKET_PATH_BYTES = 107
-"""sun_path has 108 bytes and its last is NUL (unix(7))."""
 MAX_PORT = 65535
 
 _FIELD = "endpoint_socket"

@@ -17,12 +17,12 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read once, when grpc is impor
 import grpc
 
 from spiffe_core.errors import Kind
+from spiffe_core.runtime.unix_sockets import MAX_SOCKET_PATH_BYTES
 from spiffe_core.terminal.failures import Failure
 from spiffe_core.terminal.printing import clean
 from spiffe_core.wire.channels import channel_options
 from spiffe_core.wire.status import from_rpc_error
 
-MAX_SOCKET_PATH_BYTES = 107
 _REFUSAL_ID = re.compile(r"\(([0-9a-f]{8})\)\Z")
 CALL_SECONDS = 30.0
 """How long a command waits for one answer."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spiffe_core.errors import ConfigError
+from spiffe_core.runtime.unix_sockets import MAX_SOCKET_PATH_BYTES
 
 BACKLOG = 4096
 _PARENT_MODE = 0o755
-_SUN_PATH_BYTES = 107  # struct sockaddr_un, less the terminating NUL
 
 
 @dataclass(slots=True)
@@ -47,9 +47,9 @@ def listen_unix(path: Path, *, mode: int, dir_mode: int) -> UnixListener:
     Raises:
         ConfigError: names the path, the rule and what to do.
     """
-    if len(os.fsencode(path)) > _SUN_PATH_BYTES:
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
         raise ConfigError(
-            f"socket path {path} is longer than {_SUN_PATH_BYTES} bytes, the kernel's limit; choose a shorter one",
+            f"socket path {path} is longer than {MAX_SOCKET_PATH_BYTES} bytes, the kernel's limit; choose a shorter one",
             field="socket_path",
         )
     _directory(path.parent, dir_mode)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from spiffe_core.errors import InvalidAddress, Kind
+from spiffe_core.runtime.unix_sockets import MAX_SOCKET_PATH_BYTES
 from workload_api.address import (
     MAX_ADDRESS_BYTES,
-    MAX_SOCKET_PATH_BYTES,
     TcpAddress,
     UnixAddress,
     endpoint_address,
