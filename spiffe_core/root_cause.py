@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
@@ -104,7 +105,7 @@ def no_match(found: Findings, nearest: Sequence[Miss], gone: Sequence[Registrati
     create = create_command((*found.node_names, found.agent.agent_id)[0], "ID", found.selectors or ())
     if gone:
         entry = gone[0]
-        fix = f"{update_command(entry)} -entryExpiry SECONDS"
+        fix = f"{update_command(replace(entry, expires_at=0))} -entryExpiry SECONDS"
         return Code.ENTRY_EXPIRED, f"{named(entry)} matches, and has expired", fix
     age = found.agent.synced_before
     if age is not None and age > STALE_SECONDS and found.agent.sync_trouble:

@@ -44,7 +44,9 @@ class Selector:
         """
         kind, colon, value = text.partition(":")
         if not colon:
-            raise InvalidSelector("selector: has no ':'; write type:value", field="selectors")
+            raise InvalidSelector(
+                "selector: has no ':'; write type:value, for example unix:uid:1000", field="selectors"
+            )
         return cls(kind, value)
 
     def __str__(self) -> str:

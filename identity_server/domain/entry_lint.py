@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from identity_server.domain.agents import SERVER_PATH
@@ -184,7 +184,9 @@ def _rest(entry: RegistrationEntry, state: State, rules: Rules) -> Iterator[Find
         yield _finding(LintCode.ID_TOO_LONG, entry, text, "give it a shorter path before a cloud is to trust it")
     if entry.expires_at and entry.expires_at <= rules.now:
         text = "it has expired: nobody is served by it, and it will be deleted"
-        yield _finding(LintCode.EXPIRED, entry, text, f"{update_command(entry)} -entryExpiry SECONDS")
+        yield _finding(
+            LintCode.EXPIRED, entry, text, f"{update_command(replace(entry, expires_at=0))} -entryExpiry SECONDS"
+        )
     for name in entry.federates_with:
         if name not in state.trust_bundles:
             text = f"it federates with {name}, whose bundle is not here: its workloads cannot verify anybody from there"

@@ -62,7 +62,7 @@ def explain(
     if output == "json":
         print_json(answer)
     else:
-        print_explanation(answer)
+        print_explanation(answer, by_agent=True)
     return 0 if answer.code == Code.SERVED.value else 1
 
 

@@ -132,6 +132,8 @@ def parsed_by(parse: Callable[[str], T]) -> BeforeValidator:
     """A validator from one of our own parsers: its IdentityError becomes the rule in the message."""
 
     def validate(value: object) -> object:
+        if isinstance(value, (bool, int, float, list, dict)):
+            raise ValueError("write it as text, in quotation marks")  # noqa: TRY004 - pydantic reports no TypeError
         if not isinstance(value, str):
             return value
         try:

@@ -12,8 +12,14 @@ _MARKS: Final = {1: "ok", 2: "NO", 3: "--"}
 """By the number of muniment.agent.explain.v1.Step.Outcome."""
 
 
-def print_explanation(answer: Any) -> None:
-    """The root cause, the chain, and what would mend it."""
+_UNKNOWN: Final = (
+    "`entry update` resets what it is not given, and this node does not know the entry's TTLs, DNS names and expiry:\n"
+    "`identity-server entry show -entryID ID` has them."
+)
+
+
+def print_explanation(answer: Any, *, by_agent: bool = False) -> None:
+    """The root cause, the chain, and what would mend it; an agent does not know all that an entry has."""
     click.echo(f"{clean(answer.code)}: {clean(answer.cause)}\n")
     _print_steps(answer)
     for one in answer.containers:
@@ -23,6 +29,9 @@ def print_explanation(answer: Any) -> None:
         click.echo(f"   {clean(one.explanation.cause)}")
         _print_steps(one.explanation)
         click.echo(f"   To mend it: {clean(one.explanation.fix)}")
+    fixes = [answer.fix, *(one.explanation.fix for one in answer.containers)]
+    if by_agent and any(" entry update " in one for one in fixes):
+        click.echo(f"\n{_UNKNOWN}")
     click.echo(f"\nTo mend it: {clean(answer.fix)}")
 
 

@@ -54,6 +54,25 @@ async def test_an_entry_with_a_parent_nobody_is_warned_of_and_the_command_that_m
     assert (await command("lint"))[0] == 0
 
 
+async def test_the_command_that_mends_an_entry_changes_nothing_else_of_it(live, command):
+    """Need 30: `entry update` replaces an entry whole, so the command names all that the entry has."""
+    agent = await live.join()
+    kept = ("-x509SVIDTTL", "20", "-jwtSVIDTTL", "30", "-dns", "a.test", "-dns", "b.test", "-hint", "x", "-admin")
+    kept = (*kept, "-downstream", "-disableX509SVIDPrefetch", "-jwtSVIDIncludeJTI", "-entryExpiry", "4000000000")
+    slip = f"spiffe://example.org{agent.path[:-2]}{agent.path[-1]}{agent.path[-2]}x"
+    code, said = await command("create", "-parentID", slip, *WEB, *kept)
+    fix = next(line for line in said.err.splitlines() if "-parentID spiffe://" in line)
+    before = said.out
+    code, said = await command(*mending(fix))
+    assert code == 0
+    differing = [
+        (old.split(":")[0].strip(), new.split(":")[0].strip())
+        for old, new in zip(before.splitlines(), said.out.splitlines(), strict=True)
+        if old != new
+    ]
+    assert differing == [("Parent ID", "Parent ID"), ("Revision", "Revision")]
+
+
 async def test_in_json_standard_output_is_spires_and_the_warnings_are_a_line_of_standard_error(live, command):
     """A13."""
     agent = await live.join()

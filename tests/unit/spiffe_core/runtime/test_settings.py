@@ -52,6 +52,13 @@ def refused(tmp_path, text, **overrides):
     return caught.value.public.replace(str(path), "FILE")
 
 
+@pytest.mark.parametrize(
+    "value", ["5", "true", "1.5", '["a"]', "{ a = 1 }"], ids=["whole", "truth", "part", "array", "table"]
+)
+def test_a_value_that_should_be_text_and_is_not_is_refused_in_words_of_the_file(tmp_path, value):
+    assert refused(tmp_path, f"trust_domain = {value}") == "FILE: trust_domain: write it as text, in quotation marks"
+
+
 def test_a_file_and_flags_become_one_frozen_tree(tmp_path):
     path = write(tmp_path, 'trust_domain = "example.org"\nport = 1\n[ca]\nttl = "1h30m"\nnames = ["a", "b"]\n')
     settings = load_settings(Outer, path, {"port": 2, "ca.ttl": "2h", "on": None})
