@@ -19,13 +19,9 @@ def update_command(entry: RegistrationEntry, *, parent: str = "", selectors: Ite
 
     `entry update` resets what it is not given, so everything that the entry has is in the command.
     """
-    return " ".join(
-        (
-            f"identity-server entry update -entryID {entry.id} -parentID {parent or entry.parent_id} "
-            f"-spiffeID {entry.spiffe_id} {selector_flags(frozenset(selectors) or entry.selectors)}",
-            *_kept(entry),
-        )
-    )
+    names = f"-entryID {entry.id} -parentID {parent or entry.parent_id} -spiffeID {entry.spiffe_id}"
+    wanted = selector_flags(frozenset(selectors) or entry.selectors)
+    return " ".join(("identity-server entry update", names, wanted, *_kept(entry)))
 
 
 def _kept(entry: RegistrationEntry) -> Iterator[str]:

@@ -4,12 +4,12 @@ import shlex
 from dataclasses import fields, replace
 
 import pytest
-from tests.builders import make_entry
 
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.mending import update_command
 from spiffe_core.selectors import Selector
 from spiffe_core.spiffe_id import TrustDomain
+from tests.builders import make_entry
 
 VALUES = {
     "x509_svid_ttl": 20,
