@@ -13,7 +13,9 @@ served before everybody else (S53). A user may have some dozens that are not beg
 some of them have begun. So nobody's rate is limited, however fast or slow the machine, and no line is long.
 
 A call whose request never comes is held by gRPC, some 12 KB each, and nobody is asked. So the calls of a user whose first
-message has not come whole are counted over all his connections; the connection that brings one too many is cut.
+message has not come whole are counted over all his connections; the connection that brings one too many is cut. Where
+the meter cannot follow a request as gRPC does, it counts it until its stream ends: never less is counted than is held.
+A frame counts once it is announced, so one request of each connection may be held and not counted.
 
 Only frame headers are read here, nine bytes of each frame, and the length of each call's first message.
 """
@@ -31,8 +33,11 @@ MAX_HEADER_BLOCK_BYTES: Final = 64 * 1024
 
 _DATA, _HEADERS, _RST_STREAM, _CONTINUATION = 0, 1, 3, 9
 _END_STREAM, _END_HEADERS, _PADDED = 0x1, 0x4, 0x8
+_STREAM_BITS: Final = 2**31 - 1
+"""RFC 9113 section 4.1: the highest bit of a stream's number means nothing, and gRPC ignores it."""
 _MESSAGE_PREFIX_BYTES: Final = 5
 _UNKNOWN_BYTES: Final = 2**62
+"""More than any stream carries: the request is open until its stream ends."""
 MAX_UNFINISHED: Final = 512
 """Requests that may be under way on one connection: five times as many as gRPC takes, which it says in its SETTINGS."""
 _PRICES: Final = {
@@ -155,7 +160,7 @@ class FrameWalker:
     def __init__(self) -> None:
         self.calls = 0
         """Header blocks begun so far: each opens a call, a gRPC client sends no others."""
-        self.unfinished: dict[bytes, int] = {}
+        self.unfinished: dict[int, int] = {}
         """The streams whose first message has not come whole, and how many bytes of it are missing, -1 if unknown."""
         self._preface = 0  # bytes of it seen
         self._partial = b""  # the beginning of a frame header
@@ -194,25 +199,34 @@ class FrameWalker:
                 position += FRAME_HEADER_BYTES
             self._skip = length = head[at] << 16 | head[at + 1] << 8 | head[at + 2]
             kind, flags = head[at + 3], head[at + 4]
-            stream = head[at + 5 : at + FRAME_HEADER_BYTES]
-            if kind in _OF_REQUESTS and self._goes_on(stream, kind, flags):
-                self._go_on(stream, data[position : position + _MESSAGE_PREFIX_BYTES], length)
+            if kind in _OF_REQUESTS:
+                stream = int.from_bytes(head[at + 5 : at + FRAME_HEADER_BYTES]) & _STREAM_BITS
+                if self._goes_on(stream, kind, flags):
+                    self._go_on(stream, data[position : position + _MESSAGE_PREFIX_BYTES], length)
             tokens += self._frame(kind, flags, length)
         return tokens
 
-    def _goes_on(self, stream: bytes, kind: int, flags: int) -> bool:
-        """Whether this is a further part of an open request; one that begins or ends is counted here."""
+    def _goes_on(self, stream: int, kind: int, flags: int) -> bool:
+        """Whether this is a further part of an open request; one that begins or ends is counted here.
+
+        No honest request begins twice (RFC 9113 section 8.1: a later header block ends the stream). But gRPC refuses a
+        stream when too many are open, and takes the same number later: what it skipped in between is not of that call.
+        Padding it does not take at all; its bytes are not looked through for a message.
+        """
         if kind == _RST_STREAM or flags & _END_STREAM:
             self.unfinished.pop(stream, None)
             return False
         if kind == _HEADERS:
-            self.unfinished[stream] = -1
+            self.unfinished[stream] = _UNKNOWN_BYTES if stream in self.unfinished else -1
             if len(self.unfinished) > MAX_UNFINISHED:
                 raise Abuse("more requests are open than any honest client has")
             return False
-        return stream in self.unfinished and not flags & _PADDED
+        if stream in self.unfinished and flags & _PADDED:
+            self.unfinished[stream] = _UNKNOWN_BYTES
+            return False
+        return stream in self.unfinished
 
-    def _go_on(self, stream: bytes, begin: bytes, length: int) -> None:
+    def _go_on(self, stream: int, begin: bytes, length: int) -> None:
         """Count down the first message, by gRPC's prefix: a flag and four bytes of length.
 
         A prefix that is cut in two is not put together: that request is open until its stream ends.

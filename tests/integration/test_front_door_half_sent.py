@@ -43,8 +43,10 @@ async def door(monkeypatch):
 async def connected(path):
     reader, writer = await asyncio.open_unix_connection(path)
     writer.write(PREFACE + frame(SETTINGS, 0, 0))
-    yield reader, writer
-    writer.close()
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
 
 
 def half_sent(count, first=1):
@@ -78,6 +80,24 @@ async def test_who_leaves_too_many_requests_half_sent_is_cut_and_a_connection_th
                 writer.write(half_sent(MOST))
                 if await answers(reader, writer, b"all-gone"):
                     break
+
+
+def smuggled(stream):
+    """A call whose message claims to be long, under a number that means the same stream (RFC 9113 section 4.1)."""
+    return (
+        frame(HEADERS, END_HEADERS, stream, HEADER_BLOCK)
+        + frame(DATA, 0, stream | 2**31, b"\0\0\x0f")
+        + frame(DATA, 0, stream, bytes(5))
+    )
+
+
+async def test_a_request_under_another_spelling_of_its_stream_is_counted_all_the_same(door):
+    """gRPC holds such a call: it does not read the number's highest bit."""
+    async with connected(door) as (reader, writer):
+        writer.write(b"".join(smuggled(1 + 2 * number) for number in range(MOST)))
+        assert await answers(reader, writer, b"all-five")
+        writer.write(smuggled(1 + 2 * MOST))
+        assert not await answers(reader, writer, b"one-more")
 
 
 async def test_streams_of_requests_that_the_server_ended_are_not_held_against_a_client(door):

@@ -211,6 +211,107 @@ def test_a_request_is_open_until_its_first_message_is_whole():
     walker.price(cut[12:])
     walker.price(opened(1, 13) + frame(0, 0, 0, stream=13) + message(13, 9, cut=11))
     walker.price(message(13, 0))
-    assert [int.from_bytes(one, "big") for one in walker.unfinished] == [7, 9, 11, 13]
+    assert list(walker.unfinished) == [7, 9, 11, 13]
     walker.price(b"".join(frame(0, 1, 0, stream=stream) for stream in (7, 9, 11, 13)))
     assert not walker.unfinished
+
+
+def headers(stream, flags=0, size=1):
+    return frame(1, 4 | flags, size, stream)
+
+
+def data(stream, payload, flags=0):
+    return len(payload).to_bytes(3, "big") + bytes([0, flags]) + struct.pack(">I", stream) + payload
+
+
+END, PADDED, PRIORITY, RESERVED = 0x1, 0x8, 0x20, 2**31
+WHOLE, HALF = b"\0" + struct.pack(">I", 2) + b"ab", b"\0" + struct.pack(">I", 100) + b"half"
+ENDS, LASTS = False, True
+
+
+@pytest.mark.parametrize(
+    ("after", "is_open"),
+    [
+        pytest.param(b"", LASTS, id="nothing"),
+        pytest.param(data(1, WHOLE), ENDS, id="a whole message"),
+        pytest.param(data(1, WHOLE + HALF), ENDS, id="a second message is the handler's to wait for"),
+        pytest.param(data(1, WHOLE + HALF) + data(1, HALF), ENDS, id="and so is what follows it"),
+        pytest.param(data(1, HALF), LASTS, id="half a message"),
+        pytest.param(data(1, HALF) + data(1, bytes(95)), LASTS, id="all but one byte"),
+        pytest.param(data(1, HALF) + data(1, bytes(96)), ENDS, id="a message in two frames"),
+        pytest.param(data(1, HALF) + data(1, WHOLE), LASTS, id="what looks like a message inside one"),
+        pytest.param(b"".join(data(1, b"\0") for _ in range(50)), LASTS, id="one byte to a frame"),
+        pytest.param(data(1, b"\0\0\0\xff") + data(1, bytes(5)), LASTS, id="a prefix cut before its last byte"),
+        pytest.param(data(1, b"") * 3, LASTS, id="frames of no bytes"),
+        pytest.param(data(1, b"") * 3 + data(1, WHOLE), ENDS, id="frames of no bytes before a message"),
+        pytest.param(data(1, b"\0\xff\xff\xff\xff") + data(1, bytes(16_000)) * 50, LASTS, id="a length of 4 GiB"),
+        pytest.param(
+            data(1, b"\x04" + HALF + bytes(4), PADDED) + data(1, bytes(5)), LASTS, id="padding, then a message"
+        ),
+        pytest.param(data(1, b"\0" + WHOLE, PADDED), LASTS, id="a message in a padded frame"),
+        pytest.param(data(1, HALF) + data(1, bytes(96), PADDED), LASTS, id="its rest in a padded frame"),
+        pytest.param(data(1, b"\0", PADDED) + data(1, b"", END), ENDS, id="padding, then the end"),
+        pytest.param(data(1 | RESERVED, HALF[:3]) + data(1, bytes(5)), LASTS, id="its begin under the reserved bit"),
+        pytest.param(data(1, HALF[:5]) + data(1 | RESERVED, bytes(100)), ENDS, id="its end under the reserved bit"),
+        pytest.param(data(1 | RESERVED, b"", END), ENDS, id="the stream's end under the reserved bit"),
+        pytest.param(data(3, WHOLE, END) + frame(3, 0, 4, stream=3), LASTS, id="the end of another stream"),
+        pytest.param(data(0, WHOLE, END), LASTS, id="the end of the connection's own stream"),
+        pytest.param(frame(2, END, 5), LASTS, id="PRIORITY has no flags"),
+        pytest.param(frame(8, END, 4), LASTS, id="nor has WINDOW_UPDATE"),
+        pytest.param(frame(9, END, 4), LASTS, id="CONTINUATION does not end a stream"),
+        pytest.param(frame(5, END, 4), LASTS, id="nor does PUSH_PROMISE"),
+        pytest.param(frame(77, END, 4), LASTS, id="nor a frame nobody knows"),
+        pytest.param(frame(3, 0, 4), ENDS, id="RST_STREAM"),
+        pytest.param(data(1, HALF) + frame(3, 0, 4), ENDS, id="RST_STREAM inside a message"),
+        pytest.param(data(1, HALF, END), ENDS, id="the end inside a message"),
+        pytest.param(headers(1, END), ENDS, id="trailers"),
+        pytest.param(headers(1, END | PADDED | PRIORITY, 9), ENDS, id="trailers with padding and priority"),
+        pytest.param(data(1, HALF) + headers(1, END), ENDS, id="trailers inside a message"),
+        pytest.param(data(1, WHOLE) + headers(1), LASTS, id="a call that begins again once it was whole"),
+        pytest.param(frame(3, 0, 4) + headers(1), LASTS, id="a call that begins again once it was reset"),
+        pytest.param(data(1, b"", END) + headers(1), LASTS, id="a call that begins again once it had ended"),
+    ],
+)
+@pytest.mark.parametrize("flags", [0, PADDED, PRIORITY])
+def test_a_request_is_counted_for_as_long_as_grpc_may_hold_it(after, is_open, flags):
+    """S51, S53: what cannot be followed counts until its stream ends, by whatever frame (RFC 9113 sections 5.1 and 6)."""
+    walker = FrameWalker()
+    walker.price(PREFACE + headers(1, flags, 9) + after)
+    assert set(walker.unfinished) == ({1} if is_open else set())
+
+
+@pytest.mark.parametrize(
+    "between", [b"", HALF, b"\0", HALF + bytes(95)], ids=["nothing", "half", "a byte", "almost all"]
+)
+@pytest.mark.parametrize("stream", [1, 1 | RESERVED])
+def test_a_stream_that_begins_again_while_it_is_open_is_open_until_it_ends(between, stream):
+    """gRPC skips what a refused stream says and takes its number later: neither bytes are the other call's."""
+    walker = FrameWalker()
+    walker.price(PREFACE + headers(1) + data(1, between) + headers(stream))
+    for message in (WHOLE, bytes(1), bytes(96)):
+        walker.price(data(1, message))
+        assert list(walker.unfinished) == [1]
+    walker.price(data(1, b"", END))
+    assert not walker.unfinished
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.builds(data, st.sampled_from([1, 3]), st.sampled_from([b"", b"\0", WHOLE, HALF, bytes(96)])),
+            st.builds(data, st.sampled_from([1, 3]), st.just(b"\0" + WHOLE), st.just(PADDED)),
+        ),
+        max_size=8,
+    ),
+    st.lists(st.integers(1, 40), max_size=60),
+)
+def test_cutting_the_bytes_makes_no_request_count_for_less(parts, cuts):
+    """TCP may deliver any byte boundary, and a client chooses it."""
+    stream = PREFACE + headers(1) + headers(3) + b"".join(parts)
+    whole, cut, at = FrameWalker(), FrameWalker(), 0
+    whole.price(stream)
+    for size in cuts:
+        cut.price(stream[at : at + size])
+        at += size
+    cut.price(stream[at:])
+    assert set(cut.unfinished) >= set(whole.unfinished)
