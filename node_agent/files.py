@@ -17,8 +17,8 @@ from attestors.api import NodeProver
 from attestors.node.join_token import MAX_TOKEN_BYTES, JoinTokenProver, NoSettings, ProverPorts
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.bundle_document import load_bundle, load_bundle_pem
-from spiffe_core.errors import ConfigError, Forbidden, IdentityError, PreconditionFailed, Unavailable
-from spiffe_core.runtime.https_client import Exchange, TlsTarget, UnixTarget, cause_of
+from spiffe_core.errors import ConfigError, Forbidden, IdentityError, PreconditionFailed, Unavailable, Unbelieved
+from spiffe_core.runtime.https_client import Exchange, TlsTarget, UnixTarget, cause_of, dates_of
 from spiffe_core.runtime.offload import Offload
 from spiffe_core.runtime.web_url import WebUrl
 from spiffe_core.spiffe_id import TrustDomain
@@ -163,7 +163,8 @@ class BundleUrl:
         try:
             answer = Exchange(deadline=deadline, limit=MAX_BUNDLE_BYTES).run(target, "GET", where.path, headers)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise Unavailable(f"{name}: {cause_of(error)}") from None
+            text, reason = f"{name}: {cause_of(error)}", dates_of(error)
+            raise (Unavailable(text) if reason is None else Unbelieved(text, reason)) from None
         if answer.status != http.HTTPStatus.OK:
             advice = "; redirects are not followed: name the last URL" if answer.location else ""
             raise Unavailable(f"{name}: answered with HTTP status {answer.status}{advice}")

@@ -142,6 +142,7 @@ def explanations(
             member=session.is_member,
             why=session.why,
             advice=session.advice,
+            reason=session.reason,
             waits_for=outlook_of(session, steady.now()).waits_for,
             ready=parts.workloads.ready,
             pushed=parts.follow is not None and parts.follow.up,

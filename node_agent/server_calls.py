@@ -13,7 +13,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from node_agent.domain.bearings import Bearings
 from node_agent.ports import ServerUnproven, TurnedAway
-from spiffe_core.errors import IdentityError, Reason, Unauthenticated, Unavailable, VerificationFailed
+from spiffe_core.errors import IdentityError, Reason, Unauthenticated, Unavailable, Unbelieved, VerificationFailed
 from spiffe_core.wire.dialer import Dialer
 from spiffe_core.wire.positions import NONE, POSITION, position_in
 from spiffe_core.wire.services import Stub
@@ -89,5 +89,8 @@ def _unreached(why: IdentityError) -> Unavailable:
     """Why there is no connection, told apart from the causes that another bundle, or another SVID, may end."""
     if isinstance(why, Unauthenticated):
         return TurnedAway(why.public, **why.facts)
-    unknown = isinstance(why, VerificationFailed) and why.reason is Reason.UNKNOWN_AUTHORITY
-    return (ServerUnproven if unknown else Unavailable)(why.public, **why.facts)
+    if not isinstance(why, VerificationFailed):
+        return Unavailable(why.public, **why.facts)
+    if why.reason is Reason.UNKNOWN_AUTHORITY:
+        return ServerUnproven(why.public, **why.facts)
+    return Unbelieved(why.public, why.reason, **why.facts)

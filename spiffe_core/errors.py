@@ -10,7 +10,9 @@
     ├── Forbidden                 known, and not allowed
     │   ├── AgentRefused          with SPIRE's reason, on which agents act
     │   └── NoIdentityIssued      a workload that matches no registration entry
-    ├── NotFound  Conflict  PreconditionFailed  Unavailable  Unimplemented
+    ├── NotFound  Conflict  PreconditionFailed  Unimplemented
+    ├── Unavailable               try again later
+    │   └── Unbelieved            somebody was reached and did not prove itself (see Reason)
     ├── Exhausted                 a bound was reached
     │   └── TooFast               a bound on the rate; says when to come back
     ├── CorruptState              a file or row is not what we wrote; names the path and what to do
@@ -23,6 +25,7 @@ The gRPC and HTTP codes stand in `spiffe_core.wire.status`, nowhere else.
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 
 class Kind(enum.Enum):
@@ -77,6 +80,12 @@ class Reason(enum.Enum):
     BAD_HEADER = "bad-header"
     BAD_CLAIM = "bad-claim"
     UNEXPECTED_AUDIENCE = "unexpected-audience"
+    OTHER_TRUST_DOMAIN = "other-trust-domain"
+    """The other side proves itself, or may, for a trust domain that is not the one expected."""
+
+
+OUT_OF_TIME: Final = frozenset({Reason.EXPIRED, Reason.NOT_YET_VALID})
+"""What was not believed for its dates: either they, or this machine's clock, are wrong."""
 
 
 class IdentityError(Exception):
@@ -209,6 +218,14 @@ class Unavailable(IdentityError):
     """Try again later."""
 
     kind = Kind.UNAVAILABLE
+
+
+class Unbelieved(Unavailable):
+    """Whoever was to be asked was reached, and did not prove itself."""
+
+    def __init__(self, public: str, reason: Reason, **facts: object) -> None:
+        super().__init__(public, **facts)
+        self.reason = reason
 
 
 class Unimplemented(IdentityError):

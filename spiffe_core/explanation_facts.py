@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from spiffe_core.entry import RegistrationEntry
+from spiffe_core.errors import Reason
 from spiffe_core.explanation_codes import Code
 from spiffe_core.selectors import Selector
 
@@ -65,6 +66,8 @@ class AgentFacts:
     waits_for: str = ""
     advice: str = ""
     """What the agent itself says has to be done, if it knows."""
+    reason: Reason | None = None
+    """The kind of `why`, where the agent did not believe its server or what it answered."""
     ready: bool = False
     pushed: bool = False
     position: str = ""

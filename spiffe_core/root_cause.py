@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Final
 
 from spiffe_core.entry import RegistrationEntry
+from spiffe_core.errors import OUT_OF_TIME, Reason
 from spiffe_core.explanation_codes import MEANINGS, Code
 from spiffe_core.explanation_facts import AgentFacts, Asked, Elsewhere, Findings, Issue
 from spiffe_core.mending import create_command, named, update_command
@@ -47,14 +47,11 @@ def agent_cause(agent: AgentFacts) -> Cause | None:
     return None
 
 
-_CLOCKS: Final = ("compare the clocks", "check both clocks", "expired", "not valid before", "not yet valid")
-
-
 def _joining(agent: AgentFacts) -> str:
-    """What lets an agent join, by what its last try failed of: our own words, which the corpus of mistakes holds fast."""
-    if "trust domain" in agent.why and "different" in agent.why:
+    """What lets an agent join, by what its last try failed of."""
+    if agent.reason is Reason.OTHER_TRUST_DOMAIN:
         return "correct trust_domain, or server_address, in the agent's settings and restart it"
-    if any(text in agent.why for text in _CLOCKS):
+    if agent.reason in OUT_OF_TIME:
         return (
             "set this node's clock right (`timedatectl`); if it is right, write the server's bundle of now to "
             "trust_bundle_path: identity-server bundle show"

@@ -107,7 +107,7 @@ class ExplainEntitlement:
             banned=known.banned,
             member=known.expires_at > self._clock.now().timestamp(),
             why="its SVID has expired: it has not been here for a while",
-            waits_for="the agent to attest anew",
+            advice="start it, or read its log: it attests anew by itself as soon as it reaches this server",
             ready=True,
             pushed=progress is not None and progress.connected,
             position=f"revision {progress.revision} of {self._progress.revision}" if progress is not None else "",

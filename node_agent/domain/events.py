@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from spiffe_core.errors import Refusal
+from spiffe_core.errors import Reason, Refusal
 
 
 class Trouble(enum.Enum):
@@ -44,7 +44,8 @@ class AttemptFailed:
     """The Join or Renew under way did not work. `jitter` in [-1, 1] spreads the next one.
 
     `advice` tells the operator what to do; it matters when the trouble is the credential. `one_use` says that the same
-    evidence is never judged differently (a join token): only other evidence is worth a frequent attempt.
+    evidence is never judged differently (a join token): only other evidence is worth a frequent attempt. `reason` is why
+    the server, or its answer, was not believed.
     """
 
     trouble: Trouble
@@ -53,6 +54,7 @@ class AttemptFailed:
     refusal: Refusal | None = None
     advice: str = ""
     one_use: bool = False
+    reason: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)

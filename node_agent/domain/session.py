@@ -70,7 +70,7 @@ from node_agent.domain.events import (
 )
 from node_agent.domain.retries import FIRST_RETRY, LONGEST_HOPELESS, LONGEST_RETRY, retry_delay
 from node_agent.domain.standing import Phase, Session
-from spiffe_core.errors import Refusal
+from spiffe_core.errors import Reason, Refusal
 
 BANNED = (
     "this agent is banned by the server: all keys and SVIDs were deleted and nothing is served any more; "
@@ -107,14 +107,14 @@ def _noted(session: Session, event: Event, now: float) -> tuple[Session, tuple[C
         case Tick():
             session = _expire(session, now)
         case Replace() if session.phase is Phase.JOINED:
-            session = replace(session, phase=Phase.RENEWING, retry_at=now, why=event.why)
+            session = replace(session, phase=Phase.RENEWING, retry_at=now, why=event.why, reason=None)
         case CredentialChanged():
             session = replace(session, unused=True)
             if not session.is_member or session.bootstraps(now) or session.attests_anew(now):
                 session = replace(session, retry_at=now)
         case StillGood() if session.is_member or session.lapsed:
             phase = session.phase if session.is_member else Phase.JOINED
-            session = replace(session, phase=phase, lapsed=False, why="")
+            session = replace(session, phase=phase, lapsed=False, why="", reason=None)
             session = replace(session, renew_at=event.renew_at, expires_at=event.expires_at)
     return session, ()
 
@@ -148,21 +148,23 @@ def _turned_away(session: Session, event: TurnedAway, now: float) -> tuple[Sessi
     session = replace(session, doubt_since=None)
     if not session.is_member or session.turned_away_since is not None:
         return session, ()
-    session = replace(session, turned_away_since=now, why=event.why, advice=event.advice)
+    session = replace(session, turned_away_since=now, why=event.why, advice=event.advice, reason=None)
     if session.has_evidence:
         return session, (Say(f"{event.why}; if that lasts for {FIRST_RETRY:.0f} s this agent attests anew"),)
     return session, (Say(f"{event.why}; {event.advice}", grave=True),)
 
 
 def _welcomed(session: Session) -> Session:
-    return session if session.turned_away_since is None else replace(session, turned_away_since=None, why="", advice="")
+    if session.turned_away_since is None:
+        return session
+    return replace(session, turned_away_since=None, why="", advice="", reason=None)
 
 
 def _expire(session: Session, now: float) -> Session:
     if session.is_member and not session.busy and now >= session.expires_at:
         why = "the agent's own SVID has expired"
-        session = replace(session, phase=Phase.UNJOINED, retry_at=now, failures=0, why=why, lapsed=True)
-        return replace(session, turned_away_since=None)
+        session = replace(session, phase=Phase.UNJOINED, retry_at=now, failures=0, why=why, reason=Reason.EXPIRED)
+        return replace(session, lapsed=True, turned_away_since=None)
     return session
 
 
@@ -173,7 +175,8 @@ def _act(session: Session, now: float) -> tuple[Session, tuple[Command, ...]]:
     anew, unknown = session.bootstraps(now), session.attests_anew(now)
     if session.phase is Phase.JOINED and (anew or unknown or now >= session.renew_at):
         why = "the server is proven by nothing this agent believes: bootstrapping again" if anew else ""
-        session = replace(session, phase=Phase.RENEWING, retry_at=now, why=session.why if unknown else why)
+        session = replace(session, phase=Phase.RENEWING, retry_at=now)
+        session = session if unknown else replace(session, why=why, reason=None)
     if session.phase is Phase.JOINED or now < session.retry_at:
         return session, ()
     by_renewal = session.phase is Phase.RENEWING and not session.reattestable and not anew and not unknown
@@ -205,6 +208,7 @@ def _failed(session: Session, event: AttemptFailed, now: float) -> tuple[Session
         session,
         retry_at=now + retry_delay(session.failures, event.jitter, longest=longest),
         why=event.why,
+        reason=event.reason,
         advice=event.advice if grave else kept,
         unused=session.unused and not hopeless,
     )
@@ -214,17 +218,17 @@ def _failed(session: Session, event: AttemptFailed, now: float) -> tuple[Session
 
 def _refused(session: Session, refusal: Refusal, now: float) -> tuple[Session, tuple[Command, ...]]:
     if refusal is Refusal.AGENT_BANNED:
-        rejected = replace(session, phase=Phase.REJECTED, busy=False, why=BANNED)
+        rejected = replace(session, phase=Phase.REJECTED, busy=False, why=BANNED, reason=None)
         return rejected, (Forget(), Say(BANNED, grave=True))
     if not session.is_member:
         return session, ()
     wait = _pause(session, now)
     if refusal is Refusal.AGENT_MUST_REATTEST:
         why = "the server wants this agent to attest anew instead of renewing"
-        session = replace(session, phase=Phase.RENEWING, reattestable=True, retry_at=now + wait, why=why)
+        session = replace(session, phase=Phase.RENEWING, reattestable=True, retry_at=now + wait, why=why, reason=None)
         return _with_note(_act(session, now), why)
     why = f"the server does not accept this agent's SVID any more ({refusal.name}): attesting anew"
-    session = replace(session, phase=Phase.UNJOINED, retry_at=now + wait, why=why)
+    session = replace(session, phase=Phase.UNJOINED, retry_at=now + wait, why=why, reason=None)
     session = replace(session, doubt_since=None, turned_away_since=None)
     return _with_note(_act(session, now), why)
 

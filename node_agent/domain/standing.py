@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from node_agent.domain.retries import FIRST_RETRY
+from spiffe_core.errors import Reason
 
 
 class Phase(enum.Enum):
@@ -24,7 +25,8 @@ class Session:
     `patience` is how many seconds a server may stay unproven before a bootstrap, None for ever; `doubt_since` is when it
     began to be. `unused` tells whether the evidence at hand may be good still, `bootstrapping` whether the attempt under
     way is a bootstrap, `lapsed` whether the membership ended by the clock alone. `turned_away_since` is since when a
-    proven server has not taken the own SVID. `advice` is what the operator should do about `why`.
+    proven server has not taken the own SVID. `advice` is what the operator should do about `why`, and `reason` the kind of
+    it where something was not believed.
     """
 
     phase: Phase = Phase.UNJOINED
@@ -38,6 +40,7 @@ class Session:
     issued_at: float = float("-inf")
     why: str = "not joined yet"
     advice: str = ""
+    reason: Reason | None = None
     patience: float | None = None
     doubt_since: float | None = None
     turned_away_since: float | None = None

@@ -48,6 +48,7 @@ from spiffe_core.errors import (
     Reason,
     Refusal,
     Unavailable,
+    Unbelieved,
     VerificationFailed,
 )
 from spiffe_core.lifetime import renew_at
@@ -210,14 +211,17 @@ class Membership:
             self._end(Trouble.UNPROVEN, error.public)
         except TurnedAway as error:
             self._end(Trouble.TURNED_AWAY, error.public)
+        except (Unbelieved, VerificationFailed) as error:
+            self._end(Trouble.PASSING, error.public, reason=error.reason)
         except IdentityError as error:
             self._end(Trouble.PASSING, error.public)
 
-    def _end(self, trouble: Trouble, why: str, refusal: Refusal | None = None) -> None:
+    def _end(self, trouble: Trouble, why: str, refusal: Refusal | None = None, *, reason: Reason | None = None) -> None:
         doing = "renew the agent's SVID" if self.session.is_member else "join the trust domain"
         text = f"could not {doing}: {why}"
         one_use = self._credentials.one_use
-        self._feed(AttemptFailed(trouble, text, self._draw(), refusal, self._credentials.advice, one_use))
+        advice = self._credentials.advice
+        self._feed(AttemptFailed(trouble, text, self._draw(), refusal, advice, one_use, reason))
 
     async def _join(self, *, anew: bool) -> None:
         self._tried = self._credentials.fingerprint()

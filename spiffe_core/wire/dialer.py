@@ -24,7 +24,7 @@ import grpc.aio
 
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.crypto.certificates import read_certificate
-from spiffe_core.errors import IdentityError, Reason, Unauthenticated, Unavailable, VerificationFailed
+from spiffe_core.errors import OUT_OF_TIME, IdentityError, Reason, Unauthenticated, Unavailable, VerificationFailed
 from spiffe_core.lifetime import CLOCK_SKEW
 from spiffe_core.runtime.supervise import spawn
 from spiffe_core.runtime.unix_sockets import peer_credentials
@@ -54,7 +54,6 @@ _CLOSE_SECONDS = 2.0
 _VERDICT_SECONDS = 5.0
 """A server that does not take a certificate hangs up at once; one that is overwhelmed does so after its handshakes' 10 s."""
 _NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL: dates are judged by `_verified`
-_DATES = frozenset({Reason.NOT_YET_VALID, Reason.EXPIRED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +355,7 @@ class Dialer:
         try:
             svid = self._verified(tls, trust.bundles)
         except VerificationFailed as failure:
-            if failure.reason in _DATES:
+            if failure.reason in OUT_OF_TIME:
                 raise VerificationFailed(
                     f"the server is out of its time by this machine's clock ({self._now():%Y-%m-%dT%H:%M:%SZ}; "
                     f"{failure.public}): compare the clocks of both machines",
@@ -367,7 +366,7 @@ class Dialer:
             raise VerificationFailed(
                 f"server and agent belong to different trust domains: {failure.public}. The agent's is "
                 f"{trust.expected.trust_domain}; correct trust_domain, or server_address",
-                Reason.NO_BUNDLE,
+                Reason.OTHER_TRUST_DOMAIN,
             ) from None
         if svid is None:
             raise VerificationFailed("the server presented no certificate", Reason.EMPTY_CHAIN)

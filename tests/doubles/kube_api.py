@@ -31,7 +31,7 @@ class KubePki:
         self.folder = folder
         self.ca = write_certificates(folder / "ca.crt", self.pki.root.der)
 
-    def pair(self, name, *, cn="", addresses=("127.0.0.1",), dns=("kubernetes.default.svc", "localhost")):
+    def pair(self, name, *, cn="", addresses=("127.0.0.1",), dns=("kubernetes.default.svc", "localhost"), begins=None):
         """(certificate, key) as files."""
         key, root = generate(KeyKind.EC_P256), self.pki.root
         names = [x509.IPAddress(ip_address(one)) for one in addresses]
@@ -39,7 +39,7 @@ class KubePki:
             key,
             signer=root.key,
             issuer=root.certificate,
-            now=self.pki.now,
+            now=begins or self.pki.now,
             subject=(("CN", cn or name),),
             dns=dns,
             other_names=names,

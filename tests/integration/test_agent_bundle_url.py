@@ -6,6 +6,7 @@ import socketserver
 import ssl
 import threading
 import time
+from datetime import timedelta
 
 import pytest
 
@@ -13,7 +14,7 @@ from deploy.demo.stack import LocalStack
 from node_agent import files
 from node_agent.files import BundleUrl
 from spiffe_core.bundle_document import dump_bundle, dump_bundle_pem
-from spiffe_core.errors import ConfigError, Unavailable
+from spiffe_core.errors import ConfigError, Reason, Unavailable, Unbelieved
 from tests.authority import SpiffeTestCA
 from tests.doubles.https_double import HttpsDouble
 from tests.doubles.kube_api import KubePki
@@ -89,6 +90,16 @@ async def test_only_an_authority_of_the_system_proves_the_web_server(pki):
     with answering(pki, 200, PEM) as (_, url):
         with pytest.raises(Unavailable, match="certificate is not believed"):
             await source(pki, url, tls=None).bundle()
+
+
+@pytest.mark.parametrize(("days", "reason"), [(-400, Reason.EXPIRED), (40, Reason.NOT_YET_VALID)])
+async def test_a_web_server_out_of_its_time_is_told_apart(pki, days, reason):
+    """R19: it may be this machine's clock."""
+    certificate, key = pki.pair("late", begins=pki.pki.now + timedelta(days=days))
+    with HttpsDouble(certificate, key, lambda *_: (200, PEM)) as double:
+        with pytest.raises(Unbelieved, match="certificate is not believed") as refusal:
+            await source(pki, f"https://127.0.0.1:{double.port}/bundle").bundle()
+        assert refusal.value.reason is reason
 
 
 @contextlib.contextmanager

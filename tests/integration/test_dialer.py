@@ -18,6 +18,7 @@ from tests.authority import CLIENT_AUTH, SpiffeTestCA
 from tests.doubles.tls_domain import AGENT_ID, CLOCK, SERVER_ID, dialing, identity_of, listening, refused, who
 
 BAD_SERVERS = {
+    "another trust domain's": (lambda ca: ca.issue("spiffe://other.org/spire/server"), Reason.OTHER_TRUST_DOMAIN),
     "another ID of the domain": (lambda ca: ca.issue("spiffe://example.org/w"), Reason.UNEXPECTED_ID),
     "a stranger's CA": (lambda _: SpiffeTestCA("example.org").issue(SERVER_ID), Reason.UNKNOWN_AUTHORITY),
     "expired": (

@@ -9,7 +9,7 @@ from node_agent.domain.standing import Phase
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.crypto.csr import parse_csr
 from spiffe_core.crypto.keys import from_pkcs8, key_digest
-from spiffe_core.errors import ConfigError, Refusal, Unavailable, VerificationFailed
+from spiffe_core.errors import ConfigError, Reason, Refusal, Unavailable, Unbelieved, VerificationFailed
 from tests.builders import TD
 from tests.doubles.simulated_server import AGENT
 from tests.unit.node_agent.conftest import HandedToken, make_world
@@ -205,6 +205,27 @@ async def test_a_wrong_certificate_on_renewal_is_refused_and_the_old_one_kept(na
     await world.membership.advance()
     assert world.node.state.svid is before
     assert world.membership.session.is_member
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        Unbelieved("the server is of another year", Reason.NOT_YET_VALID),
+        VerificationFailed("the answer is of another year", Reason.NOT_YET_VALID),
+    ],
+    ids=["the server", "its answer"],
+)
+async def test_why_nobody_was_believed_is_known_until_the_next_answer(world, trouble):
+    """R19: a kind of failure, whatever its words."""
+    world.server.troubles_of["attest"] = trouble
+    await world.membership.advance()
+    session = world.membership.session
+    assert (session.phase, session.reason) == (Phase.UNJOINED, Reason.NOT_YET_VALID)
+    assert "of another year" in session.why
+    world.server.troubles_of["attest"] = Unavailable("the server is away")
+    world.clock.advance(6)
+    await world.membership.advance()
+    assert (world.membership.session.failures, world.membership.session.reason) == (2, None)
 
 
 async def test_a_wrong_certificate_on_joining_is_refused(caplog):

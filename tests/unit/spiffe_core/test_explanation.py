@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from spiffe_core.errors import Reason
 from spiffe_core.explanation import explain, explain_no_pod, explain_pod, with_elsewhere
 from spiffe_core.explanation_codes import MEANINGS, Code
 from spiffe_core.explanation_facts import (
@@ -66,18 +67,34 @@ CASES = {
         "run `identity-server token generate`",
     ),
     "agent in another time": (
-        found(agent=AgentFacts(why="a certificate is not valid before 2036", waits_for="the server")),
+        found(agent=AgentFacts(why="a certificate is of 2036", waits_for="the server", reason=Reason.NOT_YET_VALID)),
         Code.NOT_JOINED,
         "2036",
         "clock",
     ),
     "agent whose clock is hours behind": (
-        found(
-            agent=AgentFacts(why="valid only from 2026: compare the clocks of both machines", waits_for="the server")
-        ),
+        found(agent=AgentFacts(why="a certificate ended in 2026", waits_for="the server", reason=Reason.EXPIRED)),
         Code.NOT_JOINED,
-        "valid only from",
+        "ended in 2026",
         "timedatectl",
+    ),
+    "agent whose trouble only sounds like its clock": (
+        found(agent=AgentFacts(why="the token expired: compare the clocks", waits_for="a new token")),
+        Code.NOT_JOINED,
+        "the token expired",
+        "the agent waits for a new token",
+    ),
+    "agent of another trust domain": (
+        found(agent=AgentFacts(why="it is of another", waits_for="the server", reason=Reason.OTHER_TRUST_DOMAIN)),
+        Code.NOT_JOINED,
+        "it is of another",
+        "correct trust_domain, or server_address",
+    ),
+    "agent that holds no bundle": (
+        found(agent=AgentFacts(why="no bundle of a different trust domain", waits_for="a", reason=Reason.NO_BUNDLE)),
+        Code.NOT_JOINED,
+        "no bundle",
+        "the agent waits for a",
     ),
     "banned agent that has forgotten who it is": (
         found(agent=AgentFacts(banned=True)),

@@ -31,7 +31,7 @@ class Maker:
     """Applies changes one revision after the other."""
 
     def __init__(self) -> None:
-        self.state = EMPTY
+        self.state = State(Position(0, 0, 0), TD)  # each with a memo of its own
 
     def __call__(self, *records: EntryRecord, gone: tuple[str, ...] = (), agents: dict | None = None) -> State:
         entries = {**{one.id: one for one in records}, **dict.fromkeys(gone)}
