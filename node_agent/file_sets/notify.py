@@ -15,6 +15,7 @@ from spiffe_core.errors import Unavailable
 _MAX_PID_BYTES = 32
 _MAX_OUTPUT = 2000
 _CHUNK = 64 * 1024
+"""What a pipe holds (`man 7 pipe`)."""
 _LAST_SECONDS = 2.0
 """For a command to bring to an end what it is at when nobody waits for it any more."""
 _NOBODY = 2**22 + 1
@@ -24,7 +25,8 @@ _NOBODY = 2**22 + 1
 async def run_command(words: Sequence[str], seconds: float) -> None:
     """Run a command and wait for it; what it leaves running, such as a daemon it has started, is not waited for.
 
-    It has a process group of its own, which is killed with it when it takes too long, and asked to end before that when this call is cancelled.
+    It has a process group of its own, which is killed with it when it takes too long, and asked to end before that when
+    this call is cancelled.
 
     Raises:
         Unavailable: it could not be started, failed, or did not end in time (it is killed then).
@@ -71,9 +73,8 @@ class _LastWords:
         asyncio.get_running_loop().add_reader(descriptor, self._read)
 
     def text(self) -> str:
-        """What it was, once the command has ended."""
-        while self._read():
-            pass
+        """What it was, once the command has ended: all the pipe holds now, for what it left running may never stop."""
+        self._read()
         return self._kept.decode(errors="replace").strip()
 
     def close(self) -> None:
@@ -81,15 +82,14 @@ class _LastWords:
         asyncio.get_running_loop().remove_reader(self._descriptor)
         os.close(self._descriptor)
 
-    def _read(self) -> bool:
+    def _read(self) -> None:
         try:
             data = os.read(self._descriptor, _CHUNK)
         except BlockingIOError:
-            return False
+            return
         if not data:
             asyncio.get_running_loop().remove_reader(self._descriptor)
         self._kept = (self._kept + data)[-_MAX_OUTPUT:]
-        return bool(data)
 
 
 def _end(group: int, how: signal.Signals) -> None:

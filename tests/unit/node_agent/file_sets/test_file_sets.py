@@ -1,10 +1,13 @@
 """Identities as files: what stands in them, the swap, and what is refused."""
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
 import stat
+import struct
+import termios
 import threading
 import time
 
@@ -14,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, pkcs12
 
 from node_agent.file_sets.content import Content, chosen, x509_files
-from node_agent.file_sets.notify import run_command, send_signal
+from node_agent.file_sets.notify import _CHUNK, _LastWords, run_command, send_signal
 from node_agent.file_sets.settings import FileSet, FilesSettings, load
 from node_agent.file_sets.swap import Ownership, swap
 from spiffe_core.bundle import BundleSet
@@ -275,6 +278,20 @@ def test_what_a_command_leaves_running_is_not_waited_for_and_what_hangs_is_ended
     daemon = int((tmp_path / "daemon").read_text())
     os.kill(daemon, signal.SIGKILL)  # alive still
     assert took < 20
+
+
+async def test_what_a_command_leaves_writing_is_not_read_to_an_end():
+    """There is none while a daemon writes as fast as it is read, and the whole agent would wait for it."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    held = fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4 * _CHUNK)
+    os.write(writing, b"x" * held)
+    said = _LastWords(reading)
+    assert said.text() == "x" * 2000
+    left = struct.unpack("i", fcntl.ioctl(reading, termios.FIONREAD, bytes(4)))[0]
+    said.close()
+    os.close(writing)
+    assert left == held - _CHUNK
 
 
 async def test_commands_run_without_a_shell_and_are_bounded(tmp_path):
