@@ -29,9 +29,9 @@ class OwnFiles:
         try:
             await self._sets.run()
         except IdentityError as error:
-            text = (
-                "the files of files_config are not kept current any more: %s; correct its socket and restart the agent"
+            log.error(  # noqa: TRY400  # the message says it all
+                "the files of files_config are not kept current any more: %s; correct its socket and restart the agent",
+                error.public,
             )
-            log.error(text, error.public)  # noqa: TRY400  # the text says it all
         finally:
             await self._client.close()

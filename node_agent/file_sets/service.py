@@ -2,8 +2,9 @@
 
 A set is written when its content differs from what was written last: the X.509 state arrived or changed, or a token
 passed half of its life. A set that fails (a full disk, a reload that did not work) is tried again with growing pauses
-and does not hold up the others; a token that cannot be had does not hold up the certificate beside it. While the agent is away the files stay as they are. When the identity is taken away
-they stay as well, until they expire, and the log says so: whoever reads them cannot be told.
+and does not hold up the others; a token that cannot be had does not hold up the certificate beside it. While the agent
+is away the files stay as they are. When the identity is taken away they stay as well, until they expire, and the log
+says so: whoever reads them cannot be told.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pwd
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -98,19 +100,22 @@ class FileSets:
         """
         until = self._clock.monotonic() + seconds
         if any(one.wanted.wants_x509 for one in self._sets):
-            self._context = await self._in_time(until, lambda left: self._client.fetch_x509(timeout=left))
+            self._context = await self._in_time(until, partial(self._first_context, until))
         for one in self._sets:
             try:
-                await self._in_time(until, lambda _, one=one: self._bring_up_to_date(one))  # type: ignore[misc]  # bound now
+                await self._in_time(until, partial(self._bring_up_to_date, one))
             except OSError as error:
                 raise Unavailable(_said(error)) from error
 
-    async def _in_time(self, until: float, attempt: Callable[[float], Awaitable[T]]) -> T:
+    async def _first_context(self, until: float) -> X509Context:
+        return await self._client.fetch_x509(timeout=max(until - self._clock.monotonic(), LEAST_SECONDS))
+
+    async def _in_time(self, until: float, attempt: Callable[[], Awaitable[T]]) -> T:
         """What `attempt` gives, tried until it works or the time is up."""
         while True:
             left = until - self._clock.monotonic()
             try:
-                return await attempt(max(left, LEAST_SECONDS))
+                return await attempt()
             except (Unavailable, Forbidden):
                 if left <= FIRST_RETRY:
                     raise
