@@ -16,11 +16,11 @@ import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from datetime import datetime
-from json.encoder import encode_basestring_ascii as _quoted
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Final
 
-from identity_server.domain.audit import AuditEvent
+from identity_server.domain.audit import AuditEvent, members_of
 from spiffe_core.errors import ConfigError, Unavailable
 from spiffe_core.runtime.request_id import current_caller_facts, current_request_id
 
@@ -32,6 +32,9 @@ GATHER_SECONDS = 0.02
 """The writer waits so long for more lines before it writes: one system call for many, and few turns for its thread."""
 _STDOUT = 1
 _TO_SECONDS = len("YYYY-MM-DDTHH:MM:SS")
+_A_SECOND: Final = timedelta(seconds=1)
+_NO_TIME: Final = timedelta()
+_NEVER: Final = datetime.min.replace(tzinfo=UTC)
 _JSON = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
 
 
@@ -44,7 +47,7 @@ class AuditFile:
         self._strict = strict
         self._shown: dict[int, tuple[Mapping[str, object], str]] = {}
         """Callers as JSON: the facts of a connection are one object, and stand in every line about one of its calls."""
-        self._second: tuple[datetime | None, str, str] = (None, "", "")
+        self._second = _second_of(_NEVER)
         self._descriptor = _STDOUT if path is None else _open(path)
         self._writing = threading.Lock()
         self._queue: deque[bytes] = deque()
@@ -66,7 +69,7 @@ class AuditFile:
         begin, end = self._stamp()
         now: list[bytes] = []
         for event in events:
-            line = f"{begin}{_members(event.document())}{end}".encode()
+            line = f"{begin}{members_of(event)}{end}".encode()
             if event.precedes or (self._strict and event.issues):
                 now.append(line)
             elif len(self._queue) >= MAX_QUEUE:
@@ -177,27 +180,19 @@ class AuditFile:
     def _time(self) -> str:
         """This moment in ISO 8601, to the millisecond; what one second has in common is written once in it."""
         now = self._now()
-        second = now.replace(microsecond=0)
-        known = self._second
-        if known[0] != second:
-            text = second.isoformat()
-            known = self._second = (second, text[:_TO_SECONDS], text[_TO_SECONDS:])
-        return f"{known[1]}.{now.microsecond // 1000:03}{known[2]}"
+        since = now - self._second[0]
+        if not _NO_TIME <= since < _A_SECOND:
+            self._second = _second_of(now)
+            since = now - self._second[0]
+        _, before, after = self._second
+        return f"{before}.{since.microseconds // 1000:03}{after}"
 
 
-def _members(document: Mapping[str, object]) -> str:
-    """The members of a JSON object. The encoder is set up anew for each document it is given; text is by far the most."""
-    return ",".join([f'"{name}":{_json(value)}' for name, value in document.items()])
-
-
-def _json(value: object) -> str:
-    if type(value) is str:
-        return _quoted(value)
-    if type(value) is int:
-        return str(value)
-    if isinstance(value, tuple) and all(type(one) is str for one in value):
-        return f"[{','.join(map(_quoted, value))}]"
-    return _JSON.encode(value)
+def _second_of(now: datetime) -> tuple[datetime, str, str]:
+    """The second that a moment lies in, and what is written before and after its fraction."""
+    second = now.replace(microsecond=0)
+    text = second.isoformat()
+    return second, text[:_TO_SECONDS], text[_TO_SECONDS:]
 
 
 def _open(path: Path) -> int:

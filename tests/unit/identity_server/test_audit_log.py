@@ -77,18 +77,6 @@ def test_a_batch_of_which_a_part_may_wait_keeps_its_order(sink, tmp_path):
     assert [line.get("serial", line.get("outcome")) for line in lines(tmp_path)] == ["1", "done", "2", None]
 
 
-@given(
-    st.dictionaries(
-        st.from_regex(r"[a-z_]{1,8}", fullmatch=True),
-        st.one_of(st.text(), st.integers(), st.booleans(), st.lists(st.text()).map(tuple)),
-        min_size=1,
-    )
-)
-def test_the_members_of_a_line_are_those_of_the_encoder(document):
-    """S64: any text, surrogates and separators too."""
-    assert f"{{{audit_log._members(document)}}}" == json.dumps(document, separators=(",", ":"))
-
-
 def test_queued_events_come_first_and_in_order(sink, tmp_path):
     for number in range(100):
         sink.record(leaf(number))

@@ -1,8 +1,11 @@
 """Audit events as JSON objects (architecture A16)."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, fields, replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from identity_server.domain.audit import (
     BEGUN,
@@ -24,6 +27,7 @@ from identity_server.domain.audit import (
     RelationshipChanged,
     SvidIssued,
     TokenIssued,
+    members_of,
 )
 from spiffe_core.errors import Internal, NotFound, Unavailable
 
@@ -46,13 +50,38 @@ EVENTS = [
 
 def test_the_name_comes_first_and_empty_fields_are_left_out():
     event = EntryChanged(change="create", entry_id="id", actor="local", spiffe_id="spiffe://example.org/w")
-    assert list(event.document().items()) == [
+    assert list(json.loads(f"{{{members_of(event)}}}").items()) == [
         ("event", "entry"),
         ("change", "create"),
         ("entry_id", "id"),
         ("actor", "local"),
         ("spiffe_id", "spiffe://example.org/w"),
     ]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.event)
+def test_a_line_says_all_that_an_event_holds(event):
+    """Of every kind of event, with a value in each of its fields; what a caller chose cannot end the line (S65)."""
+    values = {"str": 'a"\n\u2028é', "int": 7, "int | None": 0, "tuple[str, ...]": ('x"', "y\n")}
+    full = replace(event, **{item.name: values[item.type] for item in fields(event)})
+    line = members_of(full)
+    assert json.loads(f"{{{line}}}") == {
+        "event": event.event,
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(full).items()},
+    }
+    assert line.isascii()
+    assert "\n" not in line
+
+
+@given(st.text(), st.integers(), st.lists(st.text(), min_size=1).map(tuple))
+def test_any_text_is_written_as_the_encoder_writes_it(text, number, many):
+    """S64: surrogates and separators too."""
+    event = TokenIssued("jwt_svid", text, "kid", number, "agent", audience=many)
+    written = {
+        "event": "token",
+        **{name: value for name, value in asdict(event).items() if value not in ("", (), None)},
+    }
+    assert f"{{{members_of(event)}}}" == json.dumps(written, separators=(",", ":"))
 
 
 def test_every_kind_has_its_own_name():
