@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import grpc
 
@@ -70,6 +71,9 @@ from spiffe_core.clock import Clock
 from spiffe_core.runtime.logs import LogLevel
 from spiffe_core.wire.front_door import FrontDoor
 from spiffe_core.wire.services import handlers
+
+MAX_TERMS = 4096
+"""Of so many entries it is kept what goes into their tokens: who asks for tokens asks for the same again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +178,7 @@ def _signing(parts: Served) -> tuple[IssueSvids, IssueTokens, Downstream]:
         entitlements=entitlements,
         jwt=issuers.jwt,
         wit=issuers.wit,
-        terms_of=token_terms_of,
+        terms_of=lru_cache(MAX_TERMS)(token_terms_of),
         clock=parts.clock,
         audit=parts.audit,
         trust_domain=settings.trust_domain,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NewType
 
 from spiffe_core.errors import InvalidRequest
 from spiffe_core.spiffe_id import SpiffeId
@@ -14,6 +15,8 @@ from spiffe_core.spiffe_id import SpiffeId
 MAX_AUDIENCES = 32
 MAX_AUDIENCE_BYTES = 1024
 TYPE = "JWT"
+Audience = NewType("Audience", tuple[str, ...])
+"""Audiences as `check_audience` gives them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class JwtSvid:
     hint: str = ""
 
 
-def check_audience(audience: Iterable[str], *, field: str = "audience") -> tuple[str, ...]:
+def check_audience(audience: Iterable[str], *, field: str = "audience") -> Audience:
     """The audiences a token is made for: blank ones left out, each once, in the order given (N-C-20).
 
     Raises:
@@ -44,7 +47,7 @@ def check_audience(audience: Iterable[str], *, field: str = "audience") -> tuple
             named[one] = None
     if not named:
         raise InvalidRequest("at least one audience is required", field=field)
-    return tuple(named)
+    return Audience(tuple(named))
 
 
 def jwt_header(algorithm: str, key_id: str) -> dict[str, object]:

@@ -25,6 +25,8 @@ class CallerKind(enum.Enum):
     DOWNSTREAM = "downstream"
     AGENT = "agent"
 
+    __hash__ = object.__hash__  # a member is one object; Enum's own is Python, asked ten times a call
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:

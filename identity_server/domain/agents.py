@@ -54,6 +54,9 @@ class Admission:
         return self.refusal is None
 
 
+_ADMITTED = Admission()
+
+
 def admit(agent: AttestedAgent | None, presented_serial: str, not_after: datetime, now: datetime) -> Admission:
     """Decide whether a certificate may speak for `agent`, in SPIRE's order (spire_features section 16.3).
 
@@ -70,7 +73,7 @@ def admit(agent: AttestedAgent | None, presented_serial: str, not_after: datetim
     if agent.banned:  # (3)
         return Admission(Refusal.AGENT_BANNED)
     if presented_serial and presented_serial == agent.serial:  # (4)
-        return Admission()
+        return _ADMITTED
     if presented_serial and presented_serial == agent.new_serial:
         return Admission(promote=True)
     return Admission(Refusal.AGENT_NOT_ACTIVE)  # (5)

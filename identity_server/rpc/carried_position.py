@@ -48,35 +48,35 @@ class PositionInterceptor(grpc.aio.ServerInterceptor):
 
     def _single(self, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         async def held(request: Any, context: Context) -> Any:
-            carries = await self._held(context)
+            carried = position_in(context.invocation_metadata())
+            if carried is None:
+                return await behaviour(request, context)
+            await self._reached(carried)
             response = await behaviour(request, context)
-            if carries:
-                self._tell(context)
+            self._tell(context)
             return response
 
         return held
 
     def _streaming(self, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         async def held(request: Any, context: Context) -> AsyncIterator[Any]:
-            carries = await self._held(context)
+            carried = position_in(context.invocation_metadata())
+            if carried is not None:
+                await self._reached(carried)
             async with aclosing(behaviour(request, context)) as responses:
                 async for response in responses:
                     yield response
-            if carries:
+            if carried is not None:
                 self._tell(context)
 
         return held
 
-    async def _held(self, context: Context) -> bool:
-        """Wait for what the call carries; whether it has the key at all."""
-        carried = position_in(context.invocation_metadata())
-        if carried is None:
-            return False
+    async def _reached(self, carried: str) -> None:
+        """Wait for what the call carries."""
         who, position = current_caller().spiffe_id, Position.parse(carried)
         ours = who is not None and who.trust_domain == self._trust_domain and who.path.startswith(AGENT_PREFIX)
         if position is not None and who is not None and ours:
             await self._abreast.reached(who.path, position)
-        return True
 
     def _tell(self, context: Context) -> None:
         already = tuple(context.trailing_metadata() or ())

@@ -59,12 +59,16 @@ class SvidApi:
     ) -> svid_pb2.MintJWTSVIDResponse:
         """Sign a token for the identity and the audiences an administrator names."""
         svid = self._tokens.mint_jwt(current_caller(), lambda: _subject(request), request.audience, request.ttl)
-        return svid_pb2.MintJWTSVIDResponse(svid=_jwt_to_proto(svid))
+        response = svid_pb2.MintJWTSVIDResponse()
+        _fill_jwt(response.svid, svid)
+        return response
 
     async def NewJWTSVID(self, request: svid_pb2.NewJWTSVIDRequest, _context: Context) -> svid_pb2.NewJWTSVIDResponse:
         """Sign a token for an entry the agent is authorised for."""
         svid = await self._tokens.jwt_for_entry(current_caller(), request.entry_id, request.audience)
-        return svid_pb2.NewJWTSVIDResponse(svid=_jwt_to_proto(svid))
+        response = svid_pb2.NewJWTSVIDResponse()
+        _fill_jwt(response.svid, svid)
+        return response
 
     async def MintWITSVID(
         self, request: svid_pb2.MintWITSVIDRequest, _context: Context
@@ -109,13 +113,10 @@ def token_terms_of(wire: bytes) -> TokenTerms:
     return TokenTerms(message.jwt_svid_ttl, message.additional_attributes.jwt_svid_include_jti)
 
 
-def _jwt_to_proto(svid: JwtSvid) -> jwtsvid_pb2.JWTSVID:
-    return jwtsvid_pb2.JWTSVID(
-        token=svid.token,
-        id=convert.spiffe_id_to_proto(svid.spiffe_id),
-        expires_at=svid.expires_at,
-        issued_at=svid.issued_at,
-    )
+def _fill_jwt(message: jwtsvid_pb2.JWTSVID, svid: JwtSvid) -> None:
+    """In place, as `_add_svid`."""
+    message.token, message.expires_at, message.issued_at = svid.token, svid.expires_at, svid.issued_at
+    message.id.trust_domain, message.id.path = svid.spiffe_id.trust_domain.name, svid.spiffe_id.path
 
 
 def _wit_to_proto(svid: WitSvid) -> witsvid_pb2.WITSVID:

@@ -47,6 +47,8 @@ SIGNING: Final[dict[str, Callable[[Any], int]]] = {
     _BUNDLE + "PublishWITAuthority": lambda _: 1,
 }
 """Method -> how many signatures a request, still unread, asks for."""
+_BATCHES: Final = frozenset({_SVID + "BatchNewX509SVID", _SVID + "BatchNewWITSVID"})
+"""Of those with a limit, the methods that answer each item for itself."""
 LOOKUPS: Final[dict[str, int]] = {
     _BUNDLE + "GetFederatedBundle": 1,
     _AGENT + "PostStatus": 5,
@@ -149,7 +151,7 @@ class Charge:
 
     def look_at(self, response: Any) -> None:
         """Count the items of a batch that were refused as invalid."""
-        for result in getattr(response, "results", ()):
+        for result in response.results:
             self.failures += result.status.code == _INVALID_ARGUMENT
 
 
@@ -183,7 +185,8 @@ class ThrottleInterceptor(grpc.aio.ServerInterceptor):
             peer = self._peer_of(context)
             with await self._throttle.admitted(method, peer, request, context.time_remaining()) as charge:
                 response = await behaviour(request, context)
-                charge.look_at(response)
+                if method in _BATCHES:
+                    charge.look_at(response)
                 return response
 
         return held

@@ -84,8 +84,14 @@ class Admissions:
             admin=ours and who is not None and state.is_admin(who.path),
             downstream=ours and who is not None and state.is_downstream(who.path),
         )
-        if kind in {CallerKind.ADMIN, CallerKind.DOWNSTREAM, CallerKind.AGENT}:
-            await self._check_certificate(presented, kind, state)
+        if kind is CallerKind.AGENT or kind is CallerKind.ADMIN or kind is CallerKind.DOWNSTREAM:
+            assert who is not None, "only certificates of this trust domain come here"
+            not_after = self._certified(presented, state)
+            if kind is not CallerKind.AGENT:
+                if self._clock.now() >= not_after:
+                    raise Unauthenticated("the client certificate has expired")
+            elif not self._let_in(who.path, presented.serial, not_after, state):
+                await self._confirm_refusal(who.path, presented.serial, not_after)
         return Caller(kind, presented.origin, who, presented.serial, presented.address)
 
     def speaks_for_nobody(self, presented: Presented) -> bool:
@@ -103,25 +109,27 @@ class Admissions:
         agent = state.agents.get(who.path) if who.member_of(state.trust_domain) else None
         return agent is not None and agent.banned and not state.entries_for_path(who.path)
 
-    async def _check_certificate(self, presented: Presented, kind: CallerKind, state: State) -> None:
-        """Every call anew (S2): the chain still ends in the bundle, the certificate has not expired, the agent is active."""
-        who, not_after = presented.spiffe_id, presented.not_after
-        assert who is not None, "only certificates of this trust domain come here"
-        if not_after is None:
+    def _certified(self, presented: Presented, state: State) -> datetime:
+        """Every call anew (S2): the chain was verified and still ends in the bundle. Until when the certificate is good."""
+        if presented.not_after is None:
             raise Unauthenticated("the client certificate was not verified")
         if not self._anchored(presented, state):
             raise Unauthenticated("the authority of the client certificate is no longer trusted; attest again")
-        if kind is CallerKind.AGENT:
-            await self._check_agent(who.path, presented.serial, not_after, state)
-        elif self._clock.now() >= not_after:
-            raise Unauthenticated("the client certificate has expired")
+        return presented.not_after
 
-    async def _check_agent(self, path: str, serial: str, not_after: datetime, state: State) -> None:
-        now = self._clock.now()
+    def _let_in(self, path: str, serial: str, not_after: datetime, state: State) -> bool:
+        """Whether memory lets the agent in; False if the database is to be asked."""
         agent = self._known(path, state)
-        admission = agents.admit(agent, serial, not_after, now)
-        if admission.refusal is not None and admission.refusal is not Refusal.AGENT_EXPIRED:
-            agent, admission = await self._confirmed(path, serial, not_after)
+        admission = agents.admit(agent, serial, not_after, self._clock.now())
+        if admission.refusal is Refusal.AGENT_EXPIRED:
+            raise AgentRefused(admission.refusal, agent=path)
+        if admission.promote and agent is not None:
+            self._promote(path, agent)
+        return admission.refusal is None
+
+    async def _confirm_refusal(self, path: str, serial: str, not_after: datetime) -> None:
+        """Let the agent in after all, if the database does; else refuse it."""
+        agent, admission = await self._confirmed(path, serial, not_after)
         if admission.refusal is not None:
             raise AgentRefused(admission.refusal, agent=path)
         if admission.promote and agent is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -20,7 +20,7 @@ from spiffe_core.clock import Clock
 from spiffe_core.crypto.jose import algorithm_of, encode_part, sign_compact
 from spiffe_core.crypto.keys import PrivateKey, spki_der
 from spiffe_core.errors import CorruptState, InvalidRequest, Unavailable
-from spiffe_core.jwt_svid import JwtSvid, check_audience, jwt_claims, jwt_header
+from spiffe_core.jwt_svid import Audience, JwtSvid, jwt_claims, jwt_header
 from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.wit_svid import ConfirmationKey, WitSvid, wit_claims, wit_header
 
@@ -111,21 +111,20 @@ class JwtIssuer(_TokenIssuer):
         self._entropy, self._issuer = entropy, issuer
 
     def issue(
-        self, spiffe_id: SpiffeId, audience: Sequence[str], *, ttl: int = 0, with_jti: bool = False
+        self, spiffe_id: SpiffeId, audience: Audience, *, ttl: int = 0, with_jti: bool = False
     ) -> tuple[JwtSvid, Issued]:
         """Sign one token; `ttl` 0 is the default.
 
         Raises:
-            InvalidRequest: the audience or ttl is not acceptable.
+            InvalidRequest: the ttl is not acceptable.
             Unavailable: no key is active.
         """
-        named = check_audience(audience)
         signer = self._active()
         start, end = self._life(signer, ttl)
         jti = _unique_id(self._entropy) if with_jti else ""
-        claims = jwt_claims(spiffe_id, named, issued_at=start, expires_at=end, issuer=self._issuer, jti=jti)
+        claims = jwt_claims(spiffe_id, audience, issued_at=start, expires_at=end, issuer=self._issuer, jti=jti)
         token = sign_compact(signer.header, encode_part(claims), signer.key)
-        return JwtSvid(token, spiffe_id, named, start, end), Issued(signer.authority.authority_id, jti)
+        return JwtSvid(token, spiffe_id, audience, start, end), Issued(signer.authority.authority_id, jti)
 
 
 class WitIssuer(_TokenIssuer):

@@ -17,7 +17,7 @@ MAX_TEXT: Final = 64
 
 def position_in(metadata: Iterable[tuple[str, Any]] | None) -> str | None:
     """The position that metadata carry; None if they carry none, or several, or something too long to be one."""
-    found = [value for key, value in metadata or () if key == POSITION]
+    found = [value for key, value in metadata if key == POSITION] if metadata else ()
     if len(found) != 1 or not isinstance(found[0], str) or len(found[0]) > MAX_TEXT:
         return None
     return found[0]

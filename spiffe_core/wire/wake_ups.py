@@ -21,6 +21,7 @@ from typing import Any, Final
 import grpc.aio
 
 _AT_ONCE: Final = 4096
+_recv: Final = socket.socket.recv
 
 
 class _WakeUps(socket.socket):
@@ -28,9 +29,9 @@ class _WakeUps(socket.socket):
 
     __slots__ = ()
 
-    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+    def recv(self, _bufsize: int, _flags: int = 0) -> bytes:
         """All that has come, up to a page."""
-        return super().recv(max(bufsize, _AT_ONCE), flags)
+        return _recv(self, _AT_ONCE)
 
 
 def drain_wake_ups() -> bool:

@@ -9,6 +9,7 @@ from identity_server import daemon
 from identity_server.domain.published import with_tainted
 from spiffe_core.crypto.keys import KeyKind, generate
 from spiffe_core.errors import Unavailable
+from spiffe_core.jwt_svid import Audience
 from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.wire._gen.spire.api.server.localauthority.v1 import localauthority_pb2 as pb
 from spiffe_core.x509_verify import verify_x509_svid
@@ -73,7 +74,7 @@ async def test_a_tainted_authority_signs_nothing_and_is_replaced_at_once(live):
     with pytest.raises(Unavailable):
         issuers.x509.issue("workload", WEB, KEY)
     with pytest.raises(Unavailable):
-        issuers.jwt.issue(WEB, ("a",))
+        issuers.jwt.issue(WEB, Audience(("a",)))
     await authorities.tick()
     assert authorities.last_error is None
     for kind, authority_id in first.items():
@@ -81,7 +82,7 @@ async def test_a_tainted_authority_signs_nothing_and_is_replaced_at_once(live):
         assert slots.active.authority_id != authority_id
         assert slots.find(authority_id).status.value == "old"
     assert issuers.x509.issue("workload", WEB, KEY).spiffe_id == WEB
-    assert issuers.jwt.issue(WEB, ("a",))[1].key_id == authorities.slots("jwt").active.authority_id
+    assert issuers.jwt.issue(WEB, Audience(("a",)))[1].key_id == authorities.slots("jwt").active.authority_id
 
 
 async def test_a_prepared_authority_that_was_tainted_is_never_activated(live):

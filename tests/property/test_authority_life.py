@@ -34,6 +34,7 @@ from identity_server.services.errands import Errands
 from identity_server.services.local_authority import LocalAuthorities
 from spiffe_core.crypto.keys import KeyKind, PublicKey, generate, spki_der
 from spiffe_core.errors import CorruptState, IdentityError, Unavailable
+from spiffe_core.jwt_svid import Audience
 from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.wit_svid import ConfirmationKey
 from tests.builders import TD
@@ -169,7 +170,7 @@ class Server:
             return (signer or b"").hex(), made.not_after
         if kind == "jwt":
             assert issuers.jwt is not None
-            jwt, about = issuers.jwt.issue(WEB, ("a",))
+            jwt, about = issuers.jwt.issue(WEB, Audience(("a",)))
             return about.key_id, jwt.expires_at
         assert issuers.wit is not None
         wit, about = issuers.wit.issue(WEB, CONFIRMED)
