@@ -182,7 +182,8 @@ class Agent:
         await self.door.emptied(FLUSH_SECONDS)  # a client that does not read is cut off
 
     async def close(self) -> None:
-        """Release sockets, connections and the state directory."""
+        """Release sockets, connections and the state directory, whether or not calls were waited for by `drain`."""
+        await self.server.stop(None)
         await self.door.close()
         await self.admin.close()
         if self.broker is not None:

@@ -49,5 +49,6 @@ class AdminSocket:
         await self._door.emptied(flush_seconds)
 
     async def close(self) -> None:
-        """Release the socket."""
+        """Release the socket; calls that `drain` has not waited for end here."""
+        await self._server.stop(None)
         await self._door.close()

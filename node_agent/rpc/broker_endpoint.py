@@ -125,5 +125,6 @@ class BrokerEndpoint:
         await self._door.emptied(flush_seconds)
 
     async def close(self) -> None:
-        """Release the addresses."""
+        """Release the addresses; calls that `drain` has not waited for end here."""
+        await self._server.stop(None)
         await self._door.close()

@@ -264,3 +264,20 @@ async def test_workloads_do_not_find_the_admin_services_on_their_socket():
             ):
                 code, _ = await refusal(getattr(Stub(channel, service), method)(request))
                 assert code is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_an_agent_that_is_closed_with_calls_under_way_leaves_no_server_behind():
+    """Whoever fails while it serves closes it without draining; a server of gRPC left running keeps its process from ending."""
+    with pytest.raises(ExceptionGroup) as failure:
+        async with serving(delegate, mesh("/identity/1")) as (_, agent, _), agent.admin(DELEGATED) as stub:
+            stream = stub.SubscribeToX509SVIDs(pb.SubscribeToX509SVIDsRequest(selectors=selectors(*MESH)))
+            await stream.read()
+            workload = agent.x509_stream()
+            await workload.read()
+            servers = [*agent.agent.server._servers, *agent.agent.admin._server._servers]
+            raise ZeroDivisionError
+    assert failure.group_contains(ZeroDivisionError)
+    assert servers
+    for server in servers:
+        still_running = await server.wait_for_termination(timeout=30)
+        assert not still_running
