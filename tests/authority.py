@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from spiffe_core.bundle import TrustBundle, X509Authority
@@ -267,3 +267,30 @@ def _split(der: bytes) -> tuple[bytes, bytes]:
     """The first element with its header, and what follows it."""
     header, length = _header(der)
     return der[: header + length], der[header + length :]
+
+
+def explicit_spki(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """SubjectPublicKeyInfo with P-256's parameters written out (RFC 3279 section 2.3.5), which RFC 5480 forbids."""
+    p = 2**256 - 2**224 + 2**192 + 2**96 - 1
+    b = "5ac635d8aa3a93e7b3ebbd55769886bc651d06b0cc53b0f63bce3c3e27d2604b"
+    base = (
+        "046b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"
+        "4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5"
+    )
+    order = "00ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551"
+    field = tlv(0x30, bytes.fromhex("06072a8648ce3d0101") + tlv(0x02, b"\0" + p.to_bytes(32)))
+    curve = tlv(0x30, tlv(0x04, (p - 3).to_bytes(32)) + tlv(0x04, bytes.fromhex(b)))
+    point, size = tlv(0x04, bytes.fromhex(base)), tlv(0x02, bytes.fromhex(order))
+    parameters = tlv(0x30, b"\x02\x01\x01" + field + curve + point + size + b"\x02\x01\x01")
+    algorithm = tlv(0x30, bytes.fromhex("06072a8648ce3d0201") + parameters)
+    return tlv(0x30, algorithm + tlv(0x03, b"\0" + _raw_point(key, PublicFormat.UncompressedPoint)))
+
+
+def compressed_spki(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """SubjectPublicKeyInfo with one coordinate and the sign of the other."""
+    algorithm = tlv(0x30, bytes.fromhex("06072a8648ce3d020106082a8648ce3d030107"))
+    return tlv(0x30, algorithm + tlv(0x03, b"\0" + _raw_point(key, PublicFormat.CompressedPoint)))
+
+
+def _raw_point(key: ec.EllipticCurvePrivateKey, form: PublicFormat) -> bytes:
+    return key.public_key().public_bytes(Encoding.X962, form)

@@ -143,12 +143,16 @@ def _after(der: bytes, at: int) -> int:
 def _public_key(request: x509.CertificateSigningRequest, spki: bytes, field: str) -> PublicKey:
     """The key in `spki`: what is certified in the end are these bytes, so the usual key is read from nothing else."""
     try:
-        read = load_der_public_key(spki) if is_p256_spki(spki) else request.public_key()
-        return check_public_key(read, field=field)
+        if is_p256_spki(spki):
+            return check_public_key(load_der_public_key(spki), field=field)
+        read = check_public_key(request.public_key(), field=field)
     except InvalidCertificate as refusal:
         raise InvalidCsr(refusal.public, field=field) from None
     except (ValueError, UnsupportedAlgorithm, CryptographyDeprecationWarning):
         raise InvalidCsr(f"{field}: the public key cannot be read; use EC P-256", field=field) from None
+    if is_ec(read) and spki_der(read) != spki:  # RFC 5480 section 2.1.1; CVE-2020-0601 is what parameters can lead to
+        raise InvalidCsr(f"{field}: an EC key must name its curve and be uncompressed", field=field)
+    return read
 
 
 def _check_algorithm(request: x509.CertificateSigningRequest, public_key: PublicKey, field: str) -> None:

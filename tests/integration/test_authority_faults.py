@@ -152,7 +152,7 @@ LOST_KEYS = {
 
 @pytest.mark.parametrize("name", LOST_KEYS)
 async def test_a_lost_authority_key_stops_the_start_until_the_operator_decides(server: Server, name: str) -> None:
-    """R8: never a silent new identity. With --reset-keys the old authority becomes OLD and its root stays."""
+    """R8, R10: never a silent new identity, nor a key that does not fit its certificate. With --reset-keys the old authority becomes OLD and its root stays."""
     await server.start()
     first = server.active
     LOST_KEYS[name](server.path)

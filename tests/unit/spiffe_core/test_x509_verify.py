@@ -23,7 +23,16 @@ from spiffe_core.crypto.keys import spki_der
 from spiffe_core.errors import Kind, Reason, VerificationFailed
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.x509_verify import MAX_NAMES, verify_x509_svid
-from tests.authority import CLIENT_AUTH, SERVER_AUTH, SpiffeTestCA, resigned, tlv, trusting
+from tests.authority import (
+    CLIENT_AUTH,
+    SERVER_AUTH,
+    SpiffeTestCA,
+    compressed_spki,
+    explicit_spki,
+    resigned,
+    tlv,
+    trusting,
+)
 
 NOW = datetime(2030, 6, 1, 12, 0, tzinfo=UTC)
 TD, FED = TrustDomain("example.org"), TrustDomain("fed.test")
@@ -395,7 +404,6 @@ def test_a_key_that_cannot_be_read_is_a_weak_one():
 
 
 def _uncompressed():
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return Encoding.X962, PublicFormat.UncompressedPoint
 
@@ -410,33 +418,9 @@ def with_key(der, signer, spki):
     return tlv(0x30, body + algorithm + tlv(0x03, b"\0" + signer.sign(body, ec.ECDSA(hashes.SHA256()))))
 
 
-def explicit(key):
-    """SubjectPublicKeyInfo with P-256's parameters written out (RFC 3279 section 2.3.5), which RFC 5480 forbids."""
-    p = 2**256 - 2**224 + 2**192 + 2**96 - 1
-    b = "5ac635d8aa3a93e7b3ebbd55769886bc651d06b0cc53b0f63bce3c3e27d2604b"
-    base = (
-        "046b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"
-        "4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5"
-    )
-    order = "00ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551"
-    field = tlv(0x30, bytes.fromhex("06072a8648ce3d0101") + tlv(0x02, b"\0" + p.to_bytes(32)))
-    curve = tlv(0x30, tlv(0x04, (p - 3).to_bytes(32)) + tlv(0x04, bytes.fromhex(b)))
-    point, size = tlv(0x04, bytes.fromhex(base)), tlv(0x02, bytes.fromhex(order))
-    parameters = tlv(0x30, b"\x02\x01\x01" + field + curve + point + size + b"\x02\x01\x01")
-    algorithm = tlv(0x30, bytes.fromhex("06072a8648ce3d0201") + parameters)
-    return tlv(0x30, algorithm + tlv(0x03, b"\0" + raw_point(key, PublicFormat.UncompressedPoint)))
-
-
-def compressed(key):
-    algorithm = tlv(0x30, bytes.fromhex("06072a8648ce3d020106082a8648ce3d030107"))
-    return tlv(0x30, algorithm + tlv(0x03, b"\0" + raw_point(key, PublicFormat.CompressedPoint)))
-
-
-def raw_point(key, form):
-    return key.public_key().public_bytes(Encoding.X962, form)
-
-
-@pytest.mark.parametrize("spelled", [explicit, compressed], ids=["explicit curve parameters", "compressed point"])
+@pytest.mark.parametrize(
+    "spelled", [explicit_spki, compressed_spki], ids=["explicit curve parameters", "compressed point"]
+)
 def test_an_ec_key_in_another_spelling_is_refused_wherever_it_stands(spelled):
     """S4, S28, RFC 5480 section 2.1.1: in the leaf, in a CA between, in the authority itself (CVE-2020-0601's class)."""
     spoiled = with_key(GOOD.chain[0], ROOT.key, spelled(GOOD.private_key))
