@@ -62,6 +62,10 @@ class EntryRepository(Protocol):
         """How many entries there are."""
         ...
 
+    def federating(self, trust_domains: Sequence[TrustDomain]) -> dict[TrustDomain, int]:
+        """How many entries federate with each of these trust domains; those with which none does are left out."""
+        ...
+
     def expired(self, now: int, limit: int) -> list[RegistrationEntry]:
         """At most `limit` entries whose `expires_at` is set and before `now`, oldest expiry first."""
         ...
@@ -125,12 +129,16 @@ class BundleRepository(Protocol):
         """The bundle, or None."""
         ...
 
+    def stored(self, trust_domains: Sequence[TrustDomain]) -> frozenset[TrustDomain]:
+        """Those of these trust domains whose bundle there is."""
+        ...
+
     def put(self, bundle: TrustBundle) -> None:
         """Store or overwrite."""
         ...
 
-    def remove(self, trust_domain: TrustDomain) -> None:
-        """Delete; an unknown trust domain is passed over."""
+    def remove(self, trust_domains: Sequence[TrustDomain]) -> None:
+        """Delete; trust domains without a bundle are passed over."""
         ...
 
     def page(self, besides: TrustDomain, after: str = "", limit: int = 0) -> Page[TrustBundle]:

@@ -110,8 +110,12 @@ def sharing_keys(bundles: Iterable[TrustBundle], known: Iterable[TrustBundle]) -
     for bundle in bundles:
         others = set().union(*(holders.get(key, ()) for key in _keys(bundle))) - {bundle.trust_domain}
         if others:
-            shared[bundle.trust_domain] = sorted(others)
+            shared[bundle.trust_domain] = sorted(others, key=_name)
     return shared
+
+
+def _name(trust_domain: TrustDomain) -> str:
+    return trust_domain.name
 
 
 def _keys(bundle: TrustBundle) -> frozenset[str | bytes]:

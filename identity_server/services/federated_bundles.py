@@ -7,7 +7,7 @@ Later items see what earlier ones did. Every write is audited before it takes ef
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 SLICE = 50
 """So many bundles go into one command; a longer batch takes several, so that other writers get their turn."""
+DELETE_SLICE = 500
+"""The same of bundles that go: what they hold is not read, and a few statements do for all."""
 ENTRY_SLICE = 500
 """So many entries are changed in one step when a bundle goes."""
 MAX_SHOWN = 255
@@ -86,13 +88,19 @@ class FederatedBundles:
     ) -> list[IdentityError | None]:
         """Delete bundles; None for each that is gone. `mode` says what becomes of entries that federate with them."""
         outcomes: list[IdentityError | None] = []
-        step = SLICE if mode is DeleteMode.RESTRICT else 1  # else each writes to any number of entries
-        for start in range(0, len(trust_domains), step):
-            part = trust_domains[start : start + step]
+        for part in await self._parts(trust_domains, mode):
             events = [_change(caller, "delete", one, mode.name.lower()) for one in part]
             act = partial(self._store.execute, partial(_delete_all, part, mode))
             outcomes += await audited_batch(self._audit, events, act)
         return outcomes
+
+    async def _parts(self, trust_domains: Sequence[TrustDomain], mode: DeleteMode) -> list[Sequence[TrustDomain]]:
+        """What goes into one command: so much that other writers get their turn."""
+        if mode is DeleteMode.RESTRICT or not trust_domains:
+            writes = {}
+        else:
+            writes = await self._store.read(lambda uow: uow.entries.federating(trust_domains))
+        return in_parts(trust_domains, writes)
 
     def _looked_at(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         known = self._store.state.value.bundles
@@ -153,35 +161,62 @@ def _update(uow: UnitOfWork, change: BundleEdit) -> Outcome:
     return after
 
 
+def in_parts(trust_domains: Sequence[TrustDomain], writes: Mapping[TrustDomain, int]) -> list[Sequence[TrustDomain]]:
+    """In the given order, at most `DELETE_SLICE` in a part; not more than `ENTRY_SLICE` `writes`, unless one alone has more."""
+    parts: list[Sequence[TrustDomain]] = []
+    part: list[TrustDomain] = []
+    cost = 0
+    for one in trust_domains:
+        more = writes.get(one, 0)
+        if part and (len(part) == DELETE_SLICE or cost + more > ENTRY_SLICE):
+            parts.append(part)
+            part, cost = [], 0
+        part.append(one)
+        cost += more
+    return [*parts, part] if part else parts
+
+
 def _delete_all(trust_domains: Sequence[TrustDomain], mode: DeleteMode, uow: UnitOfWork) -> list[IdentityError | None]:
-    return [_delete(uow, one, mode) for one in trust_domains]
+    """What became of each; one that is named twice is gone the second time."""
+    stored, federating = uow.bundles.stored(trust_domains), uow.entries.federating(trust_domains)
+    gone: dict[TrustDomain, None] = {}
+    outcomes: list[IdentityError | None] = []
+    for one in trust_domains:
+        count = federating.get(one, 0)
+        if one not in stored or one in gone:
+            outcomes.append(NotFound("bundle not found"))
+        elif count and mode is DeleteMode.RESTRICT:
+            outcomes.append(_in_use(count))
+        else:
+            if count:
+                _release(uow, one, mode)
+            gone[one] = None
+            outcomes.append(None)
+    uow.bundles.remove(list(gone))
+    return outcomes
 
 
-def _delete(uow: UnitOfWork, trust_domain: TrustDomain, mode: DeleteMode) -> IdentityError | None:
-    if uow.bundles.get(trust_domain) is None:
-        return NotFound("bundle not found")
+def _in_use(count: int) -> IdentityError:
+    return PreconditionFailed(
+        f"failed to delete federated bundle: cannot delete bundle; federated with {count} registration entries. "
+        "Change those first, or choose the mode dissociate or delete"
+    )
+
+
+def _release(uow: UnitOfWork, trust_domain: TrustDomain, mode: DeleteMode) -> None:
+    """Have no entry federate with it any more."""
     federating = EntryFilter(federates_with=frozenset({trust_domain}), federates_with_match=Match.ANY)
-    if mode is DeleteMode.RESTRICT:
-        count = uow.entries.count(federating)
-        if count:
-            return PreconditionFailed(
-                f"failed to delete federated bundle: cannot delete bundle; federated with {count} registration "
-                "entries. Change those first, or choose the mode dissociate or delete"
-            )
-    else:
-        while entries := uow.entries.page(federating, "", ENTRY_SLICE).items:
-            if mode is DeleteMode.DELETE:
-                uow.entries.remove([entry.id for entry in entries])
-                continue
-            uow.entries.replace(
-                [
-                    replace(
-                        entry,
-                        federates_with=tuple(name for name in entry.federates_with if name != trust_domain),
-                        revision_number=entry.revision_number + 1,  # by which agents notice
-                    )
-                    for entry in entries
-                ]
-            )
-    uow.bundles.remove(trust_domain)
-    return None
+    while entries := uow.entries.page(federating, "", ENTRY_SLICE).items:
+        if mode is DeleteMode.DELETE:
+            uow.entries.remove([entry.id for entry in entries])
+            continue
+        uow.entries.replace(
+            [
+                replace(
+                    entry,
+                    federates_with=tuple(name for name in entry.federates_with if name != trust_domain),
+                    revision_number=entry.revision_number + 1,  # by which agents notice
+                )
+                for entry in entries
+            ]
+        )

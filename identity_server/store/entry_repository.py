@@ -23,6 +23,7 @@ from identity_server.store.schema import entry, entry_federation, entry_selector
 from identity_server.store.selection import set_condition
 from spiffe_core.entry import RegistrationEntry, similarity
 from spiffe_core.errors import Conflict, NotFound
+from spiffe_core.spiffe_id import TrustDomain
 
 IN_LIST = 500
 """Longest IN list of one statement."""
@@ -39,6 +40,11 @@ _EXPIRED = (
     .where(entry.c.expires_at > 0, entry.c.expires_at < bindparam("now"))
     .order_by(entry.c.expires_at, entry.c.row_key)
     .limit(bindparam("most"))
+)
+_FEDERATING = (
+    select(entry_federation.c.digest, func.count().label("entries"))
+    .where(entry_federation.c.digest.in_(bindparam("digests", expanding=True)))
+    .group_by(entry_federation.c.digest)
 )
 _SIDE_COLUMNS = ("row_key", "digest")
 _REPLACE = update(entry).where(entry.c.row_key == bindparam("key"))
@@ -178,6 +184,15 @@ class SqlEntries:
         return self._connection.execute(
             select(func.count()).select_from(entry).where(*_conditions(wanted))
         ).scalar_one()
+
+    def federating(self, trust_domains: Sequence[TrustDomain]) -> dict[TrustDomain, int]:
+        """How many entries federate with each of these trust domains; those with which none does are left out."""
+        wanted = {digest(one.name): one for one in trust_domains}
+        return {
+            wanted[bytes(row.digest)]: row.entries
+            for part in chunks(list(wanted))
+            for row in self._connection.execute(_FEDERATING, {"digests": part})
+        }
 
     def expired(self, now: int, limit: int) -> list[RegistrationEntry]:
         """At most `limit` entries whose expiry is set and before `now`, oldest expiry first."""

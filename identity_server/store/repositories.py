@@ -55,6 +55,8 @@ _STALE_TOKENS = (
     .limit(PRUNE_AT_MOST)
 )
 _BUNDLES = select(bundle).where(bundle.c.trust_domain.in_(bindparam("names", expanding=True)))
+_BUNDLE_NAMES = select(bundle.c.trust_domain).where(bundle.c.trust_domain.in_(bindparam("names", expanding=True)))
+_REMOVE_BUNDLES = delete(bundle).where(bundle.c.trust_domain.in_(bindparam("names", expanding=True)))
 _BUNDLE_PAGES = "bundle:"
 """How page tokens for lists of bundles begin; the name of the last trust domain follows."""
 _RELATIONSHIPS = select(federation_relationship).where(
@@ -153,12 +155,23 @@ class SqlBundles:
             )
         self._recorder.changed(EventKind.BUNDLE, values["trust_domain"])
 
-    def remove(self, trust_domain: TrustDomain) -> None:
-        """Delete; an unknown trust domain is passed over."""
-        name = trust_domain.name.encode()
-        self._recorder.writing()
-        if self._connection.execute(delete(bundle).where(bundle.c.trust_domain == name)).rowcount:
-            self._recorder.changed(EventKind.BUNDLE, name)
+    def stored(self, trust_domains: Sequence[TrustDomain]) -> frozenset[TrustDomain]:
+        """Those of these trust domains whose bundle there is; the bundles are not read."""
+        names = [one.name.encode() for one in trust_domains]
+        return frozenset(TrustDomain(name.decode()) for part in chunks(names) for name in self._present(part))
+
+    def remove(self, trust_domains: Sequence[TrustDomain]) -> None:
+        """Delete; trust domains without a bundle are passed over."""
+        for part in chunks([one.name.encode() for one in trust_domains]):
+            present = self._present(part)
+            if present:
+                self._recorder.writing()
+                self._connection.execute(_REMOVE_BUNDLES, {"names": present})
+            for name in present:
+                self._recorder.changed(EventKind.BUNDLE, name)
+
+    def _present(self, names: Sequence[bytes]) -> list[bytes]:
+        return [bytes(name) for name in self._connection.execute(_BUNDLE_NAMES, {"names": names}).scalars()]
 
     def page(self, besides: TrustDomain, after: str = "", limit: int = 0) -> Page[TrustBundle]:
         """The bundles of all trust domains but `besides`, by name, beginning after the page token `after`."""

@@ -118,7 +118,7 @@ async def test_bundles_with_every_kind_of_authority_come_back(store: SqlStore) -
     tainted = own.with_x509_tainted(own.x509_authorities[0].key_id)
     await store.execute(lambda uow: uow.bundles.put(tainted))
     assert await store.read(lambda uow: uow.bundles.get(TD)) == tainted
-    await store.execute(lambda uow: uow.bundles.remove(OTHER_TD))
+    await store.execute(lambda uow: uow.bundles.remove([OTHER_TD]))
     assert store.state.value.bundles.all() == (tainted,)
     assert await store.read(lambda uow: uow.bundles.get(OTHER_TD)) is None
 
@@ -246,7 +246,7 @@ async def test_nothing_changed_means_no_revision(store: SqlStore) -> None:
             uow.agents.put(AGENT),
             uow.agents.remove("/spire/agent/absent"),
             uow.bundles.put(bundle),
-            uow.bundles.remove(OTHER_TD),
+            uow.bundles.remove([OTHER_TD]),
             uow.authorities.put(AUTHORITY),
             uow.authorities.remove("absent"),
             uow.join_tokens.prune(0),

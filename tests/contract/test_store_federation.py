@@ -68,9 +68,32 @@ async def test_bundles_are_paged_by_name_without_the_own_one(store: SqlStore) ->
     assert await bundles(store, "", 0) == (names, "")
     first, token = await bundles(store, "", 3)
     assert first == names[:3]
-    await store.execute(lambda uow: uow.bundles.remove(TrustDomain("example.com")))
+    await store.execute(lambda uow: uow.bundles.remove([TrustDomain("example.com")]))
     assert await bundles(store, token, 3) == (names[3:], "")
     assert await bundles(store, "", 3) == (["a.test", "b.test", "z.test"], "")
+
+
+async def test_bundles_are_asked_after_and_removed_many_at_a_time(store: SqlStore) -> None:
+    """S27: more than one IN list holds; those that are absent are passed over and write nothing."""
+    names = [TrustDomain(f"t{number}.test") for number in range(1100)]
+    await store.execute(lambda uow: [uow.bundles.put(TrustBundle(name)) for name in names[:600]])
+    await store.execute(lambda uow: uow.bundles.put(make_bundle()))
+    assert await store.read(lambda uow: uow.bundles.stored(names)) == set(names[:600])
+    await store.execute(lambda uow: uow.bundles.remove(names[1:]))
+    assert await store.read(lambda uow: uow.bundles.stored(names)) == {names[0]}
+    assert set(store.state.value.bundles.federated) == {names[0]}
+    before = store.state.value.position
+    await store.execute(lambda uow: uow.bundles.remove(names[1:]))
+    assert store.state.value.position == before
+
+
+async def test_entries_are_counted_for_each_trust_domain_they_federate_with(store: SqlStore) -> None:
+    a, b, c = map(TrustDomain, ("a.test", "b.test", "c.test"))
+    domains = [(a, b), (b,), ()]
+    found = [make_entry(id=str(number), spiffe_id=f"/{number}", federates_with=of) for number, of in enumerate(domains)]
+    counts = await store.execute(lambda uow: (uow.entries.add(found), uow.entries.federating([a, b, c]))[1])
+    assert counts == {a: 1, b: 2}
+    assert await store.read(lambda uow: (uow.entries.federating([b]), uow.entries.federating([]))) == ({b: 2}, {})
 
 
 async def tokens(store: SqlStore) -> dict[str, str]:

@@ -64,8 +64,12 @@ class _Bundles:
     def put(self, bundle: TrustBundle) -> None:
         self._rows[bundle.trust_domain] = bundle
 
-    def remove(self, trust_domain: TrustDomain) -> None:
-        self._rows.pop(trust_domain, None)
+    def stored(self, trust_domains: Sequence[TrustDomain]) -> frozenset[TrustDomain]:
+        return frozenset(one for one in trust_domains if one in self._rows)
+
+    def remove(self, trust_domains: Sequence[TrustDomain]) -> None:
+        for one in trust_domains:
+            self._rows.pop(one, None)
 
     def count(self) -> int:
         return len(self._rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
@@ -25,7 +26,6 @@ from tests.tokens import parts
 
 SIZE = 500
 EDGES = (0, 1, 249, 498, 499)
-BUNDLE = bundle_to_proto(make_bundle(trust_domain="fed.test"))
 KEYS = [generate(KeyKind.EC_P256) for _ in range(SIZE)]
 Act = Callable[[Any, int], Awaitable[list[Any]]]
 
@@ -138,6 +138,12 @@ def named(index: int) -> str:
     return f"t{index}.test"
 
 
+@cache
+def foreign(index: int) -> Any:
+    """A bundle with a root and a hint that no other one has."""
+    return bundle_to_proto(make_bundle(trust_domain=named(index), refresh_hint=index + 1))
+
+
 def bundles(verb: str) -> Callable[[Any], Awaitable[Batch]]:
     async def prepare(live):
         request_type = getattr(bundle_pb2, f"Batch{verb}FederatedBundleRequest")
@@ -149,29 +155,22 @@ def bundles(verb: str) -> Callable[[Any], Awaitable[Batch]]:
             await live.bundle.BatchDeleteFederatedBundle(request, timeout=30)
 
         async def fill():
-            given = [bundle(index) for index in range(SIZE)]
-            await live.bundle.BatchSetFederatedBundle(
-                bundle_pb2.BatchSetFederatedBundleRequest(bundle=given), timeout=30
-            )
-
-        def bundle(index):
-            message = type(BUNDLE)()
-            message.CopyFrom(BUNDLE)
-            message.trust_domain, message.refresh_hint = named(index), index + 1
-            return message
+            request = bundle_pb2.BatchSetFederatedBundleRequest(bundle=[foreign(index) for index in range(SIZE)])
+            await live.bundle.BatchSetFederatedBundle(request, timeout=30)
 
         def call(bad):
             if verb == "Delete":
                 names = with_bad([named(index) for index in range(SIZE)], bad, "Not A Name")
                 return method(request_type(trust_domains=names), timeout=30)
-            own = bundle(bad)
+            own = type(foreign(bad))()
+            own.CopyFrom(foreign(bad))
             own.trust_domain = "example.org"
-            return method(request_type(bundle=with_bad([bundle(i) for i in range(SIZE)], bad, own)), timeout=30)
+            return method(request_type(bundle=with_bad([foreign(i) for i in range(SIZE)], bad, own)), timeout=30)
 
         def right(index, result):
             if verb == "Delete":
                 return result.trust_domain == named(index)
-            return result.bundle.trust_domain == named(index) and result.bundle.refresh_hint == index + 1
+            return result.bundle == foreign(index)
 
         if verb in {"Update", "Delete"}:
             await fill()
