@@ -14,7 +14,7 @@ import json
 import os
 import stat
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,8 +25,8 @@ from spiffe_core.errors import ConfigError, Unavailable
 from spiffe_core.runtime.request_id import current_caller_facts, current_request_id
 
 MAX_QUEUE = 50_000
-MAX_SHOWN = 1024
-"""Callers whose facts are kept as JSON."""
+MAX_SHOWN = 8192
+"""Callers whose facts are kept as JSON, some 600 bytes each: as many as connections are let in; the oldest goes first."""
 CLOSE_SECONDS = 2.0
 GATHER_SECONDS = 0.02
 """The writer waits so long for more lines before it writes: one system call for many, and few turns for its thread."""
@@ -45,7 +45,7 @@ class AuditFile:
         self._path = path
         self._now = now
         self._strict = strict
-        self._shown: dict[int, tuple[Mapping[str, object], str]] = {}
+        self._shown: OrderedDict[int, tuple[Mapping[str, object], str]] = OrderedDict()
         """Callers as JSON: the facts of a connection are one object, and stand in every line about one of its calls."""
         self._second = _second_of(_NEVER)
         self._descriptor = _STDOUT if path is None else _open(path)
@@ -173,7 +173,7 @@ class AuditFile:
         shown = self._shown.get(id(facts))
         if shown is None or shown[0] is not facts:
             if len(self._shown) >= MAX_SHOWN:
-                self._shown.clear()
+                self._shown.popitem(last=False)
             shown = self._shown[id(facts)] = (facts, _JSON.encode(facts))
         return begin, f'{end},"caller":{shown[1]}}}\n'
 

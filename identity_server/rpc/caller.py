@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import grpc
 import grpc.aio
@@ -20,8 +22,6 @@ from spiffe_core.runtime.request_id import note_caller
 from spiffe_core.wire.peer import Peer, TlsPeer
 from spiffe_core.wire.services import CALL_KINDS, HANDLER_FACTORIES
 
-MAX_CONNECTIONS = 1024
-"""Of so many connections it is kept what their certificates say; one more, and all of them are looked at again."""
 _CALLER: ContextVar[Caller] = ContextVar("caller")
 
 if TYPE_CHECKING:  # generic only to the type checker
@@ -52,12 +52,11 @@ def presented_by(peer: Peer) -> Presented:
 
 
 class _Connection:
-    """What is known of the other end of one connection, put together at its first call."""
+    """What is known of the other end of one connection, put together at its first call. Does not keep its peer alive."""
 
-    __slots__ = ("_admitted", "facts", "peer", "presented")
+    __slots__ = ("_admitted", "facts", "presented")
 
     def __init__(self, peer: Peer) -> None:
-        self.peer = peer
         self.presented = presented_by(peer)
         self.facts: Mapping[str, object] = caller_facts(peer)
         self._admitted: dict[CallerKind, Mapping[str, object]] = {}
@@ -76,7 +75,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, peer_of: Callable[[Context], Peer], admissions: Admissions) -> None:
         self._peer_of = peer_of
         self._admissions = admissions
-        self._connections: dict[int, _Connection] = {}
+        self._connections: dict[int, tuple[ref[TlsPeer], _Connection]] = {}
+        """Those of TLS that are open and have called, by the identity of their peer, which takes its entry with it."""
 
     async def intercept_service(
         self,
@@ -125,11 +125,13 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         if not isinstance(peer, TlsPeer):
             return _Connection(peer)
         known = self._connections.get(id(peer))
-        if known is None or known.peer is not peer:
-            if len(self._connections) >= MAX_CONNECTIONS:
-                self._connections.clear()
-            known = self._connections[id(peer)] = _Connection(peer)
-        return known
+        if known is None:
+            is_over = ref(peer, partial(self._forget, id(peer)))
+            known = self._connections[id(peer)] = is_over, _Connection(peer)
+        return known[1]
+
+    def _forget(self, number: int, _: ref[TlsPeer]) -> None:
+        self._connections.pop(number, None)
 
 
 def caller_facts(peer: Peer) -> dict[str, object]:

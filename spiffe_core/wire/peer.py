@@ -81,9 +81,11 @@ class UnixPeer:
         return path if self.process.alive() else ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class TlsPeer:
     """The client of a TLS connection. `spiffe_id` is None for a client that presented no certificate.
+
+    There is one object for each connection, and it lives as long.
 
     `serial` is the leaf's serial number in decimal, `not_after` its expiry,
     `anchor` the DER of the authority the verified chain ends in. `local`: it came over a Unix socket of this machine.

@@ -219,3 +219,29 @@ def test_each_line_names_its_own_caller(sink, tmp_path, monkeypatch):
     sink.close()
     assert [line["caller"] for line in lines(tmp_path)] == callers
     assert {tuple(line["audience"]) for line in lines(tmp_path)} == {('a"b', "\u00e9")}
+
+
+class CountingEncoder(json.JSONEncoder):
+    """How many documents it was given."""
+
+    count = 0
+
+    def encode(self, document):
+        self.count += 1
+        return super().encode(document)
+
+
+def test_what_is_said_of_a_caller_is_put_together_once_for_thousands_in_turn(sink, tmp_path, monkeypatch):
+    """A16: two thousand agents' connections, each issuing again and again."""
+    monkeypatch.setattr(audit_log, "_JSON", encoder := CountingEncoder(ensure_ascii=True, separators=(",", ":")))
+    callers = [{"address": f"10.0.0.1:{number}"} for number in range(2000)]
+
+    def record_all():
+        for caller in callers * 2:
+            note_caller(caller)
+            sink.record(leaf(1))
+
+    copy_context().run(record_all)
+    sink.close()
+    assert encoder.count == 2000
+    assert [line["caller"] for line in lines(tmp_path)] == callers * 2
