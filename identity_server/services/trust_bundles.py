@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from identity_server.domain.access import Caller
 from identity_server.domain.audit import BundleChanged
@@ -17,6 +17,8 @@ from identity_server.services.upstream_lines import publish_upstream, publish_wi
 from spiffe_core.bundle import JwtAuthority, TrustBundle, WitAuthority, X509Authority
 from spiffe_core.errors import InvalidRequest, NotFound, Unimplemented
 from spiffe_core.spiffe_id import TrustDomain
+
+TokenAuthority = TypeVar("TokenAuthority", bound=JwtAuthority | WitAuthority)
 
 
 class TrustBundles:
@@ -83,8 +85,7 @@ class TrustBundles:
         if not x509_authorities and not jwt_authorities:
             raise InvalidRequest("no authorities to append", field="x509_authorities")
         given = untainted(TrustBundle(self._trust_domain, tuple(x509_authorities), tuple(jwt_authorities)))
-        with audited(self._audit, self._change(caller, "append", given)):
-            return await self._store.execute(lambda uow: _append(uow, given))
+        return await self._add(caller, "append", given)
 
     async def publish_jwt_authority(self, caller: Caller, key: JwtAuthority) -> tuple[JwtAuthority, ...]:
         """Add the key with which a downstream server signs JWT-SVIDs; all JWT keys of the trust domain.
@@ -96,14 +97,9 @@ class TrustBundles:
             Unavailable: the upstream cannot publish it now.
         """
         given = untainted(TrustBundle(self._trust_domain, jwt_authorities=(key,)))
-        if self._upstream is not None:
-            with contextlib.suppress(Unimplemented):
-                keys = {one.key_id: one for one in await publish_upstream(self._upstream, given.jwt_authorities[0])}
-                given = untainted(
-                    TrustBundle(self._trust_domain, jwt_authorities=tuple({**keys, key.key_id: key}.values()))
-                )
-        with audited(self._audit, self._change(caller, "publish", given)):
-            return (await self._store.execute(lambda uow: _append(uow, given))).jwt_authorities
+        keys = await self._with_those_above(given.jwt_authorities[0], publish_upstream)
+        given = untainted(TrustBundle(self._trust_domain, jwt_authorities=keys))
+        return (await self._add(caller, "publish", given)).jwt_authorities
 
     async def publish_wit_authority(
         self, caller: Caller, given_key: Callable[[], WitAuthority]
@@ -118,15 +114,29 @@ class TrustBundles:
         """
         if not self._wit:
             raise Unimplemented("WIT functionality is disabled")
-        key = given_key()
-        given = untainted(TrustBundle(self._trust_domain, wit_authorities=(key,)))
-        if self._upstream is not None:
-            with contextlib.suppress(Unimplemented):
-                above = await publish_wit_upstream(self._upstream, given.wit_authorities[0])
-                keys = {one.key_id: one for one in (*above, key)}
-                given = untainted(TrustBundle(self._trust_domain, wit_authorities=tuple(keys.values())))
-        with audited(self._audit, self._change(caller, "publish", given)):
-            return (await self._store.execute(lambda uow: _append(uow, given))).wit_authorities
+        given = untainted(TrustBundle(self._trust_domain, wit_authorities=(given_key(),)))
+        keys = await self._with_those_above(given.wit_authorities[0], publish_wit_upstream)
+        given = untainted(TrustBundle(self._trust_domain, wit_authorities=keys))
+        return (await self._add(caller, "publish", given)).wit_authorities
+
+    async def _with_those_above(
+        self,
+        key: TokenAuthority,
+        publish: Callable[[UpstreamAuthority, TokenAuthority], Awaitable[Sequence[TokenAuthority]]],
+    ) -> tuple[TokenAuthority, ...]:
+        """The key, and all that the upstream has once it has been given it; the key alone where none publishes any."""
+        if self._upstream is None:
+            return (key,)
+        try:
+            above = await publish(self._upstream, key)
+        except Unimplemented:
+            return (key,)
+        return tuple({one.key_id: one for one in (*above, key)}.values())
+
+    async def _add(self, caller: Caller, change: str, given: TrustBundle) -> TrustBundle:
+        """Our bundle with what is given; the audit line stands before it does."""
+        with audited(self._audit, self._change(caller, change, given)):
+            return await self._store.execute(lambda uow: _append(uow, given))
 
     def _change(self, caller: Caller, change: str, given: TrustBundle) -> BundleChanged:
         ids = [one.key_id for one in given.x509_authorities] + [one.key_id for one in given.jwt_authorities]
