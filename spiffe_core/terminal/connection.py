@@ -35,7 +35,7 @@ class Daemon:
     name: str
     start: str
     forbidden: str
-    """What to do when it says PERMISSION_DENIED; the word ID becomes the id of the refusal, where there is one."""
+    """What to do when it says PERMISSION_DENIED; `{id}` in it becomes the refusal's id, or the word ID without one."""
     flag: str = "--socket-path"
     usual: Path | None = None
     """Where one that runs for the whole machine has its socket."""
@@ -119,7 +119,7 @@ def failure_of(error: grpc.RpcError, daemon: Daemon) -> Failure:
     advice = daemon.advice.get(told.public) or _ADVICE.get(told.kind, "").format(name=daemon.name)
     if told.kind is Kind.FORBIDDEN:
         refusal = _REFUSAL_ID.search(told.public)
-        advice = daemon.forbidden.replace("explain ID", f"explain {refusal[1] if refusal else 'ID'}")
+        advice = daemon.forbidden.format(id=refusal[1] if refusal else "ID")
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return Failure(f"the {daemon.name} did not answer in time", advice)
     return Failure(clean(told.public), advice, final=told.kind is not Kind.UNAVAILABLE)

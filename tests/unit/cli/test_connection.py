@@ -5,11 +5,12 @@ import os
 import socket
 from dataclasses import replace
 
+import grpc
 import pytest
 
 from identity_server.cli.server import SERVER
 from node_agent.cli.endpoint import AGENT
-from spiffe_core.terminal.connection import _no_connection
+from spiffe_core.terminal.connection import _no_connection, failure_of
 
 
 @pytest.mark.parametrize("daemon", [SERVER, AGENT], ids=lambda daemon: daemon.name)
@@ -47,3 +48,37 @@ def test_the_socket_of_the_whole_machine_is_named_to_who_looked_elsewhere(tmp_pa
             _no_connection("/s", missing, daemon).advice
             == f"this machine's agent has one at {usual}: name it with --socket-path"
         )
+
+
+class Refused(grpc.RpcError):
+    """What a stub raises when the daemon says PERMISSION_DENIED in these words."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def code(self):
+        return grpc.StatusCode.PERMISSION_DENIED
+
+    def details(self):
+        return self.text
+
+    def trailing_metadata(self):
+        return ()
+
+
+@pytest.mark.parametrize(
+    ("told", "advice"),
+    [
+        ("no identity issued (0a1b2c3d)", "`node-agent explain 0a1b2c3d` tells"),
+        ("no identity issued", "`node-agent explain ID` tells"),
+        ("no identity issued (0a1b2c3d): explain ID", "`node-agent explain ID` tells"),
+    ],
+)
+def test_a_refusal_is_to_be_asked_about_by_its_id(told, advice):
+    assert advice in failure_of(Refused(told), AGENT).advice
+
+
+def test_only_the_id_is_put_into_what_is_said_of_a_refusal():
+    daemon = replace(AGENT, forbidden="ask for {id} or ID")
+    assert failure_of(Refused("no (0a1b2c3d)"), daemon).advice == "ask for 0a1b2c3d or ID"
+    assert failure_of(Refused("no (0a1b2c3d)"), SERVER).advice == SERVER.forbidden
