@@ -81,7 +81,7 @@ async def _assembled(settings: ServerSettings, stop: asyncio.Event, *, reset_key
             return await Server.assemble(settings, reset_keys=reset_keys)
         except Unavailable as error:
             if not settings.database.shared and settings.upstream is None:
-                raise
+                raise _with_its_cause(error) from error
             log.error(  # noqa: TRY400  # the message says it all
                 "cannot start yet, trying again in %d s: %s",
                 START_AGAIN_SECONDS,
@@ -92,6 +92,14 @@ async def _assembled(settings: ServerSettings, stop: asyncio.Event, *, reset_key
             async with asyncio.timeout(START_AGAIN_SECONDS):
                 await stop.wait()
                 return None
+
+
+def _with_its_cause(error: Unavailable) -> Unavailable:
+    """For whoever starts the daemon, who may know which file it is and what is the matter with it, as callers may not."""
+    place, cause = error.facts.get("place"), error.facts.get("cause")
+    if not place or not cause:
+        return error
+    return Unavailable(f"{place} cannot be used: {cause}; make room or mend what is wrong with it, and start again")
 
 
 def _announce(server: Server) -> None:

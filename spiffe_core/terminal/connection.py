@@ -73,8 +73,10 @@ def _no_connection(path: str, error: OSError, daemon: Daemon) -> Failure:
             advice = f"this machine's {daemon.name} has one at {daemon.usual}: name it with {daemon.flag}"
         return Failure(f"there is no socket at {path}", advice, final=False)
     if error.errno in {errno.EACCES, errno.EPERM}:
+        closed = next((one for one in reversed(Path(path).parents) if not os.access(one, os.X_OK)), None)
+        where = f": this user may not enter {closed}" if closed is not None else ""
         return Failure(
-            f"permission denied for {path}", f"run this as the user or group that the {daemon.name} belongs to"
+            f"permission denied for {path}{where}", f"run this as the user or group that the {daemon.name} belongs to"
         )
     if error.errno == errno.ECONNREFUSED:
         what = f"nobody answers at {path}: the socket is left over from a {daemon.name} that ended"

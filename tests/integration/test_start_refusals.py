@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,28 @@ def test_without_a_terminal_it_is_one_line_of_json(program, tmp_path):
     assert code == 1
     assert json.loads(last)["level"] == "error"
     assert str(tmp_path / "data") in json.loads(last)["msg"]
+
+
+def test_a_full_disk_is_named_with_its_file(tmp_path):
+    """R11, R13: 'try again later' is for callers; who starts the server is told which file and why."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("only root can mount")
+    small = tmp_path / "small"
+    small.mkdir()
+    config = server_config(tmp_path)
+    config.write_text(config.read_text().replace(str(tmp_path / "data"), str(small / "data")))
+    start = f"{BIN / 'identity-server'} run --config {config}"
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=64k,mode=0755 none {small} && exec {start}"],
+        check=False, capture_output=True, text=True, timeout=50,
+    )  # fmt: skip
+    if "ermission denied" in done.stderr or "Operation not permitted" in done.stderr:
+        pytest.skip("no mounts here")
+    last = json.loads(done.stderr.splitlines()[-1])
+    assert (done.returncode, last["level"]) == (1, "error")
+    assert str(small / "data" / "datastore.sqlite3") in last["msg"]
+    assert "disk is full" in last["msg"] or "No space left" in last["msg"]
+    assert "make room" in last["msg"]
 
 
 def test_who_asks_for_json_gets_json_on_a_terminal_too(tmp_path):

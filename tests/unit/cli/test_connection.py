@@ -82,3 +82,11 @@ def test_only_the_id_is_put_into_what_is_said_of_a_refusal():
     daemon = replace(AGENT, forbidden="ask for {id} or ID")
     assert failure_of(Refused("no (0a1b2c3d)"), daemon).advice == "ask for 0a1b2c3d or ID"
     assert failure_of(Refused("no (0a1b2c3d)"), SERVER).advice == SERVER.forbidden
+
+
+def test_the_directory_that_keeps_a_user_out_is_named(monkeypatch):
+    """The socket itself may be open to everybody, as that of the Workload API is."""
+    refused = PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) not in {"/run/closed", "/run/closed/agent"})
+    failure = _no_connection("/run/closed/agent/api.sock", refused, AGENT)
+    assert failure.what == "permission denied for /run/closed/agent/api.sock: this user may not enter /run/closed"

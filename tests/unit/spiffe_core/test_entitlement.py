@@ -167,6 +167,6 @@ def test_explanations_agree_with_the_answer_and_cover_every_entry():
     ids=["the oldest keeps the hint", "tie: lower id", "tie, other order", "no hint is no conflict", "nothing"],
 )
 def test_a_hint_stands_once_in_a_response(entries, kept):
-    """WAPI-24, spire_features section 15.3."""
+    """WAPI-24, N-C-23, spire_features section 15.3: entries may share a hint; a workload never sees it twice."""
     made = [make_entry(id=entry_id, hint=hint, created_at=created) for entry_id, hint, created in entries]
     assert [entry.id for entry in unique_hints(made)] == kept
