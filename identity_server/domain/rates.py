@@ -12,7 +12,6 @@ that hold more than their share of the places.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
@@ -21,7 +20,6 @@ from spiffe_core.errors import Exhausted, TooFast
 MOST_KEYS = 65_536
 """So many buckets are remembered; the one unused for longest is forgotten first."""
 MOST_WAITING = 4_096
-_IPV6_NETWORK_BITS = 64
 _LEAST_DELAY = 0.05
 
 
@@ -120,16 +118,3 @@ class FairQueue:
         self._full_at.move_to_end(key)
         if len(self._full_at) > self._most_keys:
             self._full_at.popitem(last=False)
-
-
-def network_of(address: str) -> str:
-    """The key of a network address: an IPv4 address, or the /64 of an IPv6 address, which is one customer's."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((parsed, _IPV6_NETWORK_BITS), strict=False))

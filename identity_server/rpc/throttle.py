@@ -19,10 +19,11 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from identity_server.domain.rates import FairQueue, Rate, network_of
+from identity_server.domain.rates import FairQueue, Rate
 from identity_server.rpc.caller import Context, Handler
 from spiffe_core.clock import Clock
 from spiffe_core.errors import Exhausted, IdentityError, Kind
+from spiffe_core.networks import network_of
 from spiffe_core.wire._gen.spire.api.server.svid.v1 import svid_pb2
 from spiffe_core.wire.peer import Peer, TlsPeer
 from spiffe_core.wire.services import CALL_KINDS, HANDLER_FACTORIES

@@ -30,6 +30,7 @@ from identity_server.web.client_hello import MAX_HELLO_BYTES, ClientHello, missi
 from identity_server.web.documents import App, Site, problem
 from identity_server.web.quick_answers import QuickAnswers
 from spiffe_core.errors import Exhausted
+from spiffe_core.networks import network_of
 from spiffe_core.wire.acceptor import Acceptor
 from spiffe_core.wire.pace import Pace, readable
 from spiffe_core.wire.shares import Shares
@@ -60,7 +61,7 @@ _FULL = 0.75
 
 @dataclass(frozen=True, slots=True)
 class WebLimits:
-    """Bounds of one listener. A single address may hold a quarter of the connections."""
+    """Bounds of one listener. A single address, of IPv6 a single /64, may hold a quarter of the connections."""
 
     connections: int = CONNECTIONS
     handshake_seconds: float = HANDSHAKE_SECONDS
@@ -206,7 +207,7 @@ class WebListener:
     async def _admit(self, accepted: socket.socket) -> None:
         shares: dict[Hashable, int] = {"all": self.limits.connections}
         if accepted.family != socket.AF_UNIX:  # behind a socket is one web server, which has everybody's requests
-            shares[accepted.getpeername()[0]] = max(1, self.limits.connections // 4)
+            shares[network_of(accepted.getpeername()[0])] = max(1, self.limits.connections // 4)
         if not self._shares.take(shares):
             raise Exhausted("too many connections")
         loop = asyncio.get_running_loop()

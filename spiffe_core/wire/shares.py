@@ -8,6 +8,7 @@ from collections.abc import Hashable
 from typing import Any, Final
 
 from spiffe_core.errors import Exhausted
+from spiffe_core.networks import network_of
 from spiffe_core.wire.peer import TlsPeer
 
 FEWEST: Final = 16
@@ -34,8 +35,8 @@ class Shares:
         """Take what one more connection of `peer` counts against, of so many connections altogether.
 
         An eighth for one SPIFFE ID, `MOST_OF_ONE_ID` at most. Those without a certificate, who may be anybody, have half
-        of all together, and an eighth for one address: with it taken, no node of that address can join, and every node
-        that has is served.
+        of all together, and an eighth for one address (of IPv6, for one /64): with it taken, no node of that address can
+        join, and every node that has is served.
 
         Raises:
             Exhausted: it holds as much already.
@@ -43,8 +44,8 @@ class Shares:
         eighth = max(connections // 8, FEWEST)
         wanted: dict[Hashable, int] = {peer.spiffe_id: min(eighth, MOST_OF_ONE_ID)}
         if peer.spiffe_id is None:
-            address = peer.address.rpartition(":")[0]
-            wanted = {"anonymous": max(connections // 2, FEWEST), ("anonymous", address): eighth}
+            network = network_of(peer.address.rpartition(":")[0])
+            wanted = {"anonymous": max(connections // 2, FEWEST), ("anonymous", network): eighth}
         if not self.take(wanted):
             raise Exhausted("too many connections of this client are open", address=peer.address)
         return wanted

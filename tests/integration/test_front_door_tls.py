@@ -271,6 +271,16 @@ def test_however_large_the_door_one_identity_has_a_few_dozen_connections():
         held.of_tls(node_behind_nat, 8_192)
 
 
+def test_one_network_of_ipv6_has_no_more_than_one_address():
+    """S50: who is given a /64 has more addresses than anybody counts."""
+    held = shares.Shares()
+    for number in range(8_192 // 8):
+        held.of_tls(TlsPeer(f"2001:db8::{number:x}:50000"), 8_192)
+    with pytest.raises(Exhausted):
+        held.of_tls(TlsPeer("2001:db8::ffff:ffff:50000"), 8_192)
+    held.of_tls(TlsPeer("2001:db8:0:1::1:50000"), 8_192)
+
+
 async def test_slow_handshakes_give_way_when_there_is_no_room(monkeypatch):
     """S50: who takes every place for handshakes loses the oldest of them; a quick storm of honest ones loses none."""
     monkeypatch.setattr(shares, "SLOW_SECONDS", 0.2)

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import json
 import ssl
+import subprocess
+import sys
 
 import pytest
 
@@ -16,6 +18,7 @@ from spiffe_core.errors import ConfigError, Unavailable
 from spiffe_core.wire.tls import TlsIdentity
 from tests.authority import SpiffeTestCA
 from tests.doubles.https_reader import connected, get, unchecked
+from tests.doubles.privileges import need_namespaces
 
 CA = SpiffeTestCA("example.org")
 
@@ -251,6 +254,14 @@ async def test_one_address_holds_a_part_of_the_connections(served):
         with pytest.raises((ssl.SSLError, OSError)):
             await get(one.address)
         assert one.listener.refused["exhausted"] == 1
+
+
+async def test_one_network_of_ipv6_holds_no_more_than_one_address():
+    """S50: the addresses of a /64 are one customer's; those of the next have their own part."""
+    need_namespaces("--map-root-user", "--net")
+    command = ["unshare", "--map-root-user", "--net", sys.executable, "-m", "tests.doubles.one_network"]
+    done = await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True, text=True, timeout=50)
+    assert json.loads(done.stdout) == [True, True, False, True]
 
 
 async def test_requests_under_way_are_answered_before_the_end(served):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from identity_server.domain.rates import FairQueue, Rate, network_of
+from identity_server.domain.rates import FairQueue, Rate
 from spiffe_core.errors import Exhausted, TooFast
 
 
@@ -135,17 +135,3 @@ def test_the_memory_for_buckets_is_bounded_and_the_oldest_goes_first():
     assert line.keys == 100
     assert line.enter("key 0", 20, 0.0).wait == 0.0
     assert line.enter("key 9999", 1, 0.0).wait > 0.0
-
-
-@pytest.mark.parametrize(
-    ("address", "key"),
-    [
-        ("192.0.2.7", "192.0.2.7"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("somewhere", "somewhere"),
-    ],
-)
-def test_one_customer_of_ipv6_is_one_key(address, key):
-    assert network_of(address) == key
