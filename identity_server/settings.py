@@ -234,6 +234,7 @@ class ServerSettings(Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_file: str = ""
     log_format: Literal["json", "text"] = "json"
+    log_source_location: bool = False
     ca: CaSection = CaSection()
     experimental: ExperimentalSection = ExperimentalSection()
     svid: SvidSection = SvidSection()
@@ -335,13 +336,17 @@ class ServerSettings(Section):
         )
 
 
-def load(path: str | Path, overrides: Mapping[str, object] | None = None) -> ServerSettings:
+def load(
+    path: str | Path, overrides: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None
+) -> ServerSettings:
     """Read a TOML file; `overrides` maps dotted keys ("ca.ttl") to flags' values, None for a flag not given.
+
+    Variables in the file are filled in from `environ`, if it is given.
 
     Raises:
         ConfigError: one line for each mistake, with file, key and rule.
     """
-    return load_settings(ServerSettings, path, overrides)
+    return load_settings(ServerSettings, path, overrides, environ)
 
 
 def from_mapping(document: Mapping[str, object], *, source: str = "settings") -> ServerSettings:

@@ -246,6 +246,7 @@ class OidcSettings(OidcNames):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_file: str = ""
     log_format: Literal["json", "text"] = "json"
+    log_source_location: bool = False
     health_checks: HealthCheckSection = HealthCheckSection()
     telemetry: TelemetrySection = TelemetrySection()
 

@@ -130,8 +130,10 @@ class Agent:
 
     def __post_init__(self) -> None:
         health = Health(lambda: self.healthy)
-        services = [self.api.handler(), health.handler()]
-        served = [WORKLOAD_API, HEALTH]
+        services, served = [health.handler()], [HEALTH]
+        if not self.settings.workload_api.disabled:
+            services.append(self.api.handler())
+            served.append(WORKLOAD_API)
         if self.sds is not None:
             services.append(self.sds.handler())
             served.append(SDS)
@@ -143,6 +145,11 @@ class Agent:
     def healthy(self) -> bool:
         """A member, synchronised at least once, and not going down."""
         return self.monitor.report().ready
+
+    @property
+    def serves_workloads(self) -> bool:
+        """False if both things that workloads can ask for are disabled."""
+        return self.sds is not None or not self.settings.workload_api.disabled
 
     async def open(self) -> None:
         """Begin to answer workloads: with Unavailable until the first sync is done.
@@ -156,7 +163,8 @@ class Agent:
         await self.admin.open()
         if self.broker is not None:
             await self.broker.open()
-        self.door.listen_unix(self.settings.socket_path)
+        if self.serves_workloads:
+            self.door.listen_unix(self.settings.socket_path)
 
     def start(self, tasks: Supervisor) -> None:
         """Start the loops."""

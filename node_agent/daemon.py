@@ -40,7 +40,7 @@ async def _serve(settings: AgentSettings, output: LogOutput) -> int:
     agent = build(settings)
     try:
         await agent.open()
-        _announce(settings)
+        _announce(settings, serves=agent.serves_workloads)
         agent.monitor.systemd.ready(f"serving workloads of {settings.trust_domain}")
         async with Supervisor() as tasks:
             agent.start(tasks)
@@ -55,11 +55,11 @@ async def _serve(settings: AgentSettings, output: LogOutput) -> int:
     return 0
 
 
-def _announce(settings: AgentSettings) -> None:
+def _announce(settings: AgentSettings, *, serves: bool) -> None:
     log.info(
-        "serving the Workload API of %s on unix://%s, server %s (%s)",
+        "serving workloads of %s on %s, server %s (%s)",
         settings.trust_domain,
-        settings.socket_path,
+        f"unix://{settings.socket_path}" if serves else "no socket: the Workload API and SDS are disabled",
         ", ".join(f"{host}:{port}" for host, port in settings.servers),
         VERSION,
     )

@@ -100,6 +100,12 @@ class WitSection(Section):
 SecretName = Annotated[str, Field(min_length=1, max_length=255)]
 
 
+class WorkloadApiSection(Section):
+    """[workload_api]: the SPIFFE Workload API. With SDS disabled as well there is no socket for workloads at all."""
+
+    disabled: bool = False
+
+
 class SdsSection(Section):
     """[sds]: Envoy's secret discovery service, and the names it answers to beside SPIFFE IDs and trust domains."""
 
@@ -124,6 +130,7 @@ class AgentSettings(Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_file: str = ""
     log_format: Literal["json", "text"] = "json"
+    log_source_location: bool = False
     trust_bundle_path: FilePath | None = None
     trust_bundle_url: str = ""
     trust_bundle_unix_socket: str = ""
@@ -145,6 +152,7 @@ class AgentSettings(Section):
     wait_for_identity: bool = False
     jwt: JwtSection = JwtSection()
     wit: WitSection = WitSection()
+    workload_api: WorkloadApiSection = WorkloadApiSection()
     sds: SdsSection = SdsSection()
     broker: BrokerSection | None = None
     files_config: AbsolutePath | None = None
@@ -286,13 +294,17 @@ class AgentSettings(Section):
         return tuple(found)
 
 
-def load(path: str | Path, overrides: Mapping[str, object] | None = None) -> AgentSettings:
+def load(
+    path: str | Path, overrides: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None
+) -> AgentSettings:
     """Read a TOML file; `overrides` maps dotted keys ("limits.streams") to flags' values, None for a flag not given.
+
+    Variables in the file are filled in from `environ`, if it is given.
 
     Raises:
         ConfigError: one line for each mistake, with file, key and rule.
     """
-    return load_settings(AgentSettings, path, overrides)
+    return load_settings(AgentSettings, path, overrides, environ)
 
 
 def from_mapping(document: Mapping[str, object], *, source: str = "settings") -> AgentSettings:

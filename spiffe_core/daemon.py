@@ -40,6 +40,11 @@ class LogSettings(Protocol):
         ...
 
     @property
+    def log_source_location(self) -> bool:
+        """Whether each line says which line of the program wrote it."""
+        ...
+
+    @property
     def model_fields_set(self) -> set[str]:
         """What somebody chose."""
         ...
@@ -66,7 +71,12 @@ def run(
         )
 
     try:
-        output = setup_logging(settings.log_level, settings.log_file or None, style=settings.log_format)
+        output = setup_logging(
+            settings.log_level,
+            settings.log_file or None,
+            style=settings.log_format,
+            located=settings.log_source_location,
+        )
         refuse_dumps()
         hand_back_memory()
         drain_wake_ups()

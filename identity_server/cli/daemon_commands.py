@@ -10,7 +10,7 @@ from typing import Any, Final
 from identity_server.cli.server import SERVER, admin_socket, server_flags
 from spiffe_core.runtime.collector import all_of_it_stays
 from spiffe_core.runtime.openssl import groups_chosen
-from spiffe_core.terminal.configuration import config_file, config_flags, overrides, print_settings
+from spiffe_core.terminal.configuration import config_file, config_flags, environment, overrides, print_settings
 from spiffe_core.terminal.flags import F, command, flag
 from spiffe_core.terminal.health import check_health
 from spiffe_core.terminal.printing import output_flag
@@ -23,6 +23,8 @@ _OVERRIDES: Final = {
     "data_dir": "data_dir",
     "log_level": "log_level",
     "log_file": "log_file",
+    "log_format": "log_format",
+    "log_source_location": "log_source_location",
     "trust_domain": "trust_domain",
 }
 
@@ -43,7 +45,7 @@ def _load(config: str, given: Mapping[str, Any]) -> tuple[Path, Any]:
     from identity_server.settings import load
 
     path = config_file(config, DEFAULT_CONFIG, "identity-server")
-    return path, load(path, overrides(given, _OVERRIDES))
+    return path, load(path, overrides(given, _OVERRIDES), environment(given))
 
 
 @command("run", example="identity-server run --config /etc/muniment/server.toml")

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from node_agent.cli.endpoint import AGENT, endpoint, endpoint_flags
 from spiffe_core.runtime.collector import all_of_it_stays
-from spiffe_core.terminal.configuration import config_file, config_flags, overrides, print_settings
+from spiffe_core.terminal.configuration import config_file, config_flags, environment, overrides, print_settings
 from spiffe_core.terminal.flags import F, command, flag
 from spiffe_core.terminal.health import check_health
 from spiffe_core.terminal.printing import output_flag
@@ -23,6 +23,7 @@ _OVERRIDES: Final = {
     "trust_bundle_format": "trust_bundle_format",
     "allow_unauthenticated_verifiers": "allow_unauthenticated_verifiers",
     "disable_sds_api": "sds.disabled",
+    "disable_workload_api": "workload_api.disabled",
     "log_format": "log_format",
     "insecure_bootstrap": "insecure_bootstrap",
     "rebootstrap_mode": "rebootstrap_mode",
@@ -33,6 +34,7 @@ _OVERRIDES: Final = {
     "data_dir": "data_dir",
     "log_level": "log_level",
     "log_file": "log_file",
+    "log_source_location": "log_source_location",
     "trust_domain": "trust_domain",
 }
 
@@ -55,7 +57,7 @@ def settings_flags(function: F) -> F:
             help="Overrides allow_unauthenticated_verifiers.",
         ),
         flag("--disable-sds-api", "disableSDSAPI", switch=True, help="Overrides sds.disabled."),
-        flag("--log-format", "logFormat", help="Overrides log_format: json or text."),
+        flag("--disable-workload-api", "disableWorkloadAPI", switch=True, help="Overrides workload_api.disabled."),
         flag("--trust-bundle-format", "trustBundleFormat", help="Overrides trust_bundle_format: pem or spiffe."),
         flag("--trust-bundle", "trustBundle", metavar="FILE", help="Overrides trust_bundle_path."),
         flag("--trust-bundle-url", "trustBundleUrl", metavar="URL", help="Overrides trust_bundle_url."),
@@ -78,7 +80,7 @@ def _load(config: str, given: Mapping[str, Any]) -> tuple[Path, Any]:
     from node_agent.settings import load
 
     path = config_file(config, DEFAULT_CONFIG, "node-agent")
-    return path, load(path, overrides(given, _OVERRIDES))
+    return path, load(path, overrides(given, _OVERRIDES), environment(given))
 
 
 @command(

@@ -5,8 +5,9 @@ nothing can change meanwhile) and puts it into a bounded queue; a writer thread 
 the queue is full or the disk refuses, lines are dropped and counted, and a line says how many once writing works
 again: logging never stops issuing.
 
-A line is JSON with SPIRE's `time`, `level`, `subsystem_name`, `msg` and, when there is something to say, `request_id` (the id of the request
-being served), `facts` (from `extra={"facts": {...}}` and from the `facts` of an `IdentityError`) and `trace`. Every character outside printable
+A line is JSON with SPIRE's `time`, `level`, `subsystem_name`, `msg` and, when there is something to say, `request_id`
+(the id of the request being served), `facts` (from `extra={"facts": {...}}` and from the `facts` of an `IdentityError`)
+and `trace`; if asked for, `file` and `func`, where in the program it was written. Every character outside printable
 ASCII is escaped, so that no caller-controlled text can forge a line, colour a terminal or reorder what is shown. The
 "text" style is for people: `HH:MM:SS level message key=value`.
 
@@ -28,6 +29,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -110,13 +112,17 @@ def setup_logging(
     stream: TextIO | None = None,
     *,
     style: str = "json",
+    located: bool = False,
 ) -> LogOutput:
-    """Send the root logger's records of `level` and above to `file`, or to `stream` (stderr when both are None)."""
+    """Send the root logger's records of `level` and above to `file`, or to `stream` (stderr when both are None).
+
+    With `located` each line says which line of the program wrote it.
+    """
     if level.lower() not in LEVELS:
         raise ConfigError(f"log_level: {level!r} is not one of debug, info, warn, error", field="log_level")
     if style not in STYLES:
         raise ConfigError(f"log_format: {style!r} is not one of json, text", field="log_format")
-    render = _json_line if style == "json" else _text_line
+    render = partial(_json_line if style == "json" else _text_line, located=located)
     lines: queue.Queue[object] = queue.Queue(QUEUE_LINES)
     sink = _Sink(Path(file) if file else None, stream or sys.stderr)
     handler = _QueueingHandler(lines, render)
@@ -264,7 +270,7 @@ def _open_log(path: Path) -> int:
     return file
 
 
-def _json_line(record: logging.LogRecord) -> str:
+def _json_line(record: logging.LogRecord, *, located: bool) -> str:
     event: dict[str, object] = {
         "time": _instant(record).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "level": record.levelname.lower(),
@@ -277,10 +283,12 @@ def _json_line(record: logging.LogRecord) -> str:
         event["facts"] = facts
     if trace := _trace(record):
         event["trace"] = trace
+    if located:
+        event["file"], event["func"] = _location(record)
     return json.dumps(event, ensure_ascii=True, separators=(",", ":"), default=str)
 
 
-def _text_line(record: logging.LogRecord) -> str:
+def _text_line(record: logging.LogRecord, *, located: bool) -> str:
     parts = [
         f"{_instant(record):%H:%M:%S}",
         f"{record.levelname.lower():<7}",
@@ -292,6 +300,8 @@ def _text_line(record: logging.LogRecord) -> str:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=True, default=str)
         text = _visible(text)
         parts.append(f"{_visible(name)}={json.dumps(text, ensure_ascii=False) if ' ' in text or not text else text}")
+    if located:
+        parts.append("file={} func={}".format(*_location(record)))
     trace = "".join("\n    " + _visible(row) for row in _trace(record).splitlines())
     return " ".join(parts) + trace
 
@@ -301,6 +311,11 @@ def _loss_line(handler: _QueueingHandler, count: int) -> str:
     record = logging.LogRecord(__name__, logging.WARNING, __file__, 0, "log lines were lost", (), None)
     record.__dict__.update(facts)
     return handler.prepare(record)
+
+
+def _location(record: logging.LogRecord) -> tuple[str, str]:
+    """Where in the program a line was written, under SPIRE's names: `file` with the line's number, and `func`."""
+    return f"{record.pathname}:{record.lineno}", record.funcName or ""
 
 
 def _instant(record: logging.LogRecord) -> datetime:

@@ -29,6 +29,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from spiffe_core.errors import ConfigError, IdentityError
+from spiffe_core.runtime.environment import expanded
 from spiffe_core.runtime.settings_kinds import mistaken
 
 MAX_FILE_BYTES = 1024 * 1024
@@ -201,13 +202,20 @@ class TracingSection(Section):
     ca_file: FilePath | None = None
 
 
-def load_settings(model: type[S], path: str | Path, overrides: Mapping[str, object] | None = None) -> S:
+def load_settings(
+    model: type[S],
+    path: str | Path,
+    overrides: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> S:
     """Read `path` as `model`, with `overrides` ("ca.ttl" -> value, None = not given) laid over it.
+
+    Variables in the file are filled in from `environ`, if it is given.
 
     Raises:
         ConfigError: one line for each mistake: file, key, rule, and the nearest valid key.
     """
-    return build_settings(model, read_toml(path), source=str(path), overrides=overrides)
+    return build_settings(model, read_toml(path, environ), source=str(path), overrides=overrides)
 
 
 def build_settings(
@@ -227,8 +235,8 @@ def build_settings(
         raise ConfigError("\n".join(lines), field=_dotted(error.errors()[0]["loc"])) from None
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """Read a TOML file; SPIRE's HCL is recognised and refused with a pointer to the guide."""
+def read_toml(path: str | Path, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Read a TOML file, with variables of `environ` filled in; SPIRE's HCL is recognised and refused with a pointer to the guide."""
     file = Path(path)
     try:
         with file.open("rb") as stream:
@@ -240,6 +248,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes; this cannot be a settings file", field="config")
     try:
         text = raw.decode()
+        if environ is not None:
+            text = expanded(text, environ, str(path))
         return tomllib.loads(text)
     except UnicodeDecodeError:
         raise ConfigError(

@@ -10,7 +10,18 @@ from collections.abc import Iterable, Mapping
 
 SHARED = frozenset(
     {
-        *("trust_domain", "data_dir", "socket_path", "log_level", "log_file", "log_format", "jwt", "wit", "attestors"),
+        *(
+            "trust_domain",
+            "data_dir",
+            "socket_path",
+            "log_level",
+            "log_file",
+            "log_format",
+            "log_source_location",
+            "jwt",
+            "wit",
+            "attestors",
+        ),
         *("limits", "health_checks", "telemetry", "tracing"),
     }
 )
@@ -25,7 +36,14 @@ KINDS: Mapping[str, frozenset[str]] = {
     | {
         *("server_address", "server_port", "admin_socket_path", "authorized_delegates", "trust_bundle_path"),
         *("trust_bundle_format", "insecure_bootstrap", "join_token_file", "join_token", "sync_interval", "peer_pidfd"),
-        *("workload_x509_svid_key_type", "allow_unauthenticated_verifiers", "wait_for_identity", "sds", "broker"),
+        *(
+            "workload_x509_svid_key_type",
+            "allow_unauthenticated_verifiers",
+            "wait_for_identity",
+            "workload_api",
+            "sds",
+            "broker",
+        ),
         *("availability_target", "files_config", "key_manager", "push", "rebootstrap_delay", "rebootstrap_mode"),
         *("strict", "trust_bundle_url", "trust_bundle_unix_socket", "trust_bundle_spiffe_workload_api"),
     },
@@ -41,6 +59,7 @@ KINDS: Mapping[str, frozenset[str]] = {
                 "log_level",
                 "log_file",
                 "log_format",
+                "log_source_location",
                 "log_requests",
                 "health_checks",
                 "telemetry",

@@ -21,7 +21,20 @@ def config_flags(default: str) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         flags = [
+            flag(
+                "--expand-env",
+                "expandEnv",
+                switch=True,
+                help="Fill in environment variables in the file: $NAME and ${NAME}.",
+            ),
             flag("--trust-domain", "trustDomain", help="Overrides trust_domain."),
+            flag(
+                "--log-source-location",
+                "logSourceLocation",
+                switch=True,
+                help="Overrides log_source_location: lines of the log say where in the program they were written.",
+            ),
+            flag("--log-format", "logFormat", help="Overrides log_format: json or text."),
             flag("--log-file", "logFile", help="Overrides log_file."),
             flag("--log-level", "logLevel", help="Overrides log_level: debug, info, warning or error."),
             flag("--data-dir", "dataDir", help="Overrides data_dir."),
@@ -60,6 +73,11 @@ def overrides(given: Mapping[str, object | None], names: Mapping[str, str]) -> d
             value = _LEVELS.get(level, level)
         found[key] = value
     return found
+
+
+def environment(given: Mapping[str, object | None]) -> Mapping[str, str] | None:
+    """What fills in the file's variables; None unless that was asked for."""
+    return os.environ if given["expand_env"] else None
 
 
 def print_settings(tree: Mapping[str, Any], source: Path, warnings: tuple[str, ...], output: str) -> None:

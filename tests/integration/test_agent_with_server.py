@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import asynccontextmanager
 
+import grpc
 import pytest
 
 from deploy.demo.stack import free_port
@@ -300,3 +301,15 @@ async def _changes(live, path, before):
     async with asyncio.timeout(10):
         while await _serial(live, path) == before:
             await asyncio.sleep(0.02)
+
+
+async def test_the_workload_api_and_sds_can_be_switched_off(live, folder):
+    """spire_features section 5.1: one of them leaves the other, both leave no socket for workloads."""
+    async with joined(live, folder, workload_api={"disabled": True}) as agent:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await agent.x509_stream().read()
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert await agent.health() in {"SERVING", "NOT_SERVING"}
+    async with joined(live, folder, workload_api={"disabled": True}, sds={"disabled": True}) as agent:
+        await agent.until(lambda: agent.agent.synchronize.synced)
+        assert not agent.agent.settings.socket_path.exists()

@@ -1,5 +1,7 @@
 """`validate` of both command lines holds the tables of attestors to what each attestor takes."""
 
+import json
+
 import pytest
 
 import identity_server.cli
@@ -8,9 +10,9 @@ import node_agent.cli
 MAIN = {"server": identity_server.cli.main, "agent": node_agent.cli.main}
 
 
-def validate(daemon, config):
+def validate(daemon, config, *flags):
     try:
-        MAIN[daemon](["validate", "--config", str(config)])
+        MAIN[daemon](["validate", "--config", str(config), *flags])
     except SystemExit as left:
         return left.code or 0
     return 0
@@ -50,3 +52,17 @@ def test_tables_that_do_not_fit_are_refused_by_key_and_rule(case, tmp_path, caps
     shown = capsys.readouterr()
     assert message in shown.err
     assert not shown.out
+
+
+@pytest.mark.parametrize("daemon", MAIN)
+def test_spires_flags_about_the_log_and_the_environment(daemon, tmp_path, capsys, monkeypatch):
+    """spire_features section 7: -logFormat, -logSourceLocation, -expandEnv."""
+    config = tmp_path / "c.toml"
+    config.write_text('trust_domain = "${OUR_DOMAIN}"\n')
+    assert validate(daemon, config) == 1
+    monkeypatch.setenv("OUR_DOMAIN", "example.org")
+    assert validate(daemon, config, "-expandEnv", "-logFormat", "text", "-logSourceLocation", "-output", "json") == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert (tree["trust_domain"], tree["log_format"], tree["log_source_location"]) == ("example.org", "text", True)
+    assert validate(daemon, config, "-expandEnv", "-logFormat", "xml") == 1
+    assert "command line: log_format: " in capsys.readouterr().err

@@ -199,7 +199,7 @@ async def test_an_agent_without_its_server_is_up_and_says_so(lonely):
     agent = lonely.spawn_agent()
     async with WorkloadApiClient(f"unix://{lonely.api_socket}") as client:
         async with asyncio.timeout(15):
-            while "serving the Workload API" not in agent.tail(100):
+            while "serving workloads of" not in agent.tail(100):
                 await asyncio.sleep(0.02)
         with pytest.raises(Unavailable, match="first synchronisation"):
             await client.fetch_x509()

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -299,3 +300,19 @@ def test_closing_writes_what_is_queued_and_ends_the_thread(stream: io.StringIO) 
         json.loads(line)["msg"] for line in stream.getvalue().splitlines()
     ]
     assert threads == threading.active_count()
+
+
+@pytest.mark.parametrize("style", ["json", "text"])
+def test_a_line_says_where_it_was_written_if_asked(stream: io.StringIO, style: str) -> None:
+    """SPIRE's -logSourceLocation, with its names `file` and `func`."""
+    output = setup_logging("info", stream=stream, style=style, located=True)
+    log.info("x")
+    output.close()
+    line = stream.getvalue().strip()
+    name = "test_a_line_says_where_it_was_written_if_asked"
+    if style == "json":
+        document = json.loads(line)
+        assert document["func"] == name
+        assert re.fullmatch(rf"{re.escape(__file__)}:\d+", document["file"])
+    else:
+        assert re.search(rf" x file={re.escape(__file__)}:\d+ func={name}$", line)
