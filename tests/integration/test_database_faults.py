@@ -5,6 +5,7 @@ anything afterwards.
 """
 
 import asyncio
+import threading
 import time
 from contextlib import contextmanager
 
@@ -200,16 +201,32 @@ async def test_a_crash_of_the_database_under_writes_loses_nothing_acknowledged_a
         assert last == events + 1, "no revision is missing"
 
 
-async def test_a_caller_in_the_queue_is_told_in_time_and_its_change_never_happens(database, url):
+def at_work(monkeypatch, thread, what):
+    """An event that is set while this thread of the store is at what it does with the database."""
+    real, is_at_it = getattr(thread, what), threading.Event()
+
+    def watched(*given):
+        is_at_it.set()
+        try:
+            return real(*given)
+        finally:
+            is_at_it.clear()
+
+    monkeypatch.setattr(thread, what, watched)
+    return is_at_it
+
+
+async def test_a_caller_in_the_queue_is_told_in_time_and_its_change_never_happens(database, url, monkeypatch):
     """R24: two writes wait behind a frozen database; the second was never begun, and is not done later either."""
     async with running_store(url) as store:
         await store.execute(lambda uow: uow.entries.add([make_entry(id="0", spiffe_id="/0")]))
+        writing = at_work(monkeypatch, store._writer, "_run")
         database.freeze()
         try:
             first = asyncio.ensure_future(
                 store.execute(lambda uow: uow.entries.add([make_entry(id="1", spiffe_id="/1")]))
             )
-            await asyncio.sleep(0.2)  # the writer has taken it
+            assert await asyncio.to_thread(writing.wait, 20)
             began = time.monotonic()
             with pytest.raises(Unavailable, match="try again later"):
                 await store.execute(lambda uow: uow.entries.add([make_entry(id="2", spiffe_id="/2")]))
@@ -237,10 +254,13 @@ async def test_a_store_whose_database_is_frozen_is_closed_in_time(database, url,
     store = open_store(url)
     await store.start()
     await store.execute(lambda uow: uow.entries.add([make_entry(id="0", spiffe_id="/0")]))
+    writing = at_work(monkeypatch, store._writer, "_run")
+    following = at_work(monkeypatch, store._follower, "step")
     database.freeze()
     try:
         change = asyncio.ensure_future(store.execute(lambda uow: uow.entries.add([make_entry(id="1", spiffe_id="/1")])))
-        await asyncio.sleep(1.5)  # the writer has taken it, and the follower has looked
+        assert await asyncio.to_thread(writing.wait, 20)
+        assert await asyncio.to_thread(following.wait, 20)
         began = time.monotonic()
         await store.close()
         took = time.monotonic() - began
