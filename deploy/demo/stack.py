@@ -81,6 +81,14 @@ class Daemon:
                     raise NotStarted(f"{path} is not serving; the log ends:\n{self.tail()}")
                 time.sleep(0.01)
 
+    def wait_saying(self, words: str, seconds: float = 40.0) -> None:
+        """Return once these words stand in the log."""
+        deadline = time.monotonic() + seconds
+        while words not in self.log.read_text(errors="replace"):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise NotStarted(f"it never said {words!r}; the log ends:\n{self.tail()}")
+            time.sleep(0.02)
+
     def tail(self, lines: int = 15) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 

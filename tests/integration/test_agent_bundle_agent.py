@@ -27,14 +27,6 @@ def stack():
         yield started
 
 
-def until(look, agent, seconds=40):
-    deadline = time.monotonic() + seconds
-    while not look():
-        assert agent.process.poll() is None, agent.tail()
-        assert time.monotonic() < deadline, agent.tail()
-        time.sleep(0.05)
-
-
 def test_an_agent_begins_with_the_bundle_that_another_agent_gives_it(stack):
     """R23: it waits where it is given none, says what to do, and joins by itself once it has an entry there."""
     folder = stack.folder / "nested"
@@ -47,10 +39,10 @@ def test_an_agent_begins_with_the_bundle_that_another_agent_gives_it(stack):
     config.write_text(re.sub(r"(?m)^trust_bundle_path = .*$", source, text))
     agent = Daemon([str(BIN / "node-agent"), "run", "--config", str(config)], folder / "agent.log")
     try:
-        until(lambda: "gives this process no bundles" in agent.tail(100), agent)
+        agent.wait_saying("gives this process no bundles")
         assert "register an entry for it below that agent" in agent.tail(100)
         stack.register("/nested-agent", f"unix:uid:{os.getuid()}")
-        until(lambda: "joined the trust domain" in agent.tail(100), agent)
+        agent.wait_saying("joined the trust domain")
         agent.wait_serving(folder / "agent" / "api.sock")
     finally:
         agent.stop()

@@ -5,7 +5,6 @@ import http.server
 import socketserver
 import ssl
 import threading
-import time
 from datetime import timedelta
 
 import pytest
@@ -143,15 +142,7 @@ def test_an_agent_waits_for_its_bundle_and_joins_by_it():
         )
         stack.agent_config.write_text(text)
         agent = stack.spawn_agent()
-        until(lambda: "trust_bundle_url: spire.test" in agent.tail(100), agent)
+        agent.wait_saying("trust_bundle_url: spire.test")
         with on_unix_socket(path, body):
-            until(lambda: "joined the trust domain" in agent.tail(100), agent)
+            agent.wait_saying("joined the trust domain")
             agent.wait_serving(stack.api_socket)
-
-
-def until(look, agent, seconds=40):
-    deadline = time.monotonic() + seconds
-    while not look():
-        assert agent.process.poll() is None, agent.tail()
-        assert time.monotonic() < deadline, agent.tail()
-        time.sleep(0.05)

@@ -265,6 +265,7 @@ async def test_a_store_whose_database_is_frozen_is_closed_in_time(database, url,
         await store.close()
         took = time.monotonic() - began
         change.cancel()
+        await asyncio.gather(change, return_exceptions=True)
     finally:
         database.thaw()
     for thread in (store._writer._thread, store._follower._thread, store._bell._thread):
