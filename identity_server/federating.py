@@ -67,4 +67,5 @@ def federating(
 def own_endpoint(section: FederationSection) -> OwnEndpoint:
     """Where others fetch our bundle: https_web only if every endpoint has a web certificate."""
     web = section.bundle_endpoint and all(one.profile.https_web is not None for one in section.bundle_endpoint)
-    return OwnEndpoint(section.public_url, EndpointProfile.HTTPS_WEB if web else EndpointProfile.HTTPS_SPIFFE)
+    profile = EndpointProfile.HTTPS_WEB if web else EndpointProfile.HTTPS_SPIFFE
+    return OwnEndpoint(section.public_url, profile, served=bool(section.bundle_endpoint))

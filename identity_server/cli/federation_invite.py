@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -40,6 +41,7 @@ def invite(*, socket_path: str | None, instance: str | None, output: str, url: s
     """
     with server_channel(socket_path, instance) as channel:
         answer = Service(channel, STATES)("Invite", pb.InviteRequest(url=url, profile=profile, ttl=ttl))
+    _warn(answer.warnings)
     if output == "json":
         print_json(answer)
         return
@@ -76,6 +78,7 @@ def accept(
             invitation=line, fingerprints=fingerprints, url=given["url"], profile=given["profile"]
         )
         answer = call("Accept", request)
+    _warn(answer.warnings)
     if output == "json":
         print_json(answer)
         return
@@ -85,6 +88,11 @@ def accept(
         click.echo(answer.invitation)
     else:
         click.echo(f"There is no line for the way back: {clean(answer.no_invitation)}", err=True)
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        click.echo(f"Warning: {clean(warning)}", err=True)
 
 
 def _show(offer: Any) -> None:

@@ -36,8 +36,8 @@ class FederationApi:
         if request.ttl < 0:
             raise InvalidRequest("ttl: must be seconds, or 0 for the default", field="ttl")
         life = timedelta(seconds=min(request.ttl, 1 << 31)) if request.ttl else DEFAULT_LIFE
-        line, expires_at = self._invitations.invite(current_caller(), request.url, request.profile, life)
-        return pb.InviteResponse(invitation=line, expires_at=_seconds(expires_at))
+        made = self._invitations.invite(current_caller(), request.url, request.profile, life)
+        return pb.InviteResponse(invitation=made.line, expires_at=_seconds(made.expires_at), warnings=made.warnings)
 
     async def Preview(self, request: pb.PreviewRequest, _context: Context) -> pb.PreviewResponse:
         """What an invitation offers."""
@@ -61,10 +61,10 @@ class FederationApi:
         caller = current_caller()
         await self._invitations.accept(caller, _line(request.invitation), frozenset(request.fingerprints))
         try:
-            line, _ = self._invitations.invite(caller, request.url, request.profile)
+            made = self._invitations.invite(caller, request.url, request.profile)
         except InvalidRequest as refusal:
             return pb.AcceptResponse(no_invitation=refusal.public)
-        return pb.AcceptResponse(invitation=line)
+        return pb.AcceptResponse(invitation=made.line, warnings=made.warnings)
 
 
 def _line(text: str) -> str:

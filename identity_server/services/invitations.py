@@ -36,10 +36,20 @@ from spiffe_core.wire.tls import TlsIdentity
 
 @dataclass(frozen=True, slots=True)
 class OwnEndpoint:
-    """Where others fetch our bundle, as far as the configuration says. The URL may be missing."""
+    """Where others fetch our bundle, as far as the configuration says. The URL may be missing; `served`: we serve it."""
 
     url: str = ""
     profile: EndpointProfile = EndpointProfile.HTTPS_SPIFFE
+    served: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Invited:
+    """An invitation of ours, when it ends, and what may keep others from accepting it."""
+
+    line: str
+    expires_at: datetime
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +83,8 @@ class Invitations:
     def _own(self) -> TrustDomain:
         return self._own_id.trust_domain
 
-    def invite(
-        self, caller: Caller, url: str = "", profile: str = "", life: timedelta = DEFAULT_LIFE
-    ) -> tuple[str, datetime]:
-        """An invitation to federate with us, and when it ends.
+    def invite(self, caller: Caller, url: str = "", profile: str = "", life: timedelta = DEFAULT_LIFE) -> Invited:
+        """An invitation to federate with us.
 
         Raises:
             InvalidRequest: nobody said where our bundle endpoint is.
@@ -95,7 +103,7 @@ class Invitations:
             key=from_pkcs8(identity.key),
         )
         self._audit.record(_event("invite", caller, relationship).ended())
-        return line, now + life
+        return Invited(line, now + life, self._doubts(relationship.endpoint_url))
 
     async def preview(self, line: str) -> Offer:
         """What an invitation offers. Nothing is stored.
@@ -132,6 +140,15 @@ class Invitations:
             await self._store.execute(partial(_accepted, relationship=relationship, bundle=bundle))
         self._refresh.accepted(relationship.trust_domain, offer.loaded.warnings)
         return offer
+
+    def _doubts(self, url: str) -> tuple[str, ...]:
+        if self._endpoint.served:
+            return ()
+        text = (
+            f"this server has no bundle endpoint: unless something else serves its bundle at {url}, nobody can accept the "
+            "invitation; set the table [federation.bundle_endpoint] in the server's configuration and restart it"
+        )
+        return (text,)
 
     def _described(self, url: str, profile: str) -> FederationRelationship:
         """How others are to reach our endpoint."""

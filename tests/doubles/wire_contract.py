@@ -343,13 +343,13 @@ FEDERATION = {
     "next_at=5:int64 failures=6:int32 error=7:string warnings=8:[string] has_bundle=9:bool sequence=10:uint64 "
     "x509_authorities=11:int32 jwt_authorities=12:int32 refresh_hint=13:int64",
     "InviteRequest": "url=1:string profile=2:string ttl=3:int64",
-    "InviteResponse": "invitation=1:string expires_at=2:int64",
+    "InviteResponse": "invitation=1:string expires_at=2:int64 warnings=3:[string]",
     "PreviewRequest": "invitation=1:string",
     "Key": "use=1:string key_id=2:string fingerprint=3:string",
     "PreviewResponse": "relationship=1:FederationRelationship keys=2:[Key] warnings=3:[string] expires_at=4:int64 "
     "sequence=5:uint64",
     "AcceptRequest": "invitation=1:string fingerprints=2:[string] url=3:string profile=4:string",
-    "AcceptResponse": "invitation=1:string no_invitation=2:string",
+    "AcceptResponse": "invitation=1:string no_invitation=2:string warnings=3:[string]",
 }
 PACKAGES = {
     "muniment.agent.explain.v1": EXPLAIN,

@@ -122,3 +122,21 @@ async def test_another_relationship_is_not_replaced(pair, run):
     code, _, err = await run(b, "accept", "--yes", line.strip())
     assert (code, "there is a relationship with a.test already" in err) == (1, True)
     assert b.state.bundles.get(A) is None
+
+
+async def test_who_serves_no_bundle_is_told_that_nobody_can_accept(pair, run):
+    """Standard output stays one line; the warning names the table to set, and the address that has to answer."""
+    a, _ = pair
+    url = "https://c.test/bundle"
+    async with domain("c.test", polls=False, federation={"bundle_endpoint": []}) as c:
+        code, line, err = await run(c, "invite", "--url", url)
+        assert (code, line.startswith("muniment-federation-1:"), line.count("\n")) == (0, True, 1)
+        warning = next(text for text in err.splitlines() if text.startswith("Warning: "))
+        assert "federation.bundle_endpoint" in warning
+        assert url in warning
+        code, out, err = await run(c, "invite", "--url", url, "--output", "json")
+        assert (code, json.loads(out)["warnings"]) == (0, [warning.removeprefix("Warning: ")])
+        _, line, err = await run(a, "invite", "--url", a.url)
+        assert "Warning" not in err
+        code, out, err = await run(c, "accept", "--yes", line.strip(), "--url", url)
+        assert (code, out.splitlines()[-1].startswith("muniment-federation-1:"), warning in err) == (0, True, True)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from spiffe_core.wire._gen.spire.api.types import federationrelationship_pb2 as spiffe__core_dot_wire_dot___gen_dot_spire_dot_api_dot_types_dot_federationrelationship__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\nDspiffe_core/wire/_gen/muniment/server/federation/v1/federation.proto\x12\x1dmuniment.server.federation.v1\x1a\x42spiffe_core/wire/_gen/spire/api/types/federationrelationship.proto\")\n\x11ListStatesRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\"J\n\x12ListStatesResponse\x12\x34\n\x06states\x18\x01 \x03(\x0b\x32$.muniment.server.federation.v1.State\"\xb7\x02\n\x05State\x12=\n\x0crelationship\x18\x01 \x01(\x0b\x32\'.spire.api.types.FederationRelationship\x12\x12\n\nconfigured\x18\x02 \x01(\x08\x12\x14\n\x0c\x61ttempted_at\x18\x03 \x01(\x03\x12\x12\n\nfetched_at\x18\x04 \x01(\x03\x12\x0f\n\x07next_at\x18\x05 \x01(\x03\x12\x10\n\x08\x66\x61ilures\x18\x06 \x01(\x05\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x10\n\x08warnings\x18\x08 \x03(\t\x12\x12\n\nhas_bundle\x18\t \x01(\x08\x12\x10\n\x08sequence\x18\n \x01(\x04\x12\x18\n\x10x509_authorities\x18\x0b \x01(\x05\x12\x17\n\x0fjwt_authorities\x18\x0c \x01(\x05\x12\x14\n\x0crefresh_hint\x18\r \x01(\x03\":\n\rInviteRequest\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12\x0b\n\x03ttl\x18\x03 \x01(\x03\"8\n\x0eInviteResponse\x12\x12\n\ninvitation\x18\x01 \x01(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x03\"$\n\x0ePreviewRequest\x12\x12\n\ninvitation\x18\x01 \x01(\t\"7\n\x03Key\x12\x0b\n\x03use\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\"\xba\x01\n\x0fPreviewResponse\x12=\n\x0crelationship\x18\x01 \x01(\x0b\x32\'.spire.api.types.FederationRelationship\x12\x30\n\x04keys\x18\x02 \x03(\x0b\x32\".muniment.server.federation.v1.Key\x12\x10\n\x08warnings\x18\x03 \x03(\t\x12\x12\n\nexpires_at\x18\x04 \x01(\x03\x12\x10\n\x08sequence\x18\x05 \x01(\x04\"W\n\rAcceptRequest\x12\x12\n\ninvitation\x18\x01 \x01(\t\x12\x14\n\x0c\x66ingerprints\x18\x02 \x03(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\x0f\n\x07profile\x18\x04 \x01(\t\";\n\x0e\x41\x63\x63\x65ptResponse\x12\x12\n\ninvitation\x18\x01 \x01(\t\x12\x15\n\rno_invitation\x18\x02 \x01(\t2\xb7\x03\n\nFederation\x12q\n\nListStates\x12\x30.muniment.server.federation.v1.ListStatesRequest\x1a\x31.muniment.server.federation.v1.ListStatesResponse\x12\x65\n\x06Invite\x12,.muniment.server.federation.v1.InviteRequest\x1a-.muniment.server.federation.v1.InviteResponse\x12h\n\x07Preview\x12-.muniment.server.federation.v1.PreviewRequest\x1a..muniment.server.federation.v1.PreviewResponse\x12\x65\n\x06\x41\x63\x63\x65pt\x12,.muniment.server.federation.v1.AcceptRequest\x1a-.muniment.server.federation.v1.AcceptResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\nDspiffe_core/wire/_gen/muniment/server/federation/v1/federation.proto\x12\x1dmuniment.server.federation.v1\x1a\x42spiffe_core/wire/_gen/spire/api/types/federationrelationship.proto\")\n\x11ListStatesRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\"J\n\x12ListStatesResponse\x12\x34\n\x06states\x18\x01 \x03(\x0b\x32$.muniment.server.federation.v1.State\"\xb7\x02\n\x05State\x12=\n\x0crelationship\x18\x01 \x01(\x0b\x32\'.spire.api.types.FederationRelationship\x12\x12\n\nconfigured\x18\x02 \x01(\x08\x12\x14\n\x0c\x61ttempted_at\x18\x03 \x01(\x03\x12\x12\n\nfetched_at\x18\x04 \x01(\x03\x12\x0f\n\x07next_at\x18\x05 \x01(\x03\x12\x10\n\x08\x66\x61ilures\x18\x06 \x01(\x05\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x10\n\x08warnings\x18\x08 \x03(\t\x12\x12\n\nhas_bundle\x18\t \x01(\x08\x12\x10\n\x08sequence\x18\n \x01(\x04\x12\x18\n\x10x509_authorities\x18\x0b \x01(\x05\x12\x17\n\x0fjwt_authorities\x18\x0c \x01(\x05\x12\x14\n\x0crefresh_hint\x18\r \x01(\x03\":\n\rInviteRequest\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12\x0b\n\x03ttl\x18\x03 \x01(\x03\"J\n\x0eInviteResponse\x12\x12\n\ninvitation\x18\x01 \x01(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x03\x12\x10\n\x08warnings\x18\x03 \x03(\t\"$\n\x0ePreviewRequest\x12\x12\n\ninvitation\x18\x01 \x01(\t\"7\n\x03Key\x12\x0b\n\x03use\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\"\xba\x01\n\x0fPreviewResponse\x12=\n\x0crelationship\x18\x01 \x01(\x0b\x32\'.spire.api.types.FederationRelationship\x12\x30\n\x04keys\x18\x02 \x03(\x0b\x32\".muniment.server.federation.v1.Key\x12\x10\n\x08warnings\x18\x03 \x03(\t\x12\x12\n\nexpires_at\x18\x04 \x01(\x03\x12\x10\n\x08sequence\x18\x05 \x01(\x04\"W\n\rAcceptRequest\x12\x12\n\ninvitation\x18\x01 \x01(\t\x12\x14\n\x0c\x66ingerprints\x18\x02 \x03(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\x0f\n\x07profile\x18\x04 \x01(\t\"M\n\x0e\x41\x63\x63\x65ptResponse\x12\x12\n\ninvitation\x18\x01 \x01(\t\x12\x15\n\rno_invitation\x18\x02 \x01(\t\x12\x10\n\x08warnings\x18\x03 \x03(\t2\xb7\x03\n\nFederation\x12q\n\nListStates\x12\x30.muniment.server.federation.v1.ListStatesRequest\x1a\x31.muniment.server.federation.v1.ListStatesResponse\x12\x65\n\x06Invite\x12,.muniment.server.federation.v1.InviteRequest\x1a-.muniment.server.federation.v1.InviteResponse\x12h\n\x07Preview\x12-.muniment.server.federation.v1.PreviewRequest\x1a..muniment.server.federation.v1.PreviewResponse\x12\x65\n\x06\x41\x63\x63\x65pt\x12,.muniment.server.federation.v1.AcceptRequest\x1a-.muniment.server.federation.v1.AcceptResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,17 +41,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INVITEREQUEST']._serialized_start=604
   _globals['_INVITEREQUEST']._serialized_end=662
   _globals['_INVITERESPONSE']._serialized_start=664
-  _globals['_INVITERESPONSE']._serialized_end=720
-  _globals['_PREVIEWREQUEST']._serialized_start=722
-  _globals['_PREVIEWREQUEST']._serialized_end=758
-  _globals['_KEY']._serialized_start=760
-  _globals['_KEY']._serialized_end=815
-  _globals['_PREVIEWRESPONSE']._serialized_start=818
-  _globals['_PREVIEWRESPONSE']._serialized_end=1004
-  _globals['_ACCEPTREQUEST']._serialized_start=1006
-  _globals['_ACCEPTREQUEST']._serialized_end=1093
-  _globals['_ACCEPTRESPONSE']._serialized_start=1095
-  _globals['_ACCEPTRESPONSE']._serialized_end=1154
-  _globals['_FEDERATION']._serialized_start=1157
-  _globals['_FEDERATION']._serialized_end=1596
+  _globals['_INVITERESPONSE']._serialized_end=738
+  _globals['_PREVIEWREQUEST']._serialized_start=740
+  _globals['_PREVIEWREQUEST']._serialized_end=776
+  _globals['_KEY']._serialized_start=778
+  _globals['_KEY']._serialized_end=833
+  _globals['_PREVIEWRESPONSE']._serialized_start=836
+  _globals['_PREVIEWRESPONSE']._serialized_end=1022
+  _globals['_ACCEPTREQUEST']._serialized_start=1024
+  _globals['_ACCEPTREQUEST']._serialized_end=1111
+  _globals['_ACCEPTRESPONSE']._serialized_start=1113
+  _globals['_ACCEPTRESPONSE']._serialized_end=1190
+  _globals['_FEDERATION']._serialized_start=1193
+  _globals['_FEDERATION']._serialized_end=1632
 # @@protoc_insertion_point(module_scope)

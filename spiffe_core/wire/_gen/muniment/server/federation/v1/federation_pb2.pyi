@@ -60,12 +60,14 @@ class InviteRequest(_message.Message):
     def __init__(self, url: _Optional[str] = ..., profile: _Optional[str] = ..., ttl: _Optional[int] = ...) -> None: ...
 
 class InviteResponse(_message.Message):
-    __slots__ = ("invitation", "expires_at")
+    __slots__ = ("invitation", "expires_at", "warnings")
     INVITATION_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     invitation: str
     expires_at: int
-    def __init__(self, invitation: _Optional[str] = ..., expires_at: _Optional[int] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, invitation: _Optional[str] = ..., expires_at: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PreviewRequest(_message.Message):
     __slots__ = ("invitation",)
@@ -110,9 +112,11 @@ class AcceptRequest(_message.Message):
     def __init__(self, invitation: _Optional[str] = ..., fingerprints: _Optional[_Iterable[str]] = ..., url: _Optional[str] = ..., profile: _Optional[str] = ...) -> None: ...
 
 class AcceptResponse(_message.Message):
-    __slots__ = ("invitation", "no_invitation")
+    __slots__ = ("invitation", "no_invitation", "warnings")
     INVITATION_FIELD_NUMBER: _ClassVar[int]
     NO_INVITATION_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     invitation: str
     no_invitation: str
-    def __init__(self, invitation: _Optional[str] = ..., no_invitation: _Optional[str] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, invitation: _Optional[str] = ..., no_invitation: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
