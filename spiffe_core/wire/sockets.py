@@ -63,8 +63,10 @@ def listen_unix(path: Path, *, mode: int, dir_mode: int) -> UnixListener:
                 listener.bind(os.fspath(path))
             finally:
                 os.umask(before)
+            listener.listen(
+                BACKLOG
+            )  # before anybody may connect: a socket that is there but refuses looks like a dead daemon
             path.chmod(mode)
-            listener.listen(BACKLOG)
         except BaseException:
             listener.close()
             raise

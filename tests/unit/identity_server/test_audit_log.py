@@ -1,8 +1,10 @@
 """The audit sink (architecture A16): written before the effect, never losing count, never repairing silently."""
 
+import contextlib
 import json
 import os
 import threading
+import time
 from contextvars import copy_context
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from identity_server import audit_log
+from identity_server import audit_log, audit_output
 from identity_server.audit_log import AuditFile
+from identity_server.audit_output import AuditOutput, CutShort
 from identity_server.domain.audit import AgentChanged, SvidIssued, TokenIssued
 from spiffe_core.errors import ConfigError, Unavailable
 from spiffe_core.runtime.request_id import note_caller
@@ -63,7 +66,9 @@ def test_a_batch_is_one_write_and_stands_in_the_file_when_record_returns(sink, t
     """B9: what precedes 500 changes costs one system call; queued lines still come before it."""
     written, write = [], os.write
     sink.record(leaf(1))
-    monkeypatch.setattr(audit_log.os, "write", lambda descriptor, data: (written.append(1), write(descriptor, data))[1])
+    monkeypatch.setattr(
+        audit_output.os, "write", lambda descriptor, data: (written.append(1), write(descriptor, data))[1]
+    )
     sink.record(*[replace(BAN, actor=str(number)) for number in range(500)])
     assert [line["actor"] for line in lines(tmp_path)] == ["a", *map(str, range(500))]
     assert len(written) <= 2
@@ -139,7 +144,7 @@ def test_a_full_disk_refuses_writes_of_administrators_and_counts_leaves(tmp_path
             raise OSError(28, "No space left on device")
         return write(descriptor, data)
 
-    monkeypatch.setattr(audit_log.os, "write", fails)
+    monkeypatch.setattr(audit_output.os, "write", fails)
     for number in range(5):
         sink.record(leaf(number))
     assert tried.wait(5)
@@ -245,3 +250,124 @@ def test_what_is_said_of_a_caller_is_put_together_once_for_thousands_in_turn(sin
     sink.close()
     assert encoder.count == 2000
     assert [line["caller"] for line in lines(tmp_path)] == callers * 2
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """A pipe for standard output, and how to read it."""
+    reader, writer = os.pipe()
+    monkeypatch.setattr(audit_output, "STDOUT", writer)
+    monkeypatch.setattr(audit_output, "STALL_SECONDS", 0.05)
+    yield reader
+    os.close(reader)
+    os.close(writer)
+
+
+def read_lines(descriptor, last):
+    """What comes, up to the end of the line that holds these words."""
+    data = b""
+    while last not in data or not data.endswith(b"\n"):
+        data += os.read(descriptor, 65_536)
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def test_nobody_reads_standard_output(unread):
+    """A16: leaves go on and wait, administrators are refused and not held up, and nothing is lost or told twice."""
+    sink = AuditFile(None, lambda: NOW)
+    for number in range(2_000):
+        sink.record(leaf(number))
+    with pytest.raises(Unavailable, match="start its reader again"):
+        sink.record(BAN)
+    assert not sink.healthy
+    started = time.monotonic()
+    for _ in range(20):
+        with pytest.raises(Unavailable):
+            sink.record(BAN)
+    assert time.monotonic() - started < 20 * 0.05, "it waited again, though nothing was read"
+    found = []
+    reading = threading.Thread(target=lambda: found.extend(read_lines(unread, b'"serial":"1999"')))
+    reading.start()
+    reading.join(20)
+    sink.record(replace(BAN, actor="afterwards"))
+    sink.close()
+    assert [line["serial"] for line in found] == [str(number) for number in range(2_000)]
+    assert read_lines(unread, b"afterwards")[-1]["actor"] == "afterwards"
+    assert sink.healthy
+
+
+def test_a_reader_that_is_gone_is_an_error_not_a_signal(unread, monkeypatch):
+    """The other end of the pipe is closed: the lines are counted as lost."""
+    reader, writer = os.pipe()
+    monkeypatch.setattr(audit_output, "STDOUT", writer)
+    os.close(reader)
+    sink = AuditFile(None, lambda: NOW)
+    with pytest.raises(Unavailable):
+        sink.record(BAN)
+    sink.record(leaf(1))
+    sink.close()
+    assert sink.lost == 1
+    os.close(writer)
+
+
+def test_closing_does_not_wait_for_a_reader(unread):
+    sink = AuditFile(None, lambda: NOW)
+    for number in range(2_000):
+        sink.record(leaf(number))
+    sink.close()
+    assert not sink._writer.is_alive()
+    assert 0 < sink.lost < 2_000
+
+
+LINES = [f"line number {number}\n".encode() for number in range(3)]
+
+
+@pytest.fixture
+def filling(monkeypatch):
+    """A disk that has room for so many bytes, until it is given more."""
+    write, left = os.write, [1 << 20]
+
+    def some(descriptor, data):
+        if left[0] == 0:
+            raise OSError(28, "No space left on device")
+        written = write(descriptor, data[: left[0]])
+        left[0] -= written
+        return written
+
+    monkeypatch.setattr(audit_output.os, "write", some)
+    return left
+
+
+@pytest.mark.parametrize("again", [0, 3, 100])
+@pytest.mark.parametrize("room", range(0, 42, 5))
+def test_a_line_that_was_cut_short_is_ended_and_not_written_again(tmp_path, filling, room, again):
+    """R-disk: a disk that fills up at each place, again while the rest is written, and has room in the end."""
+    output, waiting = AuditOutput(tmp_path / "audit.jsonl"), list(LINES)
+    for filling[0] in (room, again, 1 << 20):
+        with contextlib.suppress(CutShort):
+            try:
+                output.append(b"".join(waiting))
+                waiting = []
+            except CutShort as cut:
+                waiting = waiting[cut.lines :]
+                raise
+    output.close()
+    assert (tmp_path / "audit.jsonl").read_bytes() == b"".join(LINES)
+
+
+def test_a_line_that_was_cut_short_stands_whole_in_the_file_after_a_rotation(tmp_path, filling):
+    """Of the old file the end is missing, and the next process that writes there begins a line of its own."""
+    path = tmp_path / "audit.jsonl"
+    output = AuditOutput(path)
+    filling[0] = 20
+    with pytest.raises(CutShort):
+        output.append(b"".join(LINES))
+    path.rename(tmp_path / "audit.1")
+    filling[0] = 1 << 20
+    output.reopen()
+    output.append(LINES[2])
+    output.close()
+    assert path.read_bytes() == LINES[1] + LINES[2]
+    next_one = AuditOutput(tmp_path / "audit.1")
+    next_one.append(LINES[2])
+    next_one.close()
+    assert (tmp_path / "audit.1").read_bytes().splitlines() == [b"line number 0", b"line n", b"line number 2"]
