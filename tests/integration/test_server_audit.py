@@ -266,9 +266,9 @@ async def test_without_room_for_its_line_nothing_is_changed_and_no_node_joins(li
     agent = await live.join()
     (mine,) = await live.entries(entry(parent=agent.path))
     token, sink, revision = await live.token(), live.server.audit, live.state.position.revision
-    good, full = os.dup(sink._descriptor), os.open("/dev/full", os.O_WRONLY)
+    good, full = os.dup(sink._output._descriptor), os.open("/dev/full", os.O_WRONLY)
     try:
-        os.dup2(full, sink._descriptor)
+        os.dup2(full, sink._output._descriptor)
         said = (
             "UNAVAILABLE",
             "the audit log cannot be written, so nothing is changed or issued; make room or fix its ",
@@ -289,7 +289,7 @@ async def test_without_room_for_its_line_nothing_is_changed_and_no_node_joins(li
         (result,) = await sign(agent, wanted(mine, KEY))
         assert result.status.code == 0
     finally:
-        os.dup2(good, sink._descriptor)
+        os.dup2(good, sink._output._descriptor)
         os.close(good)
         os.close(full)
 
@@ -300,13 +300,13 @@ async def test_a_strict_audit_log_refuses_certificates_it_cannot_record(tmp_path
         agent = await live.join()
         (mine,) = await live.entries(entry(parent=agent.path))
         sink = live.server.audit
-        good, full = os.dup(sink._descriptor), os.open("/dev/full", os.O_WRONLY)
+        good, full = os.dup(sink._output._descriptor), os.open("/dev/full", os.O_WRONLY)
         try:
-            os.dup2(full, sink._descriptor)
+            os.dup2(full, sink._output._descriptor)
             (result,) = await sign(agent, wanted(mine, KEY))
             assert (result.status.code, result.HasField("svid")) == (14, False)
         finally:
-            os.dup2(good, sink._descriptor)
+            os.dup2(good, sink._output._descriptor)
             os.close(good)
             os.close(full)
         (result,) = await sign(agent, wanted(mine, KEY))

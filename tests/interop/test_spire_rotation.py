@@ -42,9 +42,10 @@ def agent(server: LocalStack, folder: Path) -> Iterator[StockAgent]:
     )
     try:
         stock.start(server.admin_json("token", "generate", "-spiffeID", server.node_id)["value"])
-        for path in ("/web", "/db"):
+        paths = ("/web", "/db")
+        for path in paths:
             server.register(path, f"unix:uid:{os.getuid()}")
-        until(lambda: '"spiffe_id":"spiffe://rotation.test/web"' in fetch(stock))
+        until(lambda: all(f'"spiffe_id":"spiffe://{DOMAIN}{path}"' in fetch(stock) for path in paths))
         yield stock
     finally:
         stock.close()
