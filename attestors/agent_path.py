@@ -97,7 +97,8 @@ class AgentPathTemplate:
         other = self._filled(lambda name: self.plugin if name == PLUGIN_NAME else "y").split("/")[1]
         if len(segments) < 2 or segments[0] != other:  # noqa: PLR2004  # attestor and node
             raise ConfigError(
-                f'{field}: the first segment may not depend on the node and another one follows; begin with "/{self.plugin}/"',
+                f"{field}: the first segment may not depend on the node and another one follows; "
+                f'begin with "/{self.plugin}/"',
                 field=field,
             )
         if segments[0] in others:

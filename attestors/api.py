@@ -123,7 +123,10 @@ class PromptAttestor(WorkloadAttestor, Protocol):
     """A workload attestor that often needs no thread."""
 
     def attest_at_once(self, subject: Subject) -> Findings | None:
-        """The same reading as `attest`, on the loop, if nothing that a workload controls can keep it waiting; else None."""
+        """The same reading as `attest`, on the loop, if nothing that a workload controls can keep it waiting.
+
+        Else None.
+        """
         ...
 
 
@@ -178,7 +181,10 @@ class PodContainer:
 
 @runtime_checkable
 class PodAttestor(WorkloadAttestor, Protocol):
-    """A workload attestor that knows the pods of this node by name. Runs on an Offload thread, for people who ask why."""
+    """A workload attestor that knows the pods of this node by name.
+
+    Runs on an Offload thread, for people who ask why.
+    """
 
     def attest_pod(self, namespace: str, name: str, deadline: float) -> tuple[PodContainer, ...]:
         """The containers of a pod, now. `deadline` is `time.monotonic()` seconds.

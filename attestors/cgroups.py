@@ -5,13 +5,13 @@ process is no evidence: any user can bind another container's control group some
 mounted there of a process's own container lies above its control group, whose path then names the container as well.
 
 A path is read from its root, because a container that may write to its own control group can make others below it and
-move into them, named as it likes; it cannot make one above. The first segment that holds `pod` and a UUID names the pod,
-and the first 64 hexadecimal digits after it the container; without a pod, the first 64 hexadecimal digits of the path
-do. (SPIRE reads from the end, which such a container can forge.) A line that names a pod counts for more than one that
-does not, because kind runs nodes as containers. Two lines that name different containers are refused.
+move into them, named as it likes; it cannot make one above. The first segment that holds `pod` and a UUID names the
+pod, and the first 64 hexadecimal digits after it the container; without a pod, the first 64 hexadecimal digits of the
+path do. (SPIRE reads from the end, which such a container can forge.) A line that names a pod counts for more than one
+that does not, because kind runs nodes as containers. Two lines that name different containers are refused.
 
-systemd gives each user a control group to do with as he likes, `user@<uid>.service`. Whatever is named below it was named
-by that user (`Place.made_by`): a container of his own perhaps, or somebody else's name.
+systemd gives each user a control group to do with as he likes, `user@<uid>.service`. Whatever is named below it was
+named by that user (`Place.made_by`): a container of his own perhaps, or somebody else's name.
 """
 
 from __future__ import annotations

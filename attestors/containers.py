@@ -41,8 +41,8 @@ def locate(proc: ProcFs, subject: Subject, *, verbose: bool = False) -> Place | 
 def named_by_user(place: Place) -> str:
     """Why nothing is said of a container whose name somebody but root could choose."""
     return (
-        f"the process's control group lies below user@{place.made_by}.service, where that user can name containers as he "
-        "likes: whose container it is cannot be told"
+        f"the process's control group lies below user@{place.made_by}.service, where that user can name containers as "
+        "he likes: whose container it is cannot be told"
     )
 
 

@@ -95,7 +95,10 @@ def why_not() -> str:
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     held = int(status.partition("\nCapEff:")[2].split()[0], 16)
     if not held >> _CAP_SYS_PTRACE & 1 or not (held >> _CAP_DAC_OVERRIDE | held >> _CAP_DAC_READ_SEARCH) & 1:
-        return "it may not look at the open files of other users' processes; run it as root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+        return (
+            "it may not look at the open files of other users' processes; "
+            "run it as root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+        )
     ours, theirs = socket.socketpair(socket.AF_UNIX)
     with ours, theirs:
         try:

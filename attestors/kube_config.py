@@ -111,8 +111,8 @@ def _parsed(text: str, name: str, path: Path) -> Node:
     except ModuleNotFoundError:
         raise _wrong(
             name,
-            f"{path} is YAML, which needs the package PyYAML; run pip install '.[kubeconfig]' in Muniment's sources, or write JSON: "
-            "kubectl config view --raw --flatten --minify --output json",
+            f"{path} is YAML, which needs the package PyYAML; run pip install '.[kubeconfig]' in Muniment's sources, "
+            "or write JSON: kubectl config view --raw --flatten --minify --output json",
         ) from None
     except (ValueError, RecursionError):
         raise _wrong(name, f"{path} is neither JSON nor YAML") from None

@@ -2,7 +2,8 @@
 
 A process is opened once, as a directory descriptor. The kernel ties that descriptor to the process and not to its
 number: when the process ends, every later read through it fails (ESRCH), even if the number has been given to another.
-So the reads of one `ProcessDirectory` all concern one process, and whoever checks the pidfd after opening it knows which.
+So the reads of one `ProcessDirectory` all concern one process, and whoever checks the pidfd after opening it knows
+which.
 
 Every read is bounded. Nothing here decides; `OSError` is the answer to anything that cannot be read.
 """

@@ -115,7 +115,7 @@ class Registry:
 
 @functools.cache
 def _installed() -> Any:
-    """Every group of every distribution, to `select` from: reading them takes a file each, and several registries ask."""
+    """Every group of every distribution, to `select` from: several registries ask, and reading takes a file each."""
     return importlib.metadata.entry_points()
 
 

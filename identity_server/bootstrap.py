@@ -93,7 +93,8 @@ FLUSH_SECONDS = 2.0
 """For so long clients may take to read what they were told last; who does not read is cut off."""
 DRAIN_SECONDS = 8.0
 SETTLE_SECONDS = 2.0
-"""So long the end waits for what is written behind; a database that does not answer would hold it up for half a minute."""
+"""So long the end waits for what is written behind; a database that does not answer would hold it up for half a
+minute."""
 
 
 @dataclass(slots=True)
@@ -163,7 +164,7 @@ class Server:
 
     @property
     def serving(self) -> bool:
-        """Whether the server can do its work: an authority signs, the database is followed, and it is not going down."""
+        """Whether the server can do its work: an authority signs, the database is followed, it is not going down."""
         return self.monitor.report().ready
 
     async def open_doors(self) -> None:

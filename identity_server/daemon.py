@@ -33,7 +33,10 @@ _SHORTEST_PAUSE = 0.05
 
 
 def run(settings: ServerSettings, *, reset_keys: bool = False) -> int:
-    """Serve until SIGTERM or SIGINT; the process's exit code: 0 after an orderly end, 1 if it could not start or run."""
+    """Serve until SIGTERM or SIGINT.
+
+    The process's exit code: 0 after an orderly end, 1 if it could not start or run.
+    """
     return daemon.run(
         settings,
         lambda output: _serve(_with_room(settings), output, reset_keys=reset_keys),
@@ -75,7 +78,10 @@ async def _serve(settings: ServerSettings, output: LogOutput, *, reset_keys: boo
 
 
 async def _assembled(settings: ServerSettings, stop: asyncio.Event, *, reset_keys: bool) -> Server | None:
-    """The server; a database server or an upstream that is away is waited for (R25). None if we are told to stop meanwhile."""
+    """The server; a database server or an upstream that is away is waited for (R25).
+
+    None if we are told to stop meanwhile.
+    """
     while True:
         try:
             return await Server.assemble(settings, reset_keys=reset_keys)
@@ -95,7 +101,7 @@ async def _assembled(settings: ServerSettings, stop: asyncio.Event, *, reset_key
 
 
 def _with_its_cause(error: Unavailable) -> Unavailable:
-    """For whoever starts the daemon, who may know which file it is and what is the matter with it, as callers may not."""
+    """For whoever starts the daemon: he may know which file it is and what is the matter with it; callers may not."""
     place, cause = error.facts.get("place"), error.facts.get("cause")
     if not place or not cause:
         return error
@@ -180,7 +186,7 @@ async def keep_authorities(server: Server) -> None:
 
 
 async def follow_journal(server: Server) -> None:
-    """Look after the authorities at once when the journal changed: perhaps another server retired one (architecture A15)."""
+    """Look after the authorities at once when the journal changed: another server may have retired one (A15)."""
     watch = server.store.state
     journal, version = watch.value.authorities, watch.version
     while True:
@@ -197,8 +203,8 @@ async def _republished(server: Server, change: HistoryChange) -> bool:
         missing = await server.lost_history.publish_again(change)
     except IdentityError as error:
         log.error(  # noqa: TRY400  # the message says it all
-            "the signing authorities could not be published again yet; nothing is signed by one that is not in the "
-            "bundle: %s",
+            "the signing authorities could not be published again yet; "
+            "nothing is signed by one that is not in the bundle: %s",
             error.public,
             extra={"facts": error.facts},
         )
@@ -269,7 +275,7 @@ async def keep_agreement(server: Server) -> None:
 
 
 async def prune(server: Server) -> None:
-    """Delete what has expired: entries, join tokens, old revisions of the log, what servers that are gone left behind."""
+    """Delete what has expired: entries, join tokens, old revisions of the log, what vanished servers left behind."""
     if server.authorities.believes_clock():
         with server.monitor.stopwatch("registration_entry_manager_prune"):
             while await server.registration.prune():

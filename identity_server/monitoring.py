@@ -1,4 +1,4 @@
-"""What the server measures and how it tells how it is: the facts behind health, and SPIRE's metrics (issue 3, item 9)."""
+"""What the server measures and how it tells how it is: the facts behind health, and SPIRE's metrics."""
 
 from __future__ import annotations
 

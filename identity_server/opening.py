@@ -108,7 +108,8 @@ def _token_keys(section: Pkcs11Section, data_dir: Path, server_id: str, clock: C
         from identity_server.keys.token_link import TokenAddress
     except ModuleNotFoundError as error:
         raise ConfigError(
-            'ca.key_manager: "pkcs11" needs the package python-pkcs11; install it from the sources: pip install ".[pkcs11]"',
+            'ca.key_manager: "pkcs11" needs the package python-pkcs11; install it from the sources: '
+            'pip install ".[pkcs11]"',
             field="ca.key_manager",
         ) from error
     address = TokenAddress(

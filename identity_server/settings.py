@@ -145,7 +145,10 @@ class SvidSection(Section):
 
 
 class JwtSection(Section):
-    """[jwt]: JWT-SVIDs. Their signing keys live as long as `ca.ttl`; without `key_type` they are of the authority's kind."""
+    """[jwt]: JWT-SVIDs. Their signing keys live as long as `ca.ttl`.
+
+    Without `key_type` they are of the authority's kind.
+    """
 
     disabled: bool = False
     key_type: KeyType | None = None
@@ -204,7 +207,8 @@ class LimitSection(Section):
 class RateLimitSection(Section):
     """[ratelimit]: how often callers over the network may attest (by address) and have signed (by agent).
 
-    Signing is counted in certificate requests. A caller that is a little too fast is held up for `wait_seconds` at most.
+    Signing is counted in certificate requests. A caller that is a little too fast is held up for `wait_seconds` at
+    most.
     """
 
     attestation: bool = True
@@ -265,7 +269,8 @@ class ServerSettings(Section):
             self.oidc.check(self.jwt.issuer)
         if max(self.svid.default_x509_ttl, self.agent_ttl) > self.ca.ttl:
             raise ValueError(
-                f"svid.default_x509_ttl and svid.agent_ttl must not be longer than ca.ttl ({format_duration(self.ca.ttl)}); "
+                "svid.default_x509_ttl and svid.agent_ttl must not be longer than ca.ttl "
+                f"({format_duration(self.ca.ttl)}); "
                 "shorten them or lengthen ca.ttl"
             )
         return self
@@ -318,7 +323,7 @@ class ServerSettings(Section):
         }
 
     def warnings(self) -> tuple[str, ...]:
-        """What will work and is probably not meant: SPIRE's rule on SVIDs that an authority may cut short, unsafe switches."""
+        """What works and is probably not meant: SVIDs an authority may cut short (SPIRE's rule), unsafe switches."""
         longest = min(self.ca.ttl / 6, _LONGEST_LEAF)
         vault = self.upstream.vault if self.upstream is not None else None
         short = tuple(

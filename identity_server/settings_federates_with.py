@@ -1,4 +1,4 @@
-"""The settings of what is fetched from other trust domains: `federates_with` with SPIRE's key names, and the client's."""
+"""Settings of what is fetched from other trust domains: `federates_with` with SPIRE's key names, and the client's."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class HttpsSpiffeSection(Section):
 
 
 class ServingCertFileSection(Section):
-    """[…profile.https_web.serving_cert_file]: a web certificate in PEM files, leaf first, read again when they change."""
+    """[…profile.https_web.serving_cert_file]: a web certificate in PEM files, leaf first, read again on change."""
 
     cert_file_path: AbsolutePath
     key_file_path: AbsolutePath
@@ -163,7 +163,7 @@ class FederationSection(Section):
             return ()
         text = (
             f"federation.bundle_endpoint.refresh_hint: {format_duration(hint)} is long for ca.ttl = "
-            f"{format_duration(ca_ttl)}: a new authority is published {format_duration(ca_ttl / _AHEAD_PART)} before it "
-            f"signs, which should be at least {AHEAD} times the hint"
+            f"{format_duration(ca_ttl)}: a new authority is published {format_duration(ca_ttl / _AHEAD_PART)} before "
+            f"it signs, which should be at least {AHEAD} times the hint"
         )
         return (text,)

@@ -1,4 +1,4 @@
-"""The settings of the OIDC discovery provider, with the key names of SPIRE's where it has them (spire_features section 6).
+"""The settings of the OIDC discovery provider, with SPIRE's key names where it has them (spire_features section 6).
 
 `OidcSection` is the table `[oidc]` of a server, which publishes its own keys. `OidcSettings` is the file of a provider
 that stands alone, `identity-server oidc --config FILE`: the same keys at the top level, and where its keys come from.
@@ -101,7 +101,10 @@ class ServingCertFileSection(Section):
 
 
 class OidcAcmeSection(AcmeSection):
-    """[oidc.acme]: HTTPS with a certificate from an ACME authority; for the first of the domains unless it says another."""
+    """[oidc.acme]: HTTPS with a certificate from an ACME authority.
+
+    For the first of the domains unless it says another.
+    """
 
     domain_name: Annotated[str, AfterValidator(_name_or_none)] = ""
     cache_dir: AbsolutePath | None = None

@@ -84,7 +84,7 @@ class PublishConfigMapSection(Section):
 
 
 class PublishS3Section(Section):
-    """[publish.aws_s3.NAME]: an object in a bucket of Amazon S3, or with `endpoint` of a store that speaks its protocol."""
+    """[publish.aws_s3.NAME]: an object in a bucket of Amazon S3, or of a store at `endpoint` that speaks like it."""
 
     region: str = Field(pattern=r"^[a-z0-9-]{1,64}$")
     bucket: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$")
@@ -132,8 +132,8 @@ class PublishSection(Section):
     def warnings(self) -> tuple[str, ...]:
         """What will work and should not be left so."""
         return tuple(
-            f"publish.aws_s3.{name}.insecure_http: whoever sits between this server and {one.endpoint} can answer in its "
-            "place, and the bundle is then published nowhere; use https"
+            f"publish.aws_s3.{name}.insecure_http: whoever sits between this server and {one.endpoint} can answer in "
+            "its place, and the bundle is then published nowhere; use https"
             for name, one in self.aws_s3.items()
             if one.insecure_http
         )

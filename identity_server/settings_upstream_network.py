@@ -112,7 +112,8 @@ class UpstreamVaultSection(Section):
         given = [name for name in _METHODS if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"exactly one of the tables {', '.join(_METHODS)} says how to log in; found {', '.join(given) or 'none'}"
+                f"exactly one of the tables {', '.join(_METHODS)} says how to log in; found "
+                f"{', '.join(given) or 'none'}"
             )
         if self.insecure_skip_verify and self.ca_file is not None:
             raise ValueError("insecure_skip_verify ignores ca_file; remove one of them")
@@ -124,8 +125,8 @@ class UpstreamVaultSection(Section):
             return ()
         return (
             (
-                f"upstream.vault.insecure_skip_verify: whoever answers at {self.address} is believed, gets the credentials and "
-                "signs; remove the key, and name the authority in upstream.vault.ca_file"
+                f"upstream.vault.insecure_skip_verify: whoever answers at {self.address} is believed, gets the "
+                "credentials and signs; remove the key, and name the authority in upstream.vault.ca_file"
             ),
         )
 

@@ -1,4 +1,7 @@
-"""What the server publishes over HTTP, put together from the settings. Nothing is imported for what is not configured."""
+"""What the server publishes over HTTP, put together from the settings.
+
+Nothing is imported for what is not configured.
+"""
 
 from __future__ import annotations
 

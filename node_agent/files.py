@@ -1,4 +1,4 @@
-"""What the operator hands the agent to begin with: a join token, a trust bundle in a file, at a URL or from another agent."""
+"""What the operator hands the agent to begin with: a join token, a trust bundle (file, URL, another agent)."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ class BundleUrl:
 
 
 class BundleFromAgent:
-    """The own trust domain's bundle as another agent's Workload API gives it, asked when the server has to be recognised.
+    """The own trust domain's bundle as another agent's Workload API gives it, asked when a server is to be recognised.
 
     Whoever listens on that socket is believed, as the operator says by naming it.
     """
@@ -197,8 +197,8 @@ class BundleFromAgent:
                 found = await client.fetch_x509_bundles(timeout=FETCH_SECONDS)
         except Forbidden as error:
             raise Unavailable(
-                f"{name}: gives this process no bundles ({error.public}); register an entry for it below that agent, or set "
-                "allow_unauthenticated_verifiers there"
+                f"{name}: gives this process no bundles ({error.public}); register an entry for it below that agent, "
+                "or set allow_unauthenticated_verifiers there"
             ) from error
         except IdentityError as error:
             raise Unavailable(f"{name}: {error.public}") from error

@@ -1,4 +1,4 @@
-"""What the agent measures and how it tells how it is: the facts behind health, and SPIRE's metrics (spire_features section 9).
+"""What the agent measures and how it tells how it is: the facts behind health, SPIRE's metrics (spire_features 9).
 
 The services know nothing of it: what they call is wrapped, what they hold is read when the page is made.
 """
@@ -161,7 +161,7 @@ def observers(metrics: Metrics | None) -> tuple[Observer, ...]:
 
 
 class ApiConnections:
-    """Counts the calls of the Workload API and of SDS, and those under way, as SPIRE does under the name connections."""
+    """Counts the calls of the Workload API and SDS, and those under way, which SPIRE calls connections."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics

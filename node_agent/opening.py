@@ -285,7 +285,8 @@ def with_bundle(
     if state.bundle is None and not settings.insecure_bootstrap and not settings.has_bundle:
         raise ConfigError(
             "trust_bundle_path: is required to recognise the server on first contact; write it on the server with "
-            "`identity-server bundle show > FILE` and name it here, or set trust_bundle_url or trust_bundle_spiffe_workload_api "
+            "`identity-server bundle show > FILE` and name it here, or set trust_bundle_url or "
+            "trust_bundle_spiffe_workload_api "
             "(insecure_bootstrap = true is for throw-away tests)",
             field="trust_bundle_path",
         )

@@ -18,7 +18,7 @@ from spiffe_core.wit_svid import WitSvid
 
 
 class ServerUnproven(Unavailable):
-    """Whoever answers as the server is proven by no authority this agent believes: not the server, or a new authority."""
+    """Whoever answers as the server is proven by no authority believed here: not the server, or a new authority."""
 
 
 class TurnedAway(Unavailable):
@@ -103,7 +103,7 @@ class IdentityServer(Protocol):
         ...
 
     async def elsewhere(self, selectors: frozenset[Selector]) -> tuple[int, str]:
-        """How many entries match these selectors and are not this agent's, and below which parent one of them stands."""
+        """How many entries match these selectors and are not this agent's, and below which parent one stands."""
         ...
 
     async def post_status(self, version: str, bundle_sequence: int) -> None:

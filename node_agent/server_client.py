@@ -1,8 +1,8 @@
 """The server, over gRPC: implements the ports `Enrolment` and `IdentityServer`.
 
-Two dialers: one presents no certificate and serves AttestAgent and the GetBundle after it, also when attesting anew; the
-other presents the agent's SVID (spire_wire section 1.3). Every call has a deadline of 30 s, every answer a bound, and
-whatever the server says that cannot be read becomes an IdentityError: nothing it sends can stop the agent (R41).
+Two dialers: one presents no certificate and serves AttestAgent and the GetBundle after it, also when attesting anew;
+the other presents the agent's SVID (spire_wire section 1.3). Every call has a deadline of 30 s, every answer a bound,
+and whatever the server says that cannot be read becomes an IdentityError: nothing it sends can stop the agent (R41).
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ class ServerClient:
     async def attest(self, prover: NodeProver, csr: bytes) -> Enrolled:
         """Prove what this node is, then read the bundle over the same connection.
 
-        The connection is made for this attempt and ends with it: gRPC would go on dialling by itself, at moments when what
-        proves the server to this attempt is believed no more.
+        The connection is made for this attempt and ends with it: gRPC would go on dialling by itself, at moments when
+        what proves the server to this attempt is believed no more.
         """
         try:
             return await self._enrol(prover, csr)

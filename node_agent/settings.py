@@ -225,7 +225,8 @@ class AgentSettings(Section):
             )
         if not self.has_bundle:
             raise ValueError(
-                f"{mode} needs {', '.join(_BUNDLE_SOURCES[:-1])} or {_BUNDLE_SOURCES[-1]}: the bundle to begin again with"
+                f"{mode} needs {', '.join(_BUNDLE_SOURCES[:-1])} or {_BUNDLE_SOURCES[-1]}: "
+                "the bundle to begin again with"
             )
         if self.rebootstrap_mode == "always" and not self.node_attestors:
             raise ValueError(
@@ -273,18 +274,18 @@ class AgentSettings(Section):
         found = []
         if self.insecure_bootstrap:
             found.append(
-                "INSECURE: insecure_bootstrap is on. On first contact whoever answers as the server is believed and can "
-                "take over this node. Use it for throw-away tests only; set trust_bundle_path otherwise"
+                "INSECURE: insecure_bootstrap is on. On first contact whoever answers as the server is believed and "
+                "can take over this node. Use it for throw-away tests only; set trust_bundle_path otherwise"
             )
         if self.attestors.get("k8s", {}).get("skip_kubelet_verification") is True:
             found.append(
-                "INSECURE: attestors.k8s.skip_kubelet_verification is on. Whoever answers on the kubelet's port decides "
-                "which pod a workload is, and gets the agent's token; set kubelet_ca_path instead"
+                "INSECURE: attestors.k8s.skip_kubelet_verification is on. Whoever answers on the kubelet's port "
+                "decides which pod a workload is, and gets the agent's token; set kubelet_ca_path instead"
             )
         if self.key_manager == "memory" and not self.node_attestors:
             found.append(
-                'key_manager is "memory" and this agent joins by tokens: each start needs a new token; use "disk", or a '
-                "node attestor that proves the node again"
+                'key_manager is "memory" and this agent joins by tokens: each start needs a new token; use "disk", or '
+                "a node attestor that proves the node again"
             )
         if self.join_token.get_secret_value():
             found.append(

@@ -6,8 +6,8 @@
      "bundle": {"sequence": 1, "refresh_hint": 0, "x509_authorities": [{"der": base64, "tainted": false}]}}
 
 What cannot be read, is of a newer version, or belongs to another trust domain is refused with the path and left as it
-is (R8, R9), unless the caller sets a damaged one aside; an SVID whose key is not its own counts as lost, and the rest is kept (R10). The directory has mode 0700 and
-is locked: a second agent on it is refused.
+is (R8, R9), unless the caller sets a damaged one aside; an SVID whose key is not its own counts as lost, and the rest
+is kept (R10). The directory has mode 0700 and is locked: a second agent on it is refused.
 """
 
 from __future__ import annotations

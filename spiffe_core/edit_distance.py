@@ -18,7 +18,7 @@ _FARTHEST: Final = 8
 
 
 def edit_distance(left: str, right: str, limit: int) -> int | None:
-    """How many characters have to be put in, taken out, replaced or swapped; None if more than `limit`, or a name is too long.
+    """How many characters to put in, take out, replace or swap; None if more than `limit`, or a name is too long.
 
     Only the band of `limit` around the diagonal is looked at, and nothing more once two rows are beyond it.
     """

@@ -172,7 +172,10 @@ class AgentRefused(Forbidden):
 
 
 class NoIdentityIssued(Forbidden):
-    """No registration entry matches the workload. The caller learns an id to ask an administrator with, nothing more."""
+    """No registration entry matches the workload.
+
+    The caller learns an id to ask an administrator with, nothing more.
+    """
 
     def __init__(self, refusal_id: str = "", **facts: object) -> None:
         super().__init__(f"no identity issued ({refusal_id})" if refusal_id else "no identity issued", **facts)

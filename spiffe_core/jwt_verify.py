@@ -83,8 +83,8 @@ def verify_jwt_svid(
     bundle = bundles(spiffe_id.trust_domain)  # (6)
     if bundle is None or bundle.trust_domain != spiffe_id.trust_domain:
         raise VerificationFailed(
-            f"no trust bundle for {spiffe_id.trust_domain} is loaded: the other side belongs to a different trust domain "
-            "that is not federated with",
+            f"no trust bundle for {spiffe_id.trust_domain} is loaded: the other side belongs to a different trust "
+            "domain that is not federated with",
             Reason.NO_BUNDLE,
         )
     if not bundle.jwt_authorities:

@@ -5,8 +5,8 @@
         async for update in client.watch_x509():
             ...
 
-What happens after each end of a stream stands in one table (Workload Endpoint section 6 and appendix A); every message is
-checked before it is handed on (`x509_context`).
+What happens after each end of a stream stands in one table (Workload Endpoint section 6 and appendix A); every message
+is checked before it is handed on (`x509_context`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ class Backoff:
     longest: float = 30.0
 
     def delay(self, attempt: int, jitter: float) -> float:
-        """The wait after `attempt` failures in a row (0 for the first); `jitter` in [0, 1] shortens it by up to 20 %."""
+        """The wait after `attempt` failures in a row (0 for the first).
+
+        `jitter` in [0, 1] shortens it by up to 20 %.
+        """
         return min(self.longest, self.first * 2.0 ** min(attempt, 32)) * (1 - 0.2 * jitter)
 
 
@@ -88,8 +91,8 @@ class Redacted:
 class WorkloadApiClient:
     """Talks to one agent. Its connection is made when it is first needed, on the running event loop.
 
-    With `check_revocation` peers are refused (`workload_api.tls`) whose certificates stand in a revocation list that the
-    agent delivers; SPIFFE asks this of nobody, and most agents deliver none.
+    With `check_revocation` peers are refused (`workload_api.tls`) whose certificates stand in a revocation list that
+    the agent delivers; SPIFFE asks this of nobody, and most agents deliver none.
     """
 
     def __init__(

@@ -60,9 +60,9 @@ class JwtSource:
     """Holds tokens and bundles while it is open (`async with`).
 
     A token is handed out until half of its life is over. One that somebody took is replaced before anybody has to wait
-    for it; an agent that is away changes nothing until it ends. At most `most` tokens are held, those used longest ago go
-    first. A token with a `jti` is meant to be told apart from others: each call gets a new one. When the agent takes the
-    identity away, tokens and bundles are dropped at once (WAPI-41).
+    for it; an agent that is away changes nothing until it ends. At most `most` tokens are held, those used longest ago
+    go first. A token with a `jti` is meant to be told apart from others: each call gets a new one. When the agent takes
+    the identity away, tokens and bundles are dropped at once (WAPI-41).
     """
 
     def __init__(

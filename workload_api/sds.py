@@ -35,9 +35,9 @@ Protocol = TypeVar("Protocol", WorldStream, DeltaStream)
 class SecretDiscovery:
     """Serves the proxies on one agent. Belongs to the event loop's thread.
 
-    `streams` are shared with the Workload API: one bound on what a user holds open. `entitled_only`: a proxy to which no
-    entry matches is refused everything; otherwise it may have the own trust domain's bundle. `wait`: a name that leads
-    to nothing yet is answered when it does, instead of refused.
+    `streams` are shared with the Workload API: one bound on what a user holds open. `entitled_only`: a proxy to which
+    no entry matches is refused everything; otherwise it may have the own trust domain's bundle. `wait`: a name that
+    leads to nothing yet is answered when it does, instead of refused.
     """
 
     def __init__(

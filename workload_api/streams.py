@@ -7,9 +7,9 @@ A stream ends with an error in any of these ways, and in no other of its own:
     nothing could be read or fetched in time      Unavailable
     the agent is shutting down                    Unavailable "restarting"
 
-The process is read again before each view is handed out (architecture A20): what it was at the last message says nothing
-about what it runs now (N-A-31). When its selectors have changed, the stream follows the new ones. A slow reader gets the
-newest view and none in between (N-A-35).
+The process is read again before each view is handed out (architecture A20): what it was at the last message says
+nothing about what it runs now (N-A-31). When its selectors have changed, the stream follows the new ones. A slow reader
+gets the newest view and none in between (N-A-35).
 
 While not everybody who was asked about the process could tell (a kubelet that restarts), it is read again by itself, so
 that what is missing arrives when they can. What the process would lose by that alone is not taken from it for a moment:
@@ -281,7 +281,10 @@ class Streams:
     async def _changed(
         self, watch: Watch[View | None], version: int, until: float | None, look_again: float | None
     ) -> None:
-        """Wait for the next state, or until it is time to look again. `drain` ends the wait by moving its end to the present."""
+        """Wait for the next state, or until it is time to look again.
+
+        `drain` ends the wait by moving its end to the present.
+        """
         self._refuse_when_draining()
         ends = [end for end in (until, look_again) if end is not None]
         scope = asyncio.timeout_at(min(ends, default=None))

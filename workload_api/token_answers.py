@@ -1,4 +1,4 @@
-"""Requests and answers of the JWT and WIT profiles of the Workload API (spiffe_conformance sections 2.3, 2.4 and 2.8)."""
+"""Requests and answers of the JWT and WIT profiles of the Workload API (spiffe_conformance sections 2.3, 2.4, 2.8)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """WIT-SVIDs on their way: the two headers of HTTP that carry one with its proof (WIT-SVID sections 5 and 7).
 
-A WIT-SVID is no bearer token. Its holder makes a proof for each request, with the key the token confirms (WIMSE workload
-proof token): for one URL, short-lived, good once. A sender makes the headers with `wit_headers`, which refuses a URL
-that is not https (WIT-41); a receiver takes both texts out with `wit_and_proof` and gives them to `verify_wit_svid`.
+A WIT-SVID is no bearer token. Its holder makes a proof for each request, with the key the token confirms (WIMSE
+workload proof token): for one URL, short-lived, good once. A sender makes the headers with `wit_headers`, which refuses
+a URL that is not https (WIT-41); a receiver takes both texts out with `wit_and_proof` and gives them to
+`verify_wit_svid`.
 """
 
 from __future__ import annotations

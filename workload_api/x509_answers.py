@@ -1,4 +1,4 @@
-"""Answers of the X.509 profile of the Workload API (spiffe_conformance sections 2.2 and 2.8), which are the Broker API's too."""
+"""Answers of the X.509 profile of the Workload API and of the Broker API (spiffe_conformance sections 2.2, 2.8)."""
 
 from __future__ import annotations
 

@@ -238,8 +238,8 @@ class K8sPsatProver:
                 raise _wrong("cluster", "is required: the name of this cluster in the server's configuration")
 
     advice: ClassVar[str] = (
-        "look at the cluster's name and the service account in [attestors.k8s_psat] of the server, at the audience of the "
-        "projected token, and at the server's log"
+        "look at the cluster's name and the service account in [attestors.k8s_psat] of the server, at the audience of "
+        "the projected token, and at the server's log"
     )
 
     def __init__(self, settings: Settings, ports: None = None) -> None:

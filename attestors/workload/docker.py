@@ -5,9 +5,9 @@ Selectors, all of type `docker`: `label:<key>:<value>`, `env:<KEY>=<value>`, `im
 the engine that made it; a container that engine does not know gives no selectors. What is asked of the engine is fixed
 for a container's life, so it is kept by container id.
 
-A rootless engine belongs to its user, who names control groups as he likes too (`attestors.cgroups`): he can name a container
-that is another's, and have anything at all said about it. So a user is asked only where `rootless_users` says so,
-and only an engine that runs as that user, wherever the path of its socket leads.
+A rootless engine belongs to its user, who names control groups as he likes too (`attestors.cgroups`): he can name a
+container that is another's, and have anything at all said about it. So a user is asked only where `rootless_users` says
+so, and only an engine that runs as that user, wherever the path of its socket leads.
 """
 
 from __future__ import annotations

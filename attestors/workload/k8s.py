@@ -250,8 +250,8 @@ class K8sAttestor:
             raise Unavailable(f"the kubelet refuses {self._shown()}")
         if answer.status == _FORBIDDEN:
             raise Unavailable(
-                "the kubelet refuses the agent (403): its service account, or the user its certificate names, needs `get` "
-                "on `nodes/pods`, or on `nodes/proxy` before Kubernetes 1.33"
+                "the kubelet refuses the agent (403): its service account, or the user its certificate names, needs "
+                "`get` on `nodes/pods`, or on `nodes/proxy` before Kubernetes 1.33"
             )
         if answer.status != _OK:
             raise Unavailable(f"the kubelet answered {answer.status} when asked for its pods")
@@ -263,10 +263,13 @@ class K8sAttestor:
         if chosen.use_anonymous_authentication:
             return "anonymous requests (401): remove use_anonymous_authentication, and let the agent show its token"
         if chosen.certificate_path:
-            return f"the certificate {chosen.certificate_path} (401): one of the kubelet's client CAs has to have issued it"
+            return (
+                f"the certificate {chosen.certificate_path} (401): "
+                "one of the kubelet's client CAs has to have issued it"
+            )
         return (
-            f"the token {chosen.token_path} (401): it has to be of this cluster, for its API server's audience, and the "
-            "kubelet has to run with webhook authentication"
+            f"the token {chosen.token_path} (401): it has to be of this cluster, for its API server's audience, and "
+            "the kubelet has to run with webhook authentication"
         )
 
     def _credentials(self) -> dict[str, str]:

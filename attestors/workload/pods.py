@@ -19,8 +19,8 @@ MAX_PODS = 5000
 class Found:
     """A pod and, if it was looked for and is there, the state of one of its containers.
 
-    `ephemeral`: the container was added to the running pod (`kubectl debug`). Whoever may do that may not take the pod's
-    identity by it: such a container has none, as with SPIRE, unless the pod alone counts.
+    `ephemeral`: the container was added to the running pod (`kubectl debug`). Whoever may do that may not take the
+    pod's identity by it: such a container has none, as with SPIRE, unless the pod alone counts.
     """
 
     pod: Mapping[str, Any]

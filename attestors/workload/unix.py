@@ -13,9 +13,9 @@ How a process is read, and why it cannot be mistaken for another:
 4. The image is hashed by opening /proc/<pid>/exe, which is what runs, not what stands at its path now (S18); at the end
    path and image are compared again, so that no answer mixes two programs.
 
-`attest_at_once` reads the same things in the same order, but touches nothing that could keep it waiting: no file, only what
-the kernel remembers of the image (`attestors.file_status`), and names and hashes that are known from a reading before.
-An image that another machine or a program of the user's answers for is never known that well.
+`attest_at_once` reads the same things in the same order, but touches nothing that could keep it waiting: no file, only
+what the kernel remembers of the image (`attestors.file_status`), and names and hashes that are known from a reading
+before. An image that another machine or a program of the user's answers for is never known that well.
 
 What cannot be told is left out and said in the notes: a selector that is absent never matches more.
 The path is the one the agent's /proc shows; for a process in another mount namespace that is a path of that namespace.

@@ -1,4 +1,4 @@
-"""A server and an agent as real processes in one private directory: what the demo, the benchmarks and the tests start."""
+"""A server and an agent as real processes in one private directory: for the demo, the benchmarks and the tests."""
 
 from __future__ import annotations
 

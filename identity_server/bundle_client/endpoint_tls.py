@@ -62,7 +62,7 @@ def spiffe_context(expected: SpiffeId, trusted: Trusted) -> ssl.SSLContext:
 
 
 def require_svid(expected: SpiffeId, trusted: Trusted, now: Callable[[], datetime]) -> Callable[[ssl.SSLSocket], None]:
-    """The check after the handshake: an X.509-SVID of the expected ID, by the bundle of its own trust domain (FED-42)."""
+    """The check after the handshake: an X.509-SVID of the expected ID, by the bundle of its trust domain (FED-42)."""
 
     def check(tls: ssl.SSLSocket) -> None:
         try:

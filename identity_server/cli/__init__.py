@@ -1,7 +1,8 @@
 """The command `identity-server`.
 
     daemon_commands.py   run, validate, healthcheck
-    entry.py             entry show, count, delete      entry_edit.py   entry create, update      entry_lint.py   entry lint
+    entry.py             entry show, count, delete      entry_edit.py   entry create, update
+    entry_lint.py        entry lint
     agent.py             agent list, count, show, ban, evict   agent_purge.py   agent purge
     tokens.py            token generate
     bundle.py            bundle show, count         bundle_edit.py   bundle list, set, delete

@@ -68,7 +68,8 @@ def _all_bundles(call: Service) -> list[types_pb2.Bundle]:
 
 @command(
     "set",
-    example="identity-server bundle set -id fed.test -path fed.pem\ncat fed.json | identity-server bundle set -id fed.test -format spiffe",
+    example="identity-server bundle set -id fed.test -path fed.pem\n"
+    "cat fed.json | identity-server bundle set -id fed.test -format spiffe",
 )
 @flag("--path", default="", metavar="FILE", help="The bundle; standard input when it is left out.")
 @format_flag()

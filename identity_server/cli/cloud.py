@@ -33,7 +33,8 @@ def group() -> None:
 @command(
     "check",
     example="identity-server cloud check aws --config /etc/muniment/server.toml --fetch\n"
-    "identity-server cloud check gcp --issuer https://oidc.example.org --spiffe-id spiffe://example.org/web -output json",
+    "identity-server cloud check gcp --issuer https://oidc.example.org --spiffe-id spiffe://example.org/web -output "
+    "json",
 )
 @click.argument("verifier", metavar="aws|gcp|azure|vault", type=click.Choice(VERIFIERS))
 @flag("--fetch", switch=True, help="Fetch the issuer's documents too, as the verifier would.")

@@ -89,6 +89,7 @@ def print_warnings(found: Sequence[pb.LintFinding], output: str) -> None:
         return
     for one in found:
         click.echo(
-            f"Warning: {clean(one.code)}: entry {clean(one.entry_id)}: {clean(one.text)}\n  To mend it: {clean(one.fix)}",
+            f"Warning: {clean(one.code)}: entry {clean(one.entry_id)}: {clean(one.text)}\n"
+            f"  To mend it: {clean(one.fix)}",
             err=True,
         )

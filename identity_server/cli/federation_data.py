@@ -1,7 +1,7 @@
 """Files of federation relationships: what `federation create -data` reads.
 
-`{"federationRelationships": [...]}` as SPIRE's CLI documents it, and what `federation list -output json` prints, so that
-relationships can be carried from one server to another.
+`{"federationRelationships": [...]}` as SPIRE's CLI documents it, and what `federation list -output json` prints, so
+that relationships can be carried from one server to another.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ def described(given: dict[str, str], place: str = "") -> Relationship:
 
 
 def read_relationships(file: str) -> list[Relationship]:
-    """The relationships in `{"federationRelationships": [...]}`, or as lists print them; unknown keys are refused by name."""
+    """The relationships in `{"federationRelationships": [...]}`, or as lists print them.
+
+    Unknown keys are refused by name.
+    """
     name = "standard input" if file == "-" else file
     try:
         tree = json.loads(read_file(file, "--data"))

@@ -203,14 +203,17 @@ def _group_of(kind: Kind) -> Group:
             kind,
             "activate",
             "activated",
-            "Let the prepared authority sign.\n\n    It answers once the authority has been in the bundle for 10 seconds. The one before it becomes the old one.",
+            "Let the prepared authority sign.\n\n"
+            "    It answers once the authority has been in the bundle for 10 seconds. "
+            "The one before it becomes the old one.",
             "The prepared authority.",
         ),
         _named(
             kind,
             "taint",
             "tainted",
-            "Mark an old authority as no longer to be relied on.\n\n    Everyone rotates what it signed, at once. It still verifies until it is revoked.",
+            "Mark an old authority as no longer to be relied on.\n\n"
+            "    Everyone rotates what it signed, at once. It still verifies until it is revoked.",
             "The old authority, of this or another server.",
         ),
         _named(

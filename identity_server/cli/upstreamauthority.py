@@ -1,7 +1,7 @@
 """`identity-server upstreamauthority`: the roots above this server's CA certificate, if somebody else signs it.
 
-After the upstream's root was replaced: `localauthority x509 prepare` and `activate`, then `taint` the old root here, and
-`revoke` it once every SVID below it has been replaced.
+After the upstream's root was replaced: `localauthority x509 prepare` and `activate`, then `taint` the old root here,
+and `revoke` it once every SVID below it has been replaced.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ for _command in (
     _named(
         "taint",
         "Tainted X.509 upstream authority:",
-        "Mark the root of an old authority as no longer to be relied on.\n\n    Everything below it rotates, at once. It still verifies until it is revoked.",
+        "Mark the root of an old authority as no longer to be relied on.\n\n"
+        "    Everything below it rotates, at once. It still verifies until it is revoked.",
     ),
     _named(
         "revoke",

@@ -76,7 +76,8 @@ def wait_for_agents(channel: grpc.Channel, seconds: float) -> None:
     if not standing.over or late or standing.servers_owing:
         raise Failure(
             "the change is stored, but " + _missing(standing, late),
-            "each gets it as soon as it can be reached; `identity-server agent show --spiffe-id ID` tells how far one is",
+            "each gets it as soon as it can be reached; "
+            "`identity-server agent show --spiffe-id ID` tells how far one is",
             final=False,
         )
     polls = f", {standing.polling} of which poll" if standing.polling else ""
@@ -90,7 +91,8 @@ def wait_for_agents(channel: grpc.Channel, seconds: float) -> None:
 def _missing(standing: pb.AwaitAgentsResponse, late: int) -> str:
     """Who has not got it, in words."""
     owing = standing.servers_owing
-    servers = f"{count_line(owing, 'server has', 'servers have')} not told how far {'its' if owing == 1 else 'their'} agents are"
+    whose = "its" if owing == 1 else "their"
+    servers = f"{count_line(owing, 'server has', 'servers have')} not told how far {whose} agents are"
     if not late and owing:
         return servers
     agents = f"{count_line(late, 'agent has', 'agents have')} not got it yet:{_names(standing.behind, late)}"

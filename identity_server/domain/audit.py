@@ -72,7 +72,8 @@ _SHAPES: dict[type[AuditEvent], _Shape] = {}
 def members_of(event: AuditEvent) -> str:
     """An event as the members of a JSON object, its name first, empty ones left out.
 
-    Two lines are written about each call, and nearly all of it is text: the encoder would be set up anew for each value.
+    Two lines are written about each call, and nearly all of it is text: the encoder would be set up anew for each
+    value.
     """
     first, labels, values_of = _SHAPES.get(type(event)) or _shape_of(type(event))
     parts = [first]
@@ -96,7 +97,7 @@ def _shape_of(kind: type[AuditEvent]) -> _Shape:
 
 @dataclass(frozen=True, slots=True)
 class AuthorityChanged(AuditEvent):
-    """An authority was prepared, activated, retired, tainted, revoked or removed, or its key destroyed by another's order.
+    """An authority was prepared, activated, retired, tainted, revoked or removed, or its key destroyed by an order.
 
     `actor` is empty for the schedule.
     """

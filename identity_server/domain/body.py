@@ -228,7 +228,7 @@ def _inside(tag: int, element: bytes) -> tuple[bytes, ...]:
 
 @lru_cache(maxsize=4096)
 def _before_name(size: int) -> bytes:
-    """The extension for the subject's alternative names up to the bytes of its one name, a URI (RFC 5280 section 4.2.1.6)."""
+    """The extension for subject alternative names up to the bytes of the one name, a URI (RFC 5280 section 4.2.1.6)."""
     head = b""
     for tag in (_URI, _SEQUENCE, _OCTET_STRING):
         head = der_header(tag, size + len(head)) + head

@@ -2,8 +2,8 @@
 
 A `Shape` is a pattern with the constant parts of a body the full lint passed written out, and groups for the rest. It
 shares no code with the encoder. What the pattern leaves open is then settled: every length is the shortest form of
-the size of what it heads (X.690 section 10.1), from the innermost outwards, and every value is the planned one. A `False` says no more than
-that; which rule was broken is for `Body.lint` to find out.
+the size of what it heads (X.690 section 10.1), from the innermost outwards, and every value is the planned one. A
+`False` says no more than that; which rule was broken is for `Body.lint` to find out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """When the bundle of another trust domain is fetched again, how that went, and where a redirect may lead.
 
-The pace is the bundle's refresh hint (SPIFFE Federation sections 4.1 and 6.2). A fetch that fails is not repeated before
-the next one is due, and while it goes on failing the pauses grow, so that a peer that is down is not overrun when it
-comes back and costs little until then.
+The pace is the bundle's refresh hint (SPIFFE Federation sections 4.1 and 6.2). A fetch that fails is not repeated
+before the next one is due, and while it goes on failing the pauses grow, so that a peer that is down is not overrun
+when it comes back and costs little until then.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ MAX_ERROR = 400
 
 @dataclass(frozen=True, slots=True)
 class RefreshState:
-    """How the fetches of one bundle went. Times are the wall clock's; `error` is the last attempt's, "" if it worked."""
+    """How the fetches of one bundle went.
+
+    Times are the wall clock's; `error` is the last attempt's, "" if it worked.
+    """
 
     attempted_at: datetime | None = None
     fetched_at: datetime | None = None
@@ -50,7 +53,8 @@ class RefreshState:
 def pause_after(bundle: TrustBundle | None, failures: int, jitter: float, floor: timedelta = MIN_POLL) -> timedelta:
     """How long to wait for the next fetch; `jitter` from -1 to 1.
 
-    As long as there is no bundle at all the shortest interval counts, since nobody of that trust domain can be verified.
+    As long as there is no bundle at all the shortest interval counts, since nobody of that trust domain can be
+    verified.
     """
     interval = poll_interval(bundle.refresh_hint, floor) if bundle is not None else floor
     if failures > 1:

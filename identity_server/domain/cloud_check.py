@@ -1,13 +1,21 @@
 """What a verifier outside will not take of our tokens and keys, found out before it says so itself.
 
-    CLOUD-ISSUER-UNKNOWN   tokens have no `iss`, or nobody said which        CLOUD-KEY-NONE         there is no JWT key
-    CLOUD-ISSUER-URL       the issuer is not an https URL as they want it    CLOUD-KEY-ALGORITHM    a key of a kind they do not take
-    CLOUD-ISSUER-PORT      it has a port                                     CLOUD-KEY-COUNT        too many keys at once
-    CLOUD-ISSUER-LENGTH    it is too long                                    CLOUD-BUNDLE-SIZE      the roots in PEM are too large
-    CLOUD-ISSUER-PRIVATE   it names a host that is not on the internet       CLOUD-SUBJECT-LENGTH   a SPIFFE ID is too long
-    CLOUD-AUDIENCE-LENGTH  an audience is too long                           CLOUD-SUBJECT-COUNT    more SPIFFE IDs than one place takes
-    CLOUD-AUDIENCE-COUNT   there are too many                                CLOUD-TOKEN-LIFETIME   tokens live too long
-    CLOUD-THUMBPRINT-COUNT    too many authorities of one's own           CLOUD-CERTIFICATE-PRIVATE   it takes none of them
+    CLOUD-ISSUER-UNKNOWN       tokens have no `iss`, or nobody said which
+    CLOUD-ISSUER-URL           the issuer is not an https URL as they want it
+    CLOUD-ISSUER-PORT          it has a port
+    CLOUD-ISSUER-LENGTH        it is too long
+    CLOUD-ISSUER-PRIVATE       it names a host that is not on the internet
+    CLOUD-AUDIENCE-LENGTH      an audience is too long
+    CLOUD-AUDIENCE-COUNT       there are too many
+    CLOUD-THUMBPRINT-COUNT     too many authorities of one's own
+    CLOUD-KEY-NONE             there is no JWT key
+    CLOUD-KEY-ALGORITHM        a key of a kind they do not take
+    CLOUD-KEY-COUNT            too many keys at once
+    CLOUD-BUNDLE-SIZE          the roots in PEM are too large
+    CLOUD-SUBJECT-LENGTH       a SPIFFE ID is too long
+    CLOUD-SUBJECT-COUNT        more SPIFFE IDs than one place takes
+    CLOUD-TOKEN-LIFETIME       tokens live too long
+    CLOUD-CERTIFICATE-PRIVATE  it takes none of them
 
 `CLOUD-DOCUMENT-...` are what was fetched from the issuer (`documents_findings`). The codes are stable.
 """
@@ -238,7 +246,8 @@ def _audiences(rules: VerifierRules, audiences: Sequence[str]) -> Iterator[Findi
             yield Finding(
                 "CLOUD-AUDIENCE-LENGTH",
                 Severity.ERROR,
-                f"{rules.title} takes audiences of {rules.audience_length.most} characters; longer begins: {_named(long)}",
+                f"{rules.title} takes audiences of {rules.audience_length.most} characters; longer begins: "
+                f"{_named(long)}",
                 "choose shorter ones",
                 rules.audience_length.source,
             )

@@ -123,7 +123,8 @@ def _gcp(told: _Told) -> tuple[str, ...]:
             "ROLE=roles/viewer  # what these workloads may do"
         )
     made += [
-        "gcloud projects add-iam-policy-binding $PROJECT --role=$ROLE \\\n  --member=principal://iam.googleapis.com/projects/"
+        "gcloud projects add-iam-policy-binding $PROJECT --role=$ROLE \\\n"
+        "  --member=principal://iam.googleapis.com/projects/"
         f"$NUMBER/locations/global/workloadIdentityPools/spiffe/subject/{subject}"
         for subject in subjects
     ]

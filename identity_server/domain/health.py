@@ -1,9 +1,9 @@
 """How the server is: decided from facts (reliability R10, R16; SPIRE's subsystems in spire_features section 10).
 
 The server is ready while an authority signs that has enough of its life left, memory agrees with the database, and
-nobody told it to stop. Where probes take a server that is not ready away from its agents, `ready_without_database` keeps
-it ready while the database is away: agents it knows go on getting certificates from memory (R24). An audit log with a
-gap or a rotation that failed are troubles that are shown.
+nobody told it to stop. Where probes take a server that is not ready away from its agents, `ready_without_database`
+keeps it ready while the database is away: agents it knows go on getting certificates from memory (R24). An audit log
+with a gap or a rotation that failed are troubles that are shown.
 """
 
 from __future__ import annotations

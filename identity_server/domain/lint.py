@@ -78,7 +78,7 @@ class LintFailed(Internal):
 
 
 def lint(der: bytes, plan: Plan, signature_algorithm: bytes) -> tuple[Finding, ...]:
-    """Everything that is wrong with the certificate `der`, whose signature is not looked at; empty when it may be signed.
+    """All that is wrong with the certificate `der`, whose signature is not looked at; empty when it may be signed.
 
     `signature_algorithm` is the AlgorithmIdentifier (DER) that the signing key uses.
     """

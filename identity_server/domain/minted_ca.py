@@ -1,7 +1,7 @@
-"""What an upstream authority sends back is believed only if it is what was asked for, and only after all of it was checked.
+"""What an upstream authority sends back is believed only if it is what was asked for, all of it checked.
 
-The upstream is trusted to sign for the trust domain; it is not trusted to be free of faults. A certificate that verifiers
-would refuse, or that says more than was asked for, would otherwise be found out by every workload at once.
+The upstream is trusted to sign for the trust domain; it is not trusted to be free of faults. A certificate that
+verifiers would refuse, or that says more than was asked for, would otherwise be found out by every workload at once.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _check_ours(ours: CertificateFacts, public_key: PublicKey, trust_domain: Tru
 
 
 def room_below(path: Sequence[CertificateFacts]) -> bool:
-    """Whether the path lengths of a chain (its lowest CA first) allow one more CA below it (RFC 5280 section 4.2.1.9)."""
+    """Whether the path lengths of a chain (lowest CA first) allow one more CA below (RFC 5280 section 4.2.1.9)."""
     return all(
         limit is None or sum(not below.self_issued for below in path[:height]) < limit
         for height, limit in enumerate(map(_path_length, path))

@@ -43,7 +43,10 @@ _DOTS = frozenset({".", ".."})
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """Host and port of a URL or of a Host header; `port` None where none is written. An IPv6 address has no brackets."""
+    """Host and port of a URL or of a Host header; `port` None where none is written.
+
+    An IPv6 address has no brackets.
+    """
 
     host: str
     port: int | None = None

@@ -1,7 +1,7 @@
-"""Entries of one parent that meet in one workload: the same selectors, or all selectors of one among those of the other.
+"""Entries of one parent that meet in one workload: the same selectors, or one's selectors among the other's.
 
-Each entry stands under the selector of its own that the fewest have. An entry whose selectors are among those of another
-one is found there, so an entry is compared with those under its own selectors only. The whole is bounded by
+Each entry stands under the selector of its own that the fewest have. An entry whose selectors are among those of
+another one is found there, so an entry is compared with those under its own selectors only. The whole is bounded by
 `MAX_COMPARISONS`; what is beyond it is not compared, and said so.
 """
 

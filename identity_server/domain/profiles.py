@@ -89,7 +89,10 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything one certificate will say. `parent` is None for a self-signed authority; an authority below another has one."""
+    """Everything one certificate will say.
+
+    `parent` is None for a self-signed authority; an authority below another has one.
+    """
 
     profile: Profile
     spiffe_id: SpiffeId

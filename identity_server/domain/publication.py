@@ -1,8 +1,8 @@
 """What of the trust bundle is put somewhere else for others to read, and whether it may replace what is there.
 
-Several servers of one trust domain publish to the same place, each as soon as it knows of a change. So what is there may
-be newer than what this server knows: it is then left alone (SPIFFE Trust Domain and Bundle section 4.1.1: the sequence
-never goes back). What belongs to another trust domain is never replaced.
+Several servers of one trust domain publish to the same place, each as soon as it knows of a change. So what is there
+may be newer than what this server knows: it is then left alone (SPIFFE Trust Domain and Bundle section 4.1.1: the
+sequence never goes back). What belongs to another trust domain is never replaced.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def may_write(ours: Publication, there: Present | None, place: str) -> bool:
         return True
     if there.trust_domain and there.trust_domain != ours.trust_domain.name:
         raise PreconditionFailed(
-            f"{place} holds the bundle of the trust domain {there.trust_domain}; it is left as it is. Name another place "
-            f"for {ours.trust_domain}, or delete it"
+            f"{place} holds the bundle of the trust domain {there.trust_domain}; it is left as it is. Name another "
+            f"place for {ours.trust_domain}, or delete it"
         )
     if there.sequence is not None and there.sequence > ours.sequence:
         raise PreconditionFailed(

@@ -1,13 +1,13 @@
 """How often a caller may ask (architecture A17): token buckets in virtual time, and a bounded, fair queue behind them.
 
 Theory of operation. A bucket of `burst` tokens that fills at `per_second` is one number: the moment at which it will be
-full again. Taking `n` tokens moves that moment by `n / per_second`; the caller waits until the moment is no further away
-than a whole bucket (the generic cell rate algorithm, ITU-T I.371). So callers of one key are served in order of arrival,
-callers of different keys do not touch each other, a bucket that is full is the same as none, and nothing runs in the
-background.
+full again. Taking `n` tokens moves that moment by `n / per_second`; the caller waits until the moment is no further
+away than a whole bucket (the generic cell rate algorithm, ITU-T I.371). So callers of one key are served in order of
+arrival, callers of different keys do not touch each other, a bucket that is full is the same as none, and nothing runs
+in the background.
 
-Who would have to wait too long is refused and takes nothing. When very many wait altogether, only those keys are refused
-that hold more than their share of the places.
+Who would have to wait too long is refused and takes nothing. When very many wait altogether, only those keys are
+refused that hold more than their share of the places.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Which parents lead to an agent, and where the way from a parent to an agent breaks off (needs 1 and 30).
 
 Whom an agent may act for is decided by the engine that hands entries out (`spiffe_core.entitlement`); here its answers
-for all agents are put together, and a parent that none of them reaches is followed up to the first link that is missing.
+for all agents are put together, and a parent that none of them reaches is followed up to the first link that is
+missing.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ class Broken:
 
 
 class Reach:
-    """What is reached by whom, as of one state. `why_not` remembers its answers: thousands of entries share a parent."""
+    """What is reached by whom, as of one state.
+
+    `why_not` remembers its answers: thousands of entries share a parent.
+    """
 
     def __init__(self, state: State) -> None:
         self._state = state

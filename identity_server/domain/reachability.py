@@ -1,8 +1,8 @@
 """Which addresses a bundle may be fetched from (reliability S60).
 
-Whoever may name a URL makes this server connect to it, from inside the network it stands in. Only addresses that anybody
-on the Internet could reach are therefore connected to, unless the operator lists a network. An IPv6 address that carries
-an IPv4 address (mapped, compatible, 6to4, NAT64, Teredo) is judged by both.
+Whoever may name a URL makes this server connect to it, from inside the network it stands in. Only addresses that
+anybody on the Internet could reach are therefore connected to, unless the operator lists a network. An IPv6 address
+that carries an IPv4 address (mapped, compatible, 6to4, NAT64, Teredo) is judged by both.
 """
 
 from __future__ import annotations

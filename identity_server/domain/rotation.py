@@ -61,7 +61,10 @@ def longest_whole_ttl(lifetime: int) -> int:
 
 
 def next_step(slots: Slots, now: int, *, bundle: frozenset[str], waited: float = 0.0) -> Step:
-    """The next step at `now`. `bundle` are the ids that stand untainted in the stored bundle; `waited` as in `Activate`."""
+    """The next step at `now`.
+
+    `bundle` are the ids that stand untainted in the stored bundle; `waited` as in `Activate`.
+    """
     active, prepared = slots.active, slots.prepared
     for one in (prepared, active):
         if one is not None and one.published_as not in bundle:

@@ -6,8 +6,9 @@ so a change costs what it touches, however many entries there are. Queries, auth
 and never the database. Every thread may read a `State`.
 
 An entry is kept as the finished bytes of its wire message plus the few fields decisions need; what entries have in
-common (parents, times, the absence of anything special) they share. Aliases (entries whose parent is /spire/server) are not handed out to agents; they are indexed by one of
-their selectors, so an agent's node selectors find those that may apply (spire_features section 15.2).
+common (parents, times, the absence of anything special) they share. Aliases (entries whose parent is /spire/server) are
+not handed out to agents; they are indexed by one of their selectors, so an agent's node selectors find those that may
+apply (spire_features section 15.2).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How long the subject of a token may be for those outside who verify JWT-SVIDs. The subject is the SPIFFE ID.
 
-A SPIFFE ID may have 2,048 bytes (SPIFFE-ID section 2.3); a cloud that exchanges tokens for its own credentials takes less,
-and says so only when the exchange fails.
+A SPIFFE ID may have 2,048 bytes (SPIFFE-ID section 2.3); a cloud that exchanges tokens for its own credentials takes
+less, and says so only when the exchange fails.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ SUBJECT_LIMITS: Final = (
     SubjectLimit(
         "AWS",
         255,
-        "AWS STS API reference, AssumeRoleWithWebIdentity: SubjectFromWebIdentityToken; as OpenID Connect Core 1.0 section 2",
+        "AWS STS API reference, AssumeRoleWithWebIdentity: SubjectFromWebIdentityToken; "
+        "as OpenID Connect Core 1.0 section 2",
     ),
     SubjectLimit("Azure", 600, "Microsoft Graph v1.0, federatedIdentityCredential: subject"),
 )

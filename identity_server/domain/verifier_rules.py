@@ -1,4 +1,4 @@
-"""What those outside who verify JWT-SVIDs by OpenID Connect take, as a table. How long a subject may be: `verifier_limits`.
+"""What those outside who verify JWT-SVIDs by OpenID Connect take, as a table; lengths are in `verifier_limits`.
 
 Each number has the place where the verifier says so; what a verifier does not say has no number here.
 """
@@ -93,7 +93,8 @@ _AZURE: Final = VerifierRules(
     name="azure",
     title="Azure",
     algorithms=frozenset({"RS256"}),
-    algorithms_source="Microsoft Entra, considerations for federated identity credentials: supported signing algorithms",
+    algorithms_source="Microsoft Entra, considerations for federated identity credentials: "
+    "supported signing algorithms",
     audience="api://AzureADTokenExchange",
     subject=_subject("Azure"),
     issuer_length=Limit(600, f"{_GRAPH}: issuer"),

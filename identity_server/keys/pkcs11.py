@@ -116,7 +116,8 @@ class Pkcs11Keys:
         check_slot(slot, self._keys)
         if kind not in CURVES and kind not in RSA_BITS:
             raise InvalidRequest(
-                f"ca.key_type: {kind.value} keys cannot be made in a PKCS#11 token; use ec-p256, or another key manager",
+                f"ca.key_type: {kind.value} keys cannot be made in a PKCS#11 token; "
+                "use ec-p256, or another key manager",
                 field="ca.key_type",
             )
         held = self._link.call(partial(self._generate, slot, kind), GENERATE_SECONDS)

@@ -104,8 +104,8 @@ class _Module:
                 self._library.initialize()
         except PKCS11Error as error:
             raise ConfigError(
-                f"ca.pkcs11.module: {self._path} cannot be used as a PKCS#11 module ({_name(error)}: {error}); name the "
-                "library your token's vendor gives you, for SoftHSM2 libsofthsm2.so",
+                f"ca.pkcs11.module: {self._path} cannot be used as a PKCS#11 module ({_name(error)}: {error}); name "
+                "the library your token's vendor gives you, for SoftHSM2 libsofthsm2.so",
                 field="ca.pkcs11.module",
             ) from error
         return self._library
@@ -297,14 +297,14 @@ class TokenLink:
             raise _pin_trouble(f"the user PIN of {where} is locked; its security officer can set a new one")
         if flags & TokenFlag.USER_PIN_FINAL_TRY:
             raise _pin_trouble(
-                f"{where} would lock its PIN at one more wrong try, so none is made; log in with the tool of its vendor "
-                "once, which resets the count"
+                f"{where} would lock its PIN at one more wrong try, so none is made; log in with the tool of its "
+                "vendor once, which resets the count"
             )
         pin, stamp = self._pin()
         if stamp == self._refused_stamp():
             raise _pin_trouble(
-                f"{where} refused this PIN before, and it is not tried again so that the token does not lock; write the "
-                f"right one to {where.pin_file}"
+                f"{where} refused this PIN before, and it is not tried again so that the token does not lock; write "
+                f"the right one to {where.pin_file}"
             )
         try:
             session = token.open(rw=True, user_pin=pin)

@@ -4,8 +4,8 @@ What an object was made of stands in its metadata, so that HEAD is enough to see
 replaced only if it is still the one that was looked at (`If-Match`, `If-None-Match`). Where HEAD is forbidden, or the
 store knows no such conditions, it is replaced without.
 
-Credentials are those of `access_key_id` and the file with its secret, else what botocore finds: the variables AWS_*, the
-shared credentials file, a web identity, or the machine's role. They are read anew for each attempt.
+Credentials are those of `access_key_id` and the file with its secret, else what botocore finds: the variables AWS_*,
+the shared credentials file, a web identity, or the machine's role. They are read anew for each attempt.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class BucketTarget:
             if not self._blind:
                 self._blind = True
                 log.info(
-                    "%s cannot be looked at (s3:GetObject, s3:ListBucket): it is written without a look at what is there",
+                    "%s cannot be looked at (s3:GetObject, s3:ListBucket): "
+                    "it is written without a look at what is there",
                     self.place,
                 )
             return None, {}

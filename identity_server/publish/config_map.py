@@ -58,8 +58,8 @@ class ConfigMapTarget:
         """
         if len(ours.content) > MAX_CONTENT_BYTES:
             raise PreconditionFailed(
-                f"the bundle has {len(ours.content)} bytes and a ConfigMap holds at most {MAX_CONTENT_BYTES}; publish it to a "
-                "file or a bucket"
+                f"the bundle has {len(ours.content)} bytes and a ConfigMap holds at most {MAX_CONTENT_BYTES}; publish "
+                "it to a file or a bucket"
             )
         deadline = time.monotonic() + SECONDS
         access = self._access()
@@ -155,8 +155,8 @@ class ConfigMapTarget:
     def _document(self, answer: Answer, verb: str, good: tuple[int, ...]) -> Mapping[str, object]:
         if answer.status in _REFUSED:
             raise Unavailable(
-                f"the API server refuses us ({answer.status}): our service account needs `{verb}` on `configmaps` in the "
-                f"namespace {self._section.namespace}"
+                f"the API server refuses us ({answer.status}): our service account needs `{verb}` on `configmaps` in "
+                f"the namespace {self._section.namespace}"
             )
         try:
             document = read_object(answer.body, MAX_ANSWER_BYTES, field="the API server's answer", what="an object")

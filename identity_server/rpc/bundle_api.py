@@ -45,7 +45,10 @@ class BundleApi:
         self._rendered: dict[bytes, bytes] = {}
 
     async def GetBundle(self, request: bundle_pb2.GetBundleRequest, _context: Context) -> bytes:
-        """The bundle of the server's own trust domain; anyone may ask. Every agent does at each sync: serialized once."""
+        """The bundle of the server's own trust domain; anyone may ask.
+
+        Every agent does at each sync: serialized once.
+        """
         bundle, mask = self._bundles.own(), _output(request)
         if bundle is not self._rendered_of:
             self._rendered_of, self._rendered = bundle, {}

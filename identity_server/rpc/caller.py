@@ -52,7 +52,10 @@ def presented_by(peer: Peer) -> Presented:
 
 
 class _Connection:
-    """What is known of the other end of one connection, put together at its first call. Does not keep its peer alive."""
+    """What is known of the other end of one connection, put together at its first call.
+
+    Does not keep its peer alive.
+    """
 
     __slots__ = ("_admitted", "facts", "presented")
 
@@ -121,7 +124,10 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         return caller
 
     def _connection(self, peer: Peer) -> _Connection:
-        """A certificate says the same for as long as its connection lasts; a local process may become another program."""
+        """A certificate says the same for as long as its connection lasts.
+
+        A local process may become another program.
+        """
         if not isinstance(peer, TlsPeer):
             return _Connection(peer)
         known = self._connections.get(id(peer))

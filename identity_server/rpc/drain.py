@@ -3,8 +3,8 @@
 A bidirectional handler waits for its client most of the time. Its requests are wrapped so that the wait also ends when
 the drain begins, with Unavailable "restarting" instead of a cut; a message that is already being answered is answered.
 
-Connections are left open for push streams long after they take no new calls; every other stream ends with Unavailable at
-the age that a connection of SPIRE's services may have.
+Connections are left open for push streams long after they take no new calls; every other stream ends with Unavailable
+at the age that a connection of SPIRE's services may have.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Rate limits at the door of the use-cases (architecture A17; SPIRE's rows in spire_features section 8.3).
 
 Attestation is counted by network address, signing by the agent that calls, in certificate requests rather than calls.
-What else an agent may ask has a wide limit of its own, so that one that was broken into keeps neither the database nor the
-event loop from the others. Callers on the admin socket are never held up. A caller that is a little too fast waits up to
-`wait_seconds`; one that is much too fast gets ResourceExhausted with google.rpc.RetryInfo. What fails its verification
-costs ten times as much.
+What else an agent may ask has a wide limit of its own, so that one that was broken into keeps neither the database nor
+the event loop from the others. Callers on the admin socket are never held up. A caller that is a little too fast waits
+up to `wait_seconds`; one that is much too fast gets ResourceExhausted with google.rpc.RetryInfo. What fails its
+verification costs ten times as much.
 """
 
 from __future__ import annotations
@@ -157,7 +157,10 @@ class Charge:
 
 
 class ThrottleInterceptor(grpc.aio.ServerInterceptor):
-    """Asks `Throttle` before each call that has a limit. Stands behind the access check: who may not call costs nobody."""
+    """Asks `Throttle` before each call that has a limit.
+
+    Stands behind the access check: who may not call costs nobody.
+    """
 
     def __init__(self, peer_of: Callable[[Context], Peer], throttle: Throttle) -> None:
         self._peer_of = peer_of

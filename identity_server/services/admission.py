@@ -110,7 +110,10 @@ class Admissions:
         return agent is not None and agent.banned and not state.entries_for_path(who.path)
 
     def _certified(self, presented: Presented, state: State) -> datetime:
-        """Every call anew (S2): the chain was verified and still ends in the bundle. Until when the certificate is good."""
+        """Every call anew (S2): the chain was verified and still ends in the bundle.
+
+        Until when the certificate is good.
+        """
         if presented.not_after is None:
             raise Unauthenticated("the client certificate was not verified")
         if not self._anchored(presented, state):

@@ -77,7 +77,8 @@ class Authorities:
         self._busy = asyncio.Lock()
         self._seen: dict[AuthorityKind, tuple[str, float, int]] = {}  # the prepared one, since when, at which revision
         self.acknowledged: Callable[[int, float], Awaitable[bool]] = _by_nobody
-        """Whether all who must know a new authority acknowledge a revision within so many seconds (`authority_spread`)."""
+        """Whether all who must know a new authority acknowledge a revision within so many seconds
+        (`authority_spread`)."""
         self.told: Callable[[int, float], Awaitable[None]] = _at_once
         """Returns when all who say what they know have a revision, or after so many seconds."""
         self.issuers, self._lines = lines_of(settings, store=store, clock=clock, entropy=entropy, upstream=upstream)
@@ -349,7 +350,7 @@ class Authorities:
                 log.info("authority signs from now on", extra={"facts": _facts(active)})
 
     def _view(self, line: Line) -> tuple[Slots, frozenset[str]]:
-        """The slots of a kind, and the ids of that kind that stand untainted in the stored bundle, as of the latest state."""
+        """The slots of a kind, and its ids that stand untainted in the stored bundle, by the latest state."""
         state = self._store.state.value
         own = state.bundles.own if state.bundles is not None else None
         return Slots.of(state.authorities, line.kind), signing_ids(own, line.kind)

@@ -1,7 +1,7 @@
 """What happens to authorities inside one transaction: decide by what is stored, then write journal and bundle together.
 
-These functions run on the store's writer thread. Journal and bundle change in one commit, so that no server ever sees an
-authority ACTIVE whose public half is not published. `taint` and `revoke` take any authority of any server, also one
+These functions run on the store's writer thread. Journal and bundle change in one commit, so that no server ever sees
+an authority ACTIVE whose public half is not published. `taint` and `revoke` take any authority of any server, also one
 whose server is gone (architecture A15): the bundle says whether it exists, the journal whether it is still in force.
 """
 
@@ -76,7 +76,8 @@ def _check_birth(uow: UnitOfWork, bundle: TrustBundle, event: Prepared) -> None:
     new = event.authority
     if new.anchor_id and new.anchor_id not in signing_ids(bundle, new.kind):
         raise Unavailable(
-            f"the upstream authority signs below the root {new.anchor_id}, which is tainted here; let it sign below another"
+            f"the upstream authority signs below the root {new.anchor_id}, which is tainted here; "
+            "let it sign below another"
         )
     holder = uow.authorities.get(new.authority_id)
     if holder is not None and holder != event.replaced:
@@ -106,7 +107,10 @@ def prune(
 
 
 def in_force(journal: Iterable[Authority], kind: AuthorityKind, kinds: Iterable[AuthorityKind]) -> frozenset[str]:
-    """The ids under which authorities of one kind that sign or will sign stand in the bundle; none if it is switched off."""
+    """The ids under which authorities of one kind that sign or will sign stand in the bundle.
+
+    None if it is switched off.
+    """
     if kind not in kinds:
         return frozenset()
     return frozenset(one.published_as for one in journal if one.kind == kind and one.status is not Status.OLD)
@@ -144,7 +148,8 @@ def revoke(
 ) -> Authority | None:
     """Take a tainted authority out of the bundle and empty its slot; its journal row.
 
-    Its server gets the order to destroy the key in the same commit: a crash in between loses neither (architecture A15).
+    Its server gets the order to destroy the key in the same commit: a crash in between loses neither (architecture
+    A15).
 
     Raises:
         InvalidRequest: there is none with this id, or it signs, or it is about to.

@@ -1,4 +1,4 @@
-"""Use-cases of orders to all servers: give one, follow it, give up a server that will not come back (architecture A15)."""
+"""Use-cases of orders to all servers: give one, follow it, give up a server that is gone for good (A15)."""
 
 from __future__ import annotations
 

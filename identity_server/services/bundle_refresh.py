@@ -66,7 +66,8 @@ class Refreshed:
 class BundleRefresh:
     """Belongs to the event loop.
 
-    `on_fetched` is told of each fetch whether it worked and how long it took, in seconds; `on_updated` of each new bundle.
+    `on_fetched` is told of each fetch whether it worked and how long it took, in seconds; `on_updated` of each new
+    bundle.
     """
 
     def __init__(

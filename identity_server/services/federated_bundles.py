@@ -162,7 +162,10 @@ def _update(uow: UnitOfWork, change: BundleEdit) -> Outcome:
 
 
 def in_parts(trust_domains: Sequence[TrustDomain], writes: Mapping[TrustDomain, int]) -> list[Sequence[TrustDomain]]:
-    """In the given order, at most `DELETE_SLICE` in a part; not more than `ENTRY_SLICE` `writes`, unless one alone has more."""
+    """In the given order, at most `DELETE_SLICE` in a part.
+
+    Not more than `ENTRY_SLICE` `writes`, unless one alone has more.
+    """
     parts: list[Sequence[TrustDomain]] = []
     part: list[TrustDomain] = []
     cost = 0

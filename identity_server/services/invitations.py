@@ -155,8 +155,8 @@ class Invitations:
         url = url or self._endpoint.url
         if not url:
             raise InvalidRequest(
-                "url: nobody said where other trust domains reach this server's bundle endpoint; name it with --url, or "
-                "once and for all in federation.public_url",
+                "url: nobody said where other trust domains reach this server's bundle endpoint; name it with --url, "
+                "or once and for all in federation.public_url",
                 field="url",
             )
         chosen = self._endpoint.profile

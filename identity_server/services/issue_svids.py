@@ -87,7 +87,8 @@ class IssueSvids:
         self._trust_domain = trust_domain
         self._signers = signers
         self._together = 1
-        """So many items make a slice: what the last one took decides, so that a slow key holds the loop for one signature."""
+        """So many items make a slice: what the last one took decides, so that a slow key holds the loop for one
+        signature."""
 
     async def for_entries(self, caller: Caller, wanted: Sequence[Wanted]) -> list[IssuedX509 | IdentityError]:
         """Sign for the entries `caller` is authorised for; one answer for each item, in order.

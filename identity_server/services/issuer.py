@@ -223,7 +223,7 @@ class Issuer:
             raise InvalidCsr("public_key: this is the key of a signing authority; make a new key", field="public_key")
 
     def _look_at_bundle(self) -> None:
-        """Who may sign, and whose keys are no subject's: the authorities in our stored bundle, of every server and kind."""
+        """Who may sign, and whose keys are no subject's: the authorities in the stored bundle, whichever server's."""
         state = self._store.state.value
         own = state.bundles.own if state.bundles is not None else None
         if own is self._bundle and state.authorities is self._journal:

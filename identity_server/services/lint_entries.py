@@ -1,4 +1,7 @@
-"""Use-case: what is wrong with registration entries. One look at a time, on a thread: a state never changes under it."""
+"""Use-case: what is wrong with registration entries.
+
+One look at a time, on a thread: a state never changes under it.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Use-cases of forced rotation: show, prepare, activate, taint, revoke (spire_wire section 5.6, spire_features section 20).
+"""Use-cases of forced rotation: show, prepare, activate, taint, revoke (spire_wire 5.6, spire_features 20).
 
-Show, prepare and activate act on this server, as in SPIRE. Taint and revoke take any authority of any server that shares
-the database (architecture A15). Tainting makes everyone below rotate at once: this server renews its own certificate,
-agents replace their SVIDs and those of their workloads. Revoking takes the authority out of the bundle; connections
-whose certificates it anchored are cut by the guard of the front door.
+Show, prepare and activate act on this server, as in SPIRE. Taint and revoke take any authority of any server that
+shares the database (architecture A15). Tainting makes everyone below rotate at once: this server renews its own
+certificate, agents replace their SVIDs and those of their workloads. Revoking takes the authority out of the bundle;
+connections whose certificates it anchored are cut by the guard of the front door.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class LocalAuthorities:
         return view if row is None else view_of(row)
 
     async def revoke(self, caller: Caller, kind: AuthorityKind, authority_id: str) -> AuthorityView:
-        """Take a tainted authority out of the bundle, and have its server destroy the key: at once if it is this one."""
+        """Take a tainted authority out of the bundle, and have its server destroy the key: this one does so at once."""
         self._authorities.slots(kind)
         _require_id(authority_id, "invalid authority ID: ")
         self._refuse_below_upstream(kind, "revoked")

@@ -82,8 +82,8 @@ class OwnIdentity:
     def trusted(self) -> BundleSet:
         """Whom the TLS listener believes: our own trust domain alone, however many others we federate with.
 
-        Federation is between workloads; nobody of another trust domain may be anybody here (spire_wire section 1.1). The
-        same object until our bundle changes.
+        Federation is between workloads; nobody of another trust domain may be anybody here (spire_wire section 1.1).
+        The same object until our bundle changes.
         """
         bundles = self._store.state.value.bundles
         if bundles is not None and bundles.own is not self._trusted.own:

@@ -1,8 +1,8 @@
 """Use-case: the trust bundle is put in every place the settings name, at the start, on each change, and after failures.
 
 Each place has a task and a thread of its own: one that is slow or away holds up no other, and none of them holds up the
-server. A place is given the newest bundle only; what changed while it was busy is skipped. An empty bundle is never published. Once an hour the bundle is
-looked after though nothing changed, because somebody may have deleted it.
+server. A place is given the newest bundle only; what changed while it was busy is skipped. An empty bundle is never
+published. Once an hour the bundle is looked after though nothing changed, because somebody may have deleted it.
 """
 
 from __future__ import annotations

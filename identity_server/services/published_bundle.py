@@ -117,7 +117,8 @@ class PublishedBundle:
     async def _raise(self, bundle: TrustBundle, wanted: int) -> None:
         if self._known is not None and self._known.sequence > bundle.sequence:
             log.warning(
-                "the database's trust bundle has sequence %d and %d was published: a backup was restored; going on at %d",
+                "the database's trust bundle has sequence %d and %d was published: a backup was restored; "
+                "going on at %d",
                 bundle.sequence,
                 self._known.sequence,
                 wanted,

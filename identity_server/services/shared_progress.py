@@ -187,7 +187,7 @@ class SharedProgress:
                 yield _lost(one, heard.record.written_at) if silent else one
 
     def owing(self, revision: int = 0) -> int:
-        """How many servers have not told yet how far their agents are with `revision` (0: since they were asked last)."""
+        """How many servers have not told how far their agents are with `revision` (0: since they were last asked)."""
         now = self._clock.monotonic()
         return sum(
             not _is_silent(one, now) and (one.progress.revision < revision if revision else one.asked_at is not None)

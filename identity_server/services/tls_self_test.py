@@ -1,9 +1,10 @@
 """May an experimental kind of authority sign here? Only if this server's own TLS believes what it signs.
 
 Agents reach the server over TLS, and so would be locked out by an authority that the TLS library of either side cannot
-verify: at the moment of its activation, all at once. So before such an authority is made, before it is activated, and at
-each start, a throw-away authority of the same kind and profile signs a leaf of the server's profile, and that leaf has
-to pass a mutual handshake in memory. A throw-away one, because nothing is signed by a key that is not in the bundle.
+verify: at the moment of its activation, all at once. So before such an authority is made, before it is activated, and
+at each start, a throw-away authority of the same kind and profile signs a leaf of the server's profile, and that leaf
+has to pass a mutual handshake in memory. A throw-away one, because nothing is signed by a key that is not in the
+bundle.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def tls_self_test(trust_domain: TrustDomain, clock: Clock, entropy: Callable[[in
         except VerificationFailed as failure:
             raise PreconditionFailed(
                 f"ca.key_type: an authority of kind {kind.value} is not activated, because this server's own TLS could "
-                f"not verify what it signs ({failure.public}) and no agent could connect. Use a Python whose ssl module "
-                f"has OpenSSL 3.5 or later (this one has {ssl.OPENSSL_VERSION}), or another ca.key_type",
+                f"not verify what it signs ({failure.public}) and no agent could connect. Use a Python whose ssl "
+                f"module has OpenSSL 3.5 or later (this one has {ssl.OPENSSL_VERSION}), or another ca.key_type",
                 kind=kind.value,
             ) from failure
 

@@ -1,4 +1,4 @@
-"""Use-cases of a server below an upstream authority: follow its roots and keys, taint or revoke one of its roots by command.
+"""Use-cases of a server below an upstream authority: follow its roots and keys, taint or revoke a root of its.
 
 What the upstream shows is added at once. A root that it taints is tainted here only after our own authority has been
 replaced by one below another root, so that agents that rotate get something better (spire_features section 20).
@@ -88,7 +88,8 @@ class UpstreamAuthorities:
         """Take a tainted upstream root out of the bundle: what is below it is refused from then on.
 
         Raises:
-            PreconditionFailed: there is no upstream and there was none, or it still publishes this root: it would come back.
+            PreconditionFailed: there is no upstream and there was none, or it still publishes this root: it would come
+                back.
             InvalidRequest: it is not the root of an old authority alone.
             Internal: it is not tainted.
         """
@@ -97,7 +98,8 @@ class UpstreamAuthorities:
         upstream = self._upstream
         if upstream is not None and any(one.key_id == key_id for one in upstream.view.value.x509_authorities):
             raise PreconditionFailed(
-                f"upstream {upstream.name} still publishes this authority, so it would come back; take it out there first"
+                f"upstream {upstream.name} still publishes this authority, so it would come back; "
+                "take it out there first"
             )
 
         def destroy(row: Authority) -> Order:

@@ -49,7 +49,7 @@ class Followed:
 
 
 def followed(bundle: TrustBundle, view: UpstreamView, withdrawn: Withdrawn, in_force: frozenset[str]) -> Followed:
-    """Our bundle with the upstream's authorities in it and its taints; withdrawn tainted ones gone. The same if nothing is new.
+    """Our bundle with the upstream's authorities and taints, withdrawn tainted ones gone; the same if nothing is new.
 
     `in_force` are the roots that somebody signs below: they stay, and stay untainted, until nobody does.
     """
@@ -149,7 +149,7 @@ def issuer_id(authority: Authority) -> str:
 def _chosen(
     uow: UnitOfWork, trust_domain: TrustDomain, server_id: str, key_id: str, now: int
 ) -> tuple[TrustBundle, str]:
-    """The bundle, and the root that `key_id` names: by its own identifier, or by that of who signed an old authority."""
+    """The bundle, and the root that `key_id` names, by its own identifier or by that of an old authority's issuer."""
     bundle = uow.bundles.get(trust_domain)
     if bundle is None:
         raise NotFound("bundle not found")

@@ -1,4 +1,4 @@
-"""The lines of a server below an upstream authority: its CA certificate is signed, and its token keys published, up there.
+"""The lines of a server below an upstream authority, which signs its CA certificate and publishes its token keys.
 
 The upstream may be slow or away. It is asked with a time limit, never while anything that signs would have to wait, and
 after a failure not again at once: the pause doubles up to five minutes. Until then the authority in force goes on.
@@ -92,8 +92,8 @@ class UpstreamX509Line(X509Line):
             minted = await self._minted(key, now, work)
             if minted.not_after <= outlive:
                 raise Unavailable(
-                    f"upstream {self._upstream.name}: a new CA certificate would end no later than the one in force, at "
-                    "the end of the upstream's own; renew that"
+                    f"upstream {self._upstream.name}: a new CA certificate would end no later than the one in force, "
+                    "at the end of the upstream's own; renew that"
                 )
         except IdentityError as error:
             self._pauses.failed(error)

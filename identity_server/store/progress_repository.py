@@ -38,7 +38,10 @@ class SqlProgress:
         self._recorder = recorder
 
     def others(self, besides: str, since: int, known: Mapping[str, bytes]) -> tuple[ProgressRecord, ...]:
-        """What all servers but one wrote, if not before this unix second; members only of a digest that is not known."""
+        """What all servers but one wrote, if not before this unix second.
+
+        Members only of a digest that is not known.
+        """
         rows = self._connection.execute(_OTHERS, {"besides": besides.encode(), "since": since}).all()
         found: list[ProgressRecord] = []
         for row in rows:

@@ -163,7 +163,7 @@ class SqlStore:
             self._bell.start()
 
     async def close(self) -> None:
-        """Refuse new writes, finish those that wait, end the threads, let the database go: in `CLOSE_SECONDS` altogether.
+        """Refuse new writes, finish those that wait, end the threads, let the database go, all in `CLOSE_SECONDS`.
 
         A database that says nothing any more keeps each thread waiting for as long as it may; they wait side by side.
         """
@@ -293,7 +293,10 @@ class SqlStore:
         self._on_loop(self._settle, pairs)
 
     def _hand_over(self, state: State, change: HistoryChange | None) -> None:
-        """Follower's thread: there is a new state; if its history is another, begin a new one where we found out first."""
+        """Follower's thread: there is a new state.
+
+        If its history is another, begin a new one where we found out first.
+        """
         if change is not None and change.proven:
             now_ms = int(self._clock.now().timestamp() * 1000)
             try:

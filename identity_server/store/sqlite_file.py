@@ -38,7 +38,10 @@ class SqliteFile:
             raise
 
     def close(self) -> None:
-        """Let another process have the file. The lock file stays: removing it would let two processes lock two files."""
+        """Let another process have the file.
+
+        The lock file stays: removing it would let two processes lock two files.
+        """
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
@@ -81,8 +84,8 @@ def _lock(path: Path) -> int:
         os.close(file)
         who = f"process {holder}" if holder.isdigit() else "another process"
         raise Conflict(
-            f"database {path} is in use by {who}; SQLite serves one server: stop that one, or configure PostgreSQL "
-            "or MariaDB for several",
+            f"database {path} is in use by {who}; SQLite serves one server: "
+            "stop that one, or configure PostgreSQL or MariaDB for several",
             path=str(path),
         ) from None
     except OSError as error:

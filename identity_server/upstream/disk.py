@@ -203,7 +203,8 @@ def load(section: UpstreamDiskSection, trust_domain: TrustDomain, now: datetime)
         raise ConfigError(error.public, field=where) from None
     if spki_der(key.public_key()) != spki_der(public):  # (1)
         raise ConfigError(
-            f"upstream.disk.key_file: {section.key_file} does not hold the key of the certificate in {section.cert_file}",
+            f"upstream.disk.key_file: {section.key_file} does not hold the key of the certificate in "
+            f"{section.cert_file}",
             field="upstream.disk.key_file",
         )
     _check_signer(signer, where, now)  # (2)

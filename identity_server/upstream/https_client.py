@@ -1,7 +1,7 @@
 """Requests to one HTTPS API: JSON both ways, and a bound on everything.
 
-Each request has a thread and a connection of its own; what takes too long is cut off by closing the socket, wherever its
-thread is waiting.
+Each request has a thread and a connection of its own; what takes too long is cut off by closing the socket, wherever
+its thread is waiting.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Calls to an upstream SPIFFE server of the same trust domain, and what each refusal means to an operator.
 
-The server is known by its SPIFFE ID, `spiffe://<trust domain>/spire/server`, and shown our X.509-SVID (spire_wire section
-1). Only a downstream caller may have CAs signed and keys published; reading the bundle is open to it as to everybody.
+The server is known by its SPIFFE ID, `spiffe://<trust domain>/spire/server`, and shown our X.509-SVID (spire_wire
+section 1). Only a downstream caller may have CAs signed and keys published; reading the bundle is open to it as to
+everybody.
 """
 
 from __future__ import annotations
@@ -154,8 +155,9 @@ class NestedServer:
             return Unimplemented(f"upstream spire: the server at {self._place} does not offer {method}")
         if error.kind is Kind.FORBIDDEN:
             return Unavailable(
-                f"upstream spire: the server at {self._place} has no downstream entry for this server's SPIFFE ID {own}: "
-                f"create one there with `identity-server entry create -downstream -spiffeID {own} -parentID <the SPIFFE "
+                f"upstream spire: the server at {self._place} has no downstream entry for this server's SPIFFE ID "
+                f"{own}: create one there with `identity-server entry create -downstream -spiffeID {own} -parentID "
+                "<the SPIFFE "
                 f"ID of the agent on this machine> -selector unix:uid:{os.getuid()}`, or update the one it has",
                 upstream=self._place,
                 answer=error.public,

@@ -1,8 +1,8 @@
 """The `spire` upstream: this server is nested below another Muniment or SPIRE server of its trust domain.
 
 Who we are is said by an agent of the upstream server, over its Workload API: an X.509-SVID whose entry is a downstream
-one. With it the upstream signs our CA and takes our JWT keys. Its bundle is read again every few seconds, and at once when
-the agent has something new, so that roots added, tainted or withdrawn above arrive here in seconds (spire_features
+one. With it the upstream signs our CA and takes our JWT keys. Its bundle is read again every few seconds, and at once
+when the agent has something new, so that roots added, tainted or withdrawn above arrive here in seconds (spire_features
 section 2.5). While agent or server are away nothing is taken back: what was signed goes on being good.
 """
 
@@ -159,8 +159,8 @@ class SpireUpstream:
             if svid.spiffe_id.trust_domain == self._trust_domain:
                 if svid.not_after <= self._clock.now():
                     raise Unavailable(
-                        f"upstream spire: the SVID {svid.spiffe_id} has expired and the agent at {self._socket} gave no "
-                        "newer one; see the log of that agent"
+                        f"upstream spire: the SVID {svid.spiffe_id} has expired and the agent at {self._socket} gave "
+                        "no newer one; see the log of that agent"
                     )
                 return svid
         raise Unavailable(
@@ -175,8 +175,8 @@ class SpireUpstream:
             return Unavailable(f"upstream spire: the agent at {self._socket} has given no identity yet")
         if error.kind is Kind.FORBIDDEN:
             return Unavailable(
-                f"upstream spire: the agent at {self._socket} issues no identity to this server: create its entry on the "
-                "upstream server with `identity-server entry create -downstream -spiffeID ID -parentID AGENT "
+                f"upstream spire: the agent at {self._socket} issues no identity to this server: create its entry on "
+                "the upstream server with `identity-server entry create -downstream -spiffeID ID -parentID AGENT "
                 "-selector SELECTOR`"
             )
         return Unavailable(f"upstream spire: no identity from the agent at {self._socket}: {error.public}")
@@ -267,8 +267,8 @@ class SpireUpstream:
                 break
         if bundle.trust_domain != self._trust_domain:
             raise Unavailable(
-                f"upstream spire: the upstream's bundle is of trust domain {bundle.trust_domain}, and this server is of "
-                f"{self._trust_domain}; a nested server has the trust domain of its upstream"
+                f"upstream spire: the upstream's bundle is of trust domain {bundle.trust_domain}, and this server is "
+                f"of {self._trust_domain}; a nested server has the trust domain of its upstream"
             )
         if not 1 <= len(bundle.x509_authorities) <= MAX_ROOTS:
             raise Unavailable(

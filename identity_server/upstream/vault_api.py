@@ -1,8 +1,8 @@
 """Vault's HTTP API as far as a CA below it needs it: logging in, keeping the token alive, and asking with it.
 
-The paths and fields are those of the documented API that Vault and OpenBao share. Four ways to log in: a token in a file,
-AppRole, a TLS client certificate, a Kubernetes service account. A token is renewed at two thirds of its life; one that
-cannot be renewed is replaced by a new login (for a token file: by what the file holds then) before it ends.
+The paths and fields are those of the documented API that Vault and OpenBao share. Four ways to log in: a token in a
+file, AppRole, a TLS client certificate, a Kubernetes service account. A token is renewed at two thirds of its life; one
+that cannot be renewed is replaced by a new login (for a token file: by what the file holds then) before it ends.
 """
 
 from __future__ import annotations
@@ -228,8 +228,8 @@ class VaultApi:
                 load_identity(context, TlsIdentity(chain, to_pkcs8(key)))
             except ssl.SSLError:
                 raise ConfigError(
-                    f"{where}.client_key_file: {section.cert_auth.client_key_file} is not the key of the certificate in "
-                    f"{section.cert_auth.client_cert_file}",
+                    f"{where}.client_key_file: {section.cert_auth.client_key_file} is not the key of the certificate "
+                    f"in {section.cert_auth.client_cert_file}",
                     field=f"{where}.client_key_file",
                 ) from None
         return context
@@ -250,7 +250,10 @@ class VaultApi:
         told = self._told(answer)
         place = self._client.place
         if answer.status in _REDIRECTS:
-            text = f"{place} answers with a redirect, which is not followed; name the active server in upstream.vault.address"
+            text = (
+                f"{place} answers with a redirect, which is not followed; "
+                "name the active server in upstream.vault.address"
+            )
         elif answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
             text = f"{place} is sealed or in maintenance: unseal it{told}"
         elif answer.status == HTTPStatus.FORBIDDEN and path.startswith("auth/"):

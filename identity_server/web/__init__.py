@@ -9,7 +9,7 @@
     acme.py                a web certificate from an ACME authority; acme_*.py and client_hello.py are its parts
     endpoints.py   the listeners of one daemon: opened, kept and closed together
 
-A listener takes any ASGI application. What is asked often is answered by `Site` from bytes that are ready; only the rest
-reaches FastAPI. uvicorn's server is not used: it owns signals and one TLS context for good, and sets no bound to how
-long a request may take to arrive. Its protocol, one object for each connection, is.
+A listener takes any ASGI application. What is asked often is answered by `Site` from bytes that are ready; only the
+rest reaches FastAPI. uvicorn's server is not used: it owns signals and one TLS context for good, and sets no bound to
+how long a request may take to arrive. Its protocol, one object for each connection, is.
 """

@@ -1,4 +1,4 @@
-"""What an ACME authority's validators find here: tokens over HTTP (RFC 8555 section 8.3), certificates by ALPN (RFC 8737)."""
+"""What ACME authorities' validators find: tokens over HTTP (RFC 8555 section 8.3), certificates by ALPN (RFC 8737)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class AcmeAnswers:
         )
 
     def answer_tls(self, domain: str, key_authorization: str, now: datetime) -> None:
-        """From now on the protocol `acme-tls/1` is answered with a certificate that holds the key authorization's hash."""
+        """From now on answer the protocol `acme-tls/1` with a certificate that holds the key authorization's hash."""
         self._contexts[domain.lower().encode("ascii")] = web_context(
             _challenge_identity(domain, key_authorization, now), PROTOCOL
         )

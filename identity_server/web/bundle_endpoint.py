@@ -41,7 +41,10 @@ _BUNDLE = {
 
 
 class BundleDocuments:
-    """The documents, kept until the bundle they were made of is another. `own` raises Unavailable while there is none."""
+    """The documents, kept until the bundle they were made of is another.
+
+    `own` raises Unavailable while there is none.
+    """
 
     def __init__(
         self,

@@ -77,8 +77,8 @@ class CertificateFiles:
             raise ConfigError(f"{error.public} ({self._certificate})", field=f"{self._field}.cert_file_path") from None
         if spki_der(public) != spki_der(key.public_key()):
             raise ConfigError(
-                f"{self._field}.key_file_path: {self._key} is not the key of the first certificate in {self._certificate}; "
-                "put the server's own certificate first",
+                f"{self._field}.key_file_path: {self._key} is not the key of the first certificate in "
+                f"{self._certificate}; put the server's own certificate first",
                 field=f"{self._field}.key_file_path",
             )
         self._expires_at = leaf.not_after

@@ -1,4 +1,4 @@
-"""Documents that are finished before anybody asks: bytes with their headers (RFC 9110), answered without a framework."""
+"""Documents that are finished before anybody asks: bytes with headers (RFC 9110), answered without a framework."""
 
 from __future__ import annotations
 

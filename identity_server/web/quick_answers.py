@@ -1,8 +1,8 @@
 """The plainest requests, answered with finished bytes and without a parser: most of what an endpoint is asked.
 
-Others fetch a bundle again and again with the same few lines. A request whose bytes are, each of them, those of one that
-the parser has read before means the same: it is looked up instead of read. Only GET of a plain path is remembered, with
-headers that change nothing about an answer; everything else, and every refusal, goes the way of all requests.
+Others fetch a bundle again and again with the same few lines. A request whose bytes are, each of them, those of one
+that the parser has read before means the same: it is looked up instead of read. Only GET of a plain path is remembered,
+with headers that change nothing about an answer; everything else, and every refusal, goes the way of all requests.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """TLS towards strangers: Mozilla's "intermediate" profile (SPIFFE Federation section 5, conformance decision D16).
 
 TLS 1.2 and 1.3, ECDHE with AEAD suites only, the client's order of suites, no client certificate asked for, nothing to
-resume; for key exchange X25519, P-256, P-384 and the hybrid with ML-KEM (`runtime/openssl.py`). Each handshake gets the newest certificate; connections that are open keep what they began with.
+resume; for key exchange X25519, P-256, P-384 and the hybrid with ML-KEM (`runtime/openssl.py`). Each handshake gets the
+newest certificate; connections that are open keep what they began with.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`node-agent api validate x509|wit`: SVIDs of others, verified here with the bundles the agent shows to this process."""
+"""`node-agent api validate x509|wit`: SVIDs of others, verified here with the bundles the agent shows us."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from workload_api.address import ENVIRONMENT_VARIABLE, TcpAddress, UnixAddress, 
 AGENT: Final = Daemon(
     name="agent",
     start="node-agent run --config FILE",
-    forbidden="mostly because no registration entry matches this process: `node-agent explain {id}` tells an administrator "
-    "of this node why, and `identity-server entry create` makes an entry, "
+    forbidden="mostly because no registration entry matches this process: `node-agent explain {id}` tells an "
+    "administrator of this node why, and `identity-server entry create` makes an entry, "
     f"for example with --selector unix:uid:{os.getuid()}",
     usual=agent_socket(uid=0),
 )

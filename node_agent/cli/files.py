@@ -29,7 +29,8 @@ from spiffe_core.terminal.values import SECONDS
 def files_command(*, config: str, once: bool | None, timeout: float, log_format: str) -> None:
     """Write certificates, keys, bundles and tokens of this process into files, and keep them current.
 
-    Runs until SIGTERM or Ctrl-C. Each set of files is replaced in one step; afterwards a command is run or a signal sent.
+    Runs until SIGTERM or Ctrl-C. Each set of files is replaced in one step; afterwards a command is run or a signal
+    sent.
     """
     from node_agent.file_sets.settings import load
 

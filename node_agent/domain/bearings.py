@@ -22,8 +22,8 @@ def _place(text: str) -> tuple[int, int] | None:
 def newer(known: str, told: str, carried: str) -> str:
     """What is known once an answer to a call that carried `carried` has `told` the server's position.
 
-    A server that answers from before what the call carried has looked: the database itself is not that far, since it was
-    restored from a backup or lost its last revisions. What it tells counts then.
+    A server that answers from before what the call carried has looked: the database itself is not that far, since it
+    was restored from a backup or lost its last revisions. What it tells counts then.
     """
     was, now, asked = _place(known), _place(told), _place(carried)
     if now is None:

@@ -1,8 +1,8 @@
 """Who may ask for other workloads' identities, and by which kind of reference (SPIFFE Broker API section 4.1).
 
-Whoever is not listed may ask for nothing; a kind of reference that is not listed for a broker, nothing by it. Over TCP a
-kind needs a permission of its own, and a process number is understood from this machine alone (section 3.1.2): it means
-another process anywhere else.
+Whoever is not listed may ask for nothing; a kind of reference that is not listed for a broker, nothing by it. Over TCP
+a kind needs a permission of its own, and a process number is understood from this machine alone (section 3.1.2): it
+means another process anywhere else.
 """
 
 from __future__ import annotations

@@ -65,7 +65,10 @@ def to_fetch(known: Mapping[str, Stamp], seen: Mapping[str, Stamp]) -> list[str]
 
 
 def merge(known: Mapping[str, RegistrationEntry], listing: Listing) -> Mapping[str, RegistrationEntry]:
-    """The next snapshot: what was known and is still present, overlaid with what was fetched; `known` if that is all."""
+    """The next snapshot: what was known and is still present, overlaid with what was fetched.
+
+    `known` if that is all.
+    """
     if not listing.entries and known.keys() <= listing.present:
         return known
     merged = {entry_id: entry for entry_id, entry in known.items() if entry_id in listing.present}

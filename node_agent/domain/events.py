@@ -44,8 +44,8 @@ class AttemptFailed:
     """The Join or Renew under way did not work. `jitter` in [-1, 1] spreads the next one.
 
     `advice` tells the operator what to do; it matters when the trouble is the credential. `one_use` says that the same
-    evidence is never judged differently (a join token): only other evidence is worth a frequent attempt. `reason` is why
-    the server, or its answer, was not believed.
+    evidence is never judged differently (a join token): only other evidence is worth a frequent attempt. `reason` is
+    why the server, or its answer, was not believed.
     """
 
     trouble: Trouble
@@ -79,7 +79,7 @@ class CredentialChanged:
 
 @dataclass(frozen=True, slots=True)
 class ServerUnproven:
-    """Another call found a server that nothing in the believed bundle proves: its authorities, or the server, changed."""
+    """Another call found a server that nothing in the believed bundle proves: its authorities or itself changed."""
 
     why: str
 

@@ -15,8 +15,8 @@ from spiffe_core.health import Condition, Part, Report, loop_part
 class Facts:
     """What is known at one moment; durations in seconds.
 
-    `phase` is the session's, `why` its last trouble, `waits_for` what would end it, and `acts_in` when the agent next does
-    something about it by itself. `runway` is how long the agent's own SVID is still good, None without one.
+    `phase` is the session's, `why` its last trouble, `waits_for` what would end it, and `acts_in` when the agent next
+    does something about it by itself. `runway` is how long the agent's own SVID is still good, None without one.
     `doubt` is for how long the server has not been proven by the bundle. `synced_before` is how long ago the last sync
     worked, None before the first; `sync_trouble` why the last did not, `syncs_in` when the next is made. `unsaved` says
     why the agent's state could not be stored. `attestors` names those that could not ask whom they ask, and why.

@@ -1,4 +1,4 @@
-"""When an SVID is replaced: half-way, or as late as the downtime that is to be survived allows (spire_features 16.4)."""
+"""When an SVID is replaced: half-way, or as late as the downtime to be survived allows (spire_features 16.4)."""
 
 from __future__ import annotations
 

@@ -22,10 +22,10 @@ A session says whether this agent is a member of its trust domain and what it sh
   and a restart lead out of it.
 
 Beside the phase stands a doubt: since when whoever answers as the server has been proven by nothing this agent
-believes. Where the operator allowed it (`patience`), a doubt that lasts makes the next attempt a bootstrap: a `Join` that
-takes what is configured for first contact as proof too (SPIRE's `rebootstrap_mode`). What was believed is believed until
-such an attempt has worked, so that a server that was only impostured for a while is found again. A bootstrap takes
-evidence that may be used again, or evidence that has not been used.
+believes. Where the operator allowed it (`patience`), a doubt that lasts makes the next attempt a bootstrap: a `Join`
+that takes what is configured for first contact as proof too (SPIRE's `rebootstrap_mode`). What was believed is believed
+until such an attempt has worked, so that a server that was only impostured for a while is found again. A bootstrap
+takes evidence that may be used again, or evidence that has not been used.
 
 A second doubt is whether the server knows this agent: it is proven, but ends each connection that shows the own SVID
 before it says a word, because its bundle lacks the authority behind it (a database restored from an older backup). A

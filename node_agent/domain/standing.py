@@ -1,4 +1,7 @@
-"""Where an agent stands with its server: the state that `domain.session` moves. Times are seconds on a line of its own."""
+"""Where an agent stands with its server: the state that `domain.session` moves.
+
+Times are seconds on a line of its own.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,11 @@ class Phase(enum.Enum):
 class Session:
     """Where the agent stands, and when it will next do something about it.
 
-    `patience` is how many seconds a server may stay unproven before a bootstrap, None for ever; `doubt_since` is when it
-    began to be. `unused` tells whether the evidence at hand may be good still, `bootstrapping` whether the attempt under
-    way is a bootstrap, `lapsed` whether the membership ended by the clock alone. `turned_away_since` is since when a
-    proven server has not taken the own SVID. `advice` is what the operator should do about `why`, and `reason` the kind of
-    it where something was not believed.
+    `patience` is how many seconds a server may stay unproven before a bootstrap, None for ever; `doubt_since` is when
+    it began to be. `unused` tells whether the evidence at hand may be good still, `bootstrapping` whether the attempt
+    under way is a bootstrap, `lapsed` whether the membership ended by the clock alone. `turned_away_since` is since
+    when a proven server has not taken the own SVID. `advice` is what the operator should do about `why`, and `reason`
+    the kind of it where something was not believed.
     """
 
     phase: Phase = Phase.UNJOINED

@@ -42,7 +42,10 @@ class SvidPlan:
         self._put(entry_id, _Item(at))
 
     def hasten(self, entry_id: str, at: float) -> None:
-        """Make a planned id due at `at` if that is earlier. One that is under way, in back-off or unknown is left alone."""
+        """Make a planned id due at `at` if that is earlier.
+
+        One that is under way, in back-off or unknown is left alone.
+        """
         item = self._items.get(entry_id)
         if item is not None and not item.taken and not item.failures and at < item.at:
             self._put(entry_id, _Item(at))

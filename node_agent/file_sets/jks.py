@@ -1,10 +1,10 @@
-"""The Java key store of before PKCS#12 ("JKS"), for programs that read nothing else: one key entry, trusted certificates.
+"""The Java key store of before PKCS#12 (JKS), for programs that read nothing else: a key entry, trusted certificates.
 
 Its protection is SHA-1 of the password, so the file's mode is what protects the key; Java itself advises PKCS#12. The
-layout is that of `sun.security.provider.JavaKeyStore` and `KeyProtector`: big-endian numbers, Java's strings, a SHA-1 of
-password, magic words and content at the end. The key is hidden under a key stream made of password and salt. A salt that
-came twice with two keys would show both, so it is made of the key: each key has its own, and the same content gives the
-same bytes.
+layout is that of `sun.security.provider.JavaKeyStore` and `KeyProtector`: big-endian numbers, Java's strings, a SHA-1
+of password, magic words and content at the end. The key is hidden under a key stream made of password and salt. A salt
+that came twice with two keys would show both, so it is made of the key: each key has its own, and the same content
+gives the same bytes.
 """
 
 from __future__ import annotations

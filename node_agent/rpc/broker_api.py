@@ -1,8 +1,8 @@
 """spiffe.broker.API: identities of workloads for brokers that name them (SPIFFE Broker API; spire_wire section 6.6).
 
-Checks come in one order: security header, caller, kind of reference, reference, entitlement, work. The caller is known by
-the SVID of its connection, which is looked at again before each message: it must not have ended, and the authority it
-was believed for must still be one of its trust domain. Entries with `admin` or `downstream` are never given away
+Checks come in one order: security header, caller, kind of reference, reference, entitlement, work. The caller is known
+by the SVID of its connection, which is looked at again before each message: it must not have ended, and the authority
+it was believed for must still be one of its trust domain. Entries with `admin` or `downstream` are never given away
 (reliability S23). Answers have the Workload API's fields and numbers, so they are made where that one's are.
 """
 

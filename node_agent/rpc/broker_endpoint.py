@@ -1,8 +1,8 @@
 """The SPIFFE Broker Endpoint: mutual TLS with SVIDs on a Unix socket, on TCP, or on both (SPIFFE Broker Endpoint).
 
-The agent presents its own SVID. Who has no SVID of a trust domain known here does not get through the handshake. Who has
-one and is no broker is answered PermissionDenied (section 6), but holds little: a few connections in all, each for a few
-seconds.
+The agent presents its own SVID. Who has no SVID of a trust domain known here does not get through the handshake. Who
+has one and is no broker is answered PermissionDenied (section 6), but holds little: a few connections in all, each for
+a few seconds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """spire.api.agent.delegatedidentity.v1.DelegatedIdentity, on the admin socket (spire_wire section 6.3).
 
-A delegate (a node-wide proxy, say) gets identities of workloads it names by process or by selectors. It must itself be a
-workload whose SPIFFE ID the operator lists in `authorized_delegates`; that is looked at again before each message, with
-the process read anew. Entries with `admin` or `downstream` are never given away (reliability S23).
+A delegate (a node-wide proxy, say) gets identities of workloads it names by process or by selectors. It must itself be
+a workload whose SPIFFE ID the operator lists in `authorized_delegates`; that is looked at again before each message,
+with the process read anew. Entries with `admin` or `downstream` are never given away (reliability S23).
 
 With a process, its selectors are read anew before each message as well, and the stream ends with the process. With
 selectors the delegate is believed: whoever is authorised speaks for every workload of this node.

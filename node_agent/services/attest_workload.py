@@ -3,8 +3,8 @@
 Attestors run side by side under one budget, each on threads of its own (`attestor_lane`), because what they read is
 controlled by the workload or by somebody else who may not answer (architecture A7).
 
-A hop to a thread and back costs ten times what the reading itself does. So an attestor that can tell without waiting for
-anything (`attest_at_once`) is asked for that first, here on the loop: a full reading like any other, of now.
+A hop to a thread and back costs ten times what the reading itself does. So an attestor that can tell without waiting
+for anything (`attest_at_once`) is asked for that first, here on the loop: a full reading like any other, of now.
 
 One attestor that fails is tolerated, all failing is not: fewer selectors never match more (spire_features 17.1). What
 the others found is marked as partial, so that whoever follows it asks again.

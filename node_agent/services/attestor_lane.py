@@ -84,7 +84,8 @@ class Lane:
         """What the attestor finds, on one of its threads.
 
         Raises:
-            Unavailable: it did not answer by `deadline`, or earlier callers of this user hold all that this user may have.
+            Unavailable: it did not answer by `deadline`, or earlier callers of this user hold all that this user may
+                have.
             Exception: whatever the attestor raises.
         """
         slots = self._slots.setdefault(peer.uid, _Slots())

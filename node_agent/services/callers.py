@@ -2,8 +2,8 @@
 
 Attestation says what a process is *now*. Two things lie between that and whoever reads the answer: the process may have
 started another program since it connected, and others may hold its connection. Without `strict` the identity is that of
-the process that connected, whoever else holds its socket, and a change of its program is logged. With `strict` an answer
-needs that the process
+the process that connected, whoever else holds its socket, and a change of its program is logged. With `strict` an
+answer needs that the process
 
     1. runs the program it ran when it connected (another execve of the same program counts as a change),
     2. whose file was neither removed nor replaced since it started,

@@ -1,8 +1,8 @@
 """Use-case: why does a workload get these identities, or none? Gathers what `domain.explanation` decides by.
 
 Everything is read now, by the very parts that serve workloads. What was refused before is kept, in a bounded number and
-for a bounded time, behind the id that its caller was told. Why it was refused is decided when somebody asks: that takes a
-look at every entry, and whoever has no identity may be refused as often as he likes.
+for a bounded time, behind the id that its caller was told. Why it was refused is decided when somebody asks: that takes
+a look at every entry, and whoever has no identity may be refused as often as he likes.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class _Refusal:
 class Explain:
     """Belongs to the event loop.
 
-    `facts` tells how the agent stands now; `elsewhere` asks the server how many entries match that are not this agent's;
-    `new_id` makes the ids of refusals.
+    `facts` tells how the agent stands now; `elsewhere` asks the server how many entries match that are not this
+    agent's; `new_id` makes the ids of refusals.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Explain:
         return refusal_id
 
     async def refusal(self, refusal_id: str) -> Explanation:
-        """What stood behind a refusal, at that moment or nearly; of entries that are not this agent's, as the server says now.
+        """What stood behind a refusal, then or nearly; of entries that are not this agent's, as the server says now.
 
         Raises:
             NotFound: no refusal of the last quarter of an hour has this id.
@@ -184,7 +184,10 @@ class Explain:
         kept = self._refusals.get(refusal_id)
         if kept is None or kept.at < self._clock.monotonic() - REFUSAL_SECONDS:
             minutes = int(REFUSAL_SECONDS / 60)
-            text = f"no refusal of the last {minutes} minutes has this id; ask about the process: node-agent explain --pid N"
+            text = (
+                f"no refusal of the last {minutes} minutes has this id; "
+                "ask about the process: node-agent explain --pid N"
+            )
             raise NotFound(text)
         known = self._workloads.known if kept.entries.known is None else kept.entries.known
         explanation = explain(replace(kept.found, entries=tuple(known.values())), kept.when)

@@ -163,7 +163,7 @@ class JwtSvids:
 
     @contextlib.contextmanager
     def _waiting_for(self, key: TokenKey) -> Iterator[None]:
-        """A request whose turn has not come when the last one who waits for it leaves is not made: its place is free."""
+        """A request whose turn has not come when the last who waits for it leaves is not made: its place is free."""
         self._callers[key] += 1
         try:
             yield

@@ -78,8 +78,8 @@ class Membership:
 
     `session` is where the agent stands; `on_change` holds what is called when that or its SVID changed. `draw`
     gives a number in [-1, 1] for jitter. `on_ban` is called at once, before anything is awaited, when the server says
-    that this agent is banned. `patience` is how long a server may stay unproven before the agent bootstraps again by what
-    `first_contact` reads; None for ever.
+    that this agent is banned. `patience` is how long a server may stay unproven before the agent bootstraps again by
+    what `first_contact` reads; None for ever.
     """
 
     def __init__(
@@ -251,7 +251,10 @@ class Membership:
             raise Unavailable(error.public) from error
 
     async def _attestation_key(self) -> PrivateKeyDer:
-        """The key to attest with. For evidence that is good for once it is on disk before it is sent (architecture A18)."""
+        """The key to attest with.
+
+        For evidence that is good for once it is on disk before it is sent (architecture A18).
+        """
         key = self._node.state.pending_key
         if key is None:
             key = to_pkcs8(generate(KeyKind.EC_P256))

@@ -86,7 +86,7 @@ class NodeRecord:
             await self._offload(self._store.clear)
 
     async def _save(self, state: NodeState) -> None:
-        """Write, unless everything was forgotten before or meanwhile (the erasure that follows removes what was written)."""
+        """Write, unless all was forgotten before or meanwhile (the erasure that follows removes what was written)."""
         if self._forgotten:
             raise _forgotten()
         try:

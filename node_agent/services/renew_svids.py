@@ -2,8 +2,9 @@
 
 Renewal has its own timer, independent of the sync poll: an SVID that lives twelve seconds is replaced after about six.
 Several lanes take batches from one plan; one lane is kept for entries that someone waits for, so that nobody queues
-behind a background batch. A call that fails as a whole closes a gate for all lanes for a short, growing while and halves
-the batch; an entry the server refuses gets a back-off of its own. A wrong answer is refused and the old SVID stays.
+behind a background batch. A call that fails as a whole closes a gate for all lanes for a short, growing while and
+halves the batch; an entry the server refuses gets a back-off of its own. A wrong answer is refused and the old SVID
+stays.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class RenewSvids:
     """The renewal loop. Belongs to the event loop's thread.
 
     `prefetch` bounds how many entries nobody follows get an SVID in advance. `refusals` counts answers that were
-    refused, by reason. `availability` is how long an SVID is to be good for when it is replaced. `on_unknown_authority` asks for a new bundle: the server signs with an authority not seen yet.
+    refused, by reason. `availability` is how long an SVID is to be good for when it is replaced. `on_unknown_authority`
+    asks for a new bundle: the server signs with an authority not seen yet.
     """
 
     def __init__(

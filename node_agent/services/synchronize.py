@@ -155,8 +155,8 @@ class Synchronize:
     def next_wait(self) -> float:
         """Seconds until the next sync: the interval, or 1.5 times longer with each failure, +-10 %.
 
-        Until the first one has worked, workloads wait for it: then from a twentieth of a second, growing slowly, so that
-        a server that is just starting is not overlooked for long.
+        Until the first one has worked, workloads wait for it: then from a twentieth of a second, growing slowly, so
+        that a server that is just starting is not overlooked for long.
         """
         if self._failures and self.synced_at is None:
             grown = FIRST_RETRY * FIRST_GROWTH ** min(self._failures, 40)

@@ -1,4 +1,4 @@
-"""WIT-SVIDs for workloads (incubating standard, opt-in): fetched while someone follows them, each with a key of its own.
+"""WIT-SVIDs for workloads (incubating standard, opt-in): fetched while someone follows them, each with its own key.
 
 One task keeps the tokens of one followed set of selectors current: it asks for what is missing or half-way through its
 life, publishes the complete set, and rests until the entitlement changes or the next token is due. A key belongs to one

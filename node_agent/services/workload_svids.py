@@ -4,8 +4,8 @@ One `Watch` for each distinct set of selectors that someone follows. A change ma
 makes their views anew, in slices so that the loop is never held long, and publishes those that really differ.
 
 An SVID past its end is in no view beside one that is good. When all have ended the view keeps them: the Workload API
-then answers Unavailable for SVIDs and goes on with bundles, instead of saying that nothing matches (reliability R21). An
-entry with `store_svid` is in no view (SPIRE serves those through SVIDStore only).
+then answers Unavailable for SVIDs and goes on with bundles, instead of saying that nothing matches (reliability R21).
+An entry with `store_svid` is in no view (SPIRE serves those through SVIDStore only).
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class _Following:
 class WorkloadSvids:
     """The agent's cache, as workloads see it. Belongs to the event loop's thread.
 
-    `on_demand` is called with the ids of entries that someone follows and whose SVID is not held. `idle` bounds how many
-    SVIDs are held that nobody follows.
+    `on_demand` is called with the ids of entries that someone follows and whose SVID is not held. `idle` bounds how
+    many SVIDs are held that nobody follows.
     """
 
     def __init__(
@@ -93,7 +93,8 @@ class WorkloadSvids:
         self.banned = False
         self.on_demand: Callable[[Iterable[str]], None] = lambda _: None
         self.on_evicted: Callable[[Iterable[str]], None] = lambda _: None
-        """Called with the ids of entries whose SVIDs were given up, because nobody follows them and they were too many."""
+        """Called with the ids of entries whose SVIDs were given up, because nobody follows them and they were too
+        many."""
         self.bundle_updates: Watch[BundleSet] = Watch(self._bundles)
         """Every bundle this agent knows, again at each change."""
         self.on_bundle: list[Callable[[TrustBundle], None]] = []
@@ -104,7 +105,10 @@ class WorkloadSvids:
     # What workloads ask (WorkloadBackend)
 
     async def attest(self, peer: UnixPeer) -> frozenset[Selector]:
-        """The caller's selectors, read from the kernel now. Raises NoIdentityIssued in a banned agent, whoever calls."""
+        """The caller's selectors, read from the kernel now.
+
+        Raises NoIdentityIssued in a banned agent, whoever calls.
+        """
         if self.banned:
             raise NoIdentityIssued
         if not self.ready:

@@ -1,6 +1,7 @@
 """Public keys as JSON Web Keys (RFC 7517, RFC 7518 section 6): EC and RSA, public members only.
 
-The keys of X.509 authorities may be ML-DSA: `kty` AKP with `alg` and `pub`, as the IETF's draft of ML-DSA for JOSE has it.
+The keys of X.509 authorities may be ML-DSA: `kty` AKP with `alg` and `pub`, as the IETF's draft of ML-DSA for JOSE has
+it.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ P256_SPKI_BYTES = len(P256_SPKI_PREFIX) + 64
 
 
 def is_p256_spki(der: bytes) -> bool:
-    """Whether this is laid out as a P-256 key is in DER, with both coordinates: whoever reads it must find the point valid.
+    """Whether this is laid out as a P-256 key is in DER, with both coordinates; the point may still be invalid.
 
     A key has one such encoding, so bytes of this form from which a key could be read are what `spki_der` makes of it.
     """
@@ -231,7 +231,7 @@ def is_p256_spki(der: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SubjectKey:
-    """A public key that is to be certified, beside its SubjectPublicKeyInfo: encoding it takes longer than copying it."""
+    """A public key to be certified, beside its SubjectPublicKeyInfo: encoding it takes longer than copying it."""
 
     public_key: PublicKey
     spki: bytes = field(repr=False)

@@ -1,8 +1,8 @@
 """Certificate revocation lists: DER in, values that can say no out (RFC 5280 section 5).
 
-SPIFFE has a place for them in the Workload API and asks nothing of clients; SVIDs are short-lived, and an authority that
-is revoked leaves its bundle. Whoever checks them all the same (`BundleSet.revocations`) takes a list as a reason to
-refuse, never as a reason to believe: a list that is old, or of an authority nobody asked about, changes nothing.
+SPIFFE has a place for them in the Workload API and asks nothing of clients; SVIDs are short-lived, and an authority
+that is revoked leaves its bundle. Whoever checks them all the same (`BundleSet.revocations`) takes a list as a reason
+to refuse, never as a reason to believe: a list that is old, or of an authority nobody asked about, changes nothing.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def revocation_lists(lists: Sequence[bytes], *, name: str = "crl") -> tuple[Revo
 
 
 def _read(der: bytes) -> tuple[x509.CertificateRevocationList, x509.Name]:
-    """A list of one issuer about its own certificates, wholly understood, and that issuer: a name is read when asked for.
+    """A list of one issuer about its own certificates, wholly understood, and that issuer, read when asked for.
 
     A critical extension says that the list is something else: a delta, or one about other issuers' certificates.
     """

@@ -1,1 +1,1 @@
-"""What a running daemon needs: logs, settings, tasks with an owner, threads for what blocks, durable files, health, metrics."""
+"""What a running daemon needs: logs, settings, owned tasks, threads for what blocks, durable files, health, metrics."""

@@ -56,7 +56,10 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 
 def rename_durably(path: Path, target: Path) -> None:
-    """Give `path` the name `target` in the same directory, in place of what had it; a link moves, what it names stays."""
+    """Give `path` the name `target` in the same directory, in place of what had it.
+
+    A link moves, what it names stays.
+    """
     with _translated(path, "renamed"), _directory(path.parent) as folder:
         os.rename(path.name, target.name, src_dir_fd=folder, dst_dir_fd=folder)
         os.fsync(folder)
@@ -101,7 +104,7 @@ def remove_leftovers(path: Path) -> int:
 
 
 def private_directory(path: Path) -> Path:
-    """Make sure that `path` is a directory of ours with mode 0700, creating it (and missing parents, 0755) if absent."""
+    """Make sure that `path` is a directory of ours with mode 0700; make it (and missing parents, 0755) if absent."""
     path = Path(path)
     with _translated(path, "used as a private directory"):
         for parent in reversed(path.parents):

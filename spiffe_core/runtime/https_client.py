@@ -1,4 +1,4 @@
-"""One bounded request over TLS or over a Unix socket: what this system asks of kubelets, engines, Vault and bundle endpoints.
+"""One bounded request over TLS or a Unix socket: what is asked of kubelets, engines, Vault and bundle endpoints.
 
 The standard library's client on the calling thread, because nobody here asks often enough to need a faster one, and a
 server that holds a CA's keys takes in no library for it. No redirect is followed (it would carry the headers to whoever
@@ -42,7 +42,8 @@ class TlsTarget:
     """Who is asked over TLS: the host of the request, and the certificate of `server_name`, or else of `host`.
 
     With `addresses` the connection goes to the first of these IP addresses that answers and to no other, whatever the
-    name means by now. `check` looks at the finished handshake; what it raises ends the exchange before anything is sent.
+    name means by now. `check` looks at the finished handshake; what it raises ends the exchange before anything is
+    sent.
     """
 
     host: str
@@ -219,7 +220,10 @@ class _UntilDeadline(io.RawIOBase):
 
 
 def dates_of(error: Exception) -> Reason | None:
-    """What is the matter with the dates of the certificates that `Exchange.run` did not believe; None if it is not they."""
+    """What is the matter with the dates of the certificates that `Exchange.run` did not believe.
+
+    None if it is not they.
+    """
     return _DATES.get(error.verify_code) if isinstance(error, ssl.SSLCertVerificationError) else None
 
 

@@ -88,7 +88,8 @@ class LogOutput:
     def reopen(self) -> None:
         """Open the log file anew, after a rotation moved it away. Without a file it does nothing.
 
-        Made for a signal handler, so it never raises: if the path cannot be opened the old file stays in use and says so.
+        Made for a signal handler, so it never raises: if the path cannot be opened the old file stays in use and says
+        so.
         """
         try:
             self._sink.reopen()
@@ -135,7 +136,7 @@ def setup_logging(
 
 
 class LogLevel:
-    """The level of the process's log while it runs: turned by an administrator, and back to what it was launched with."""
+    """The level of the process's log while it runs: turned by an administrator, and back to that of its launch."""
 
     def __init__(self, launch: str, logger: logging.Logger | None = None) -> None:
         self.launch = "warn" if launch.lower() == "warning" else launch.lower()

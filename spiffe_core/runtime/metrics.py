@@ -5,8 +5,8 @@ so a daemon without [telemetry.prometheus] never loads it. Counters carry SPIRE'
 without Prometheus' `_total`; they are therefore typed "untyped". A timer `x` is the summary `x_elapsed_time` in
 milliseconds; its quantiles are those of the latest observations, as SPIRE's are of the latest seconds.
 
-Labels come from fixed sets only, never from what a caller sent (S65); `MOST_SERIES` is the bound behind that rule. Every
-sample bears `host`, the name of the machine, as SPIRE's do.
+Labels come from fixed sets only, never from what a caller sent (S65); `MOST_SERIES` is the bound behind that rule.
+Every sample bears `host`, the name of the machine, as SPIRE's do.
 """
 
 from __future__ import annotations

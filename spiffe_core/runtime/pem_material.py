@@ -1,7 +1,7 @@
 """Certificates and private keys that an operator provides as PEM files: read anew whenever they are needed.
 
-Files are followed through symbolic links (that is how Kubernetes and ACME clients replace them); what counts is the file
-that was opened. Messages name the setting and the path and never quote what was read.
+Files are followed through symbolic links (that is how Kubernetes and ACME clients replace them); what counts is the
+file that was opened. Messages name the setting and the path and never quote what was read.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def read_pem_key(path: Path, *, field: str, refused_mode: int = GROUP_AND_OTHERS
     """The private key in a PEM file (PKCS#8, PKCS#1 or SEC 1, not encrypted), EC or RSA of an allowed kind.
 
     Raises:
-        ConfigError: with `field`, naming the path: it cannot be read, allows what `refused_mode` names, or is no such key.
+        ConfigError: with `field`, naming the path: it cannot be read, allows what `refused_mode` names, or is no such
+            key.
     """
     data = _read(path, field, MAX_KEY_FILE_BYTES, refused_mode)
     try:
@@ -93,7 +94,8 @@ def _read(path: Path, field: str, limit: int, refused_mode: int) -> bytes:
                 raise ConfigError(f"{field}: {path} is not a regular file", field=field)
             if status.st_mode & refused_mode:
                 raise ConfigError(
-                    f"{field}: {path} holds a private key and has mode {stat.S_IMODE(status.st_mode):04o}; chmod 0600 it",
+                    f"{field}: {path} holds a private key and has mode {stat.S_IMODE(status.st_mode):04o}; "
+                    "chmod 0600 it",
                     field=field,
                 )
             data = file.read(limit + 1)

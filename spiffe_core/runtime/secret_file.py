@@ -20,7 +20,8 @@ def read_secret(path: Path, *, field: str, max_bytes: int, others_may_read: bool
     """The text in a file without the line ends that follow it.
 
     Raises:
-        ConfigError: with `field`, naming the path: it cannot be read, is empty, too large, not text, or open to everybody.
+        ConfigError: with `field`, naming the path: it cannot be read, is empty, too large, not text, or open to
+            everybody.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -193,7 +193,10 @@ def _collector(text: str) -> str:
 
 
 class TracingSection(Section):
-    """[tracing]: where spans go, over OTLP/HTTP; needs the extra `muniment[otel]`. Without this table nothing is traced."""
+    """[tracing]: where spans go, over OTLP/HTTP; needs the extra `muniment[otel]`.
+
+    Without this table nothing is traced.
+    """
 
     endpoint: Annotated[str, Field(max_length=2_048), AfterValidator(_collector)]
     sample_ratio: float = Field(default=1.0, ge=0.0, le=1.0, strict=False)
@@ -236,7 +239,10 @@ def build_settings(
 
 
 def read_toml(path: str | Path, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Read a TOML file, with variables of `environ` filled in; SPIRE's HCL is recognised and refused with a pointer to the guide."""
+    """Read a TOML file, with variables of `environ` filled in.
+
+    SPIRE's HCL is recognised and refused with a pointer to the guide.
+    """
     file = Path(path)
     try:
         with file.open("rb") as stream:

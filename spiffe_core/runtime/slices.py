@@ -1,7 +1,7 @@
 """Long work on the event loop, a little of it in each turn of the loop.
 
-For work in Python, which holds the interpreter's lock: on a thread it would make the loop win that lock back, at up to five
-milliseconds a time, after every system call. Whoever shares a `Slices` takes turns, so that all of them together
+For work in Python, which holds the interpreter's lock: on a thread it would make the loop win that lock back, at up to
+five milliseconds a time, after every system call. Whoever shares a `Slices` takes turns, so that all of them together
 hold the loop no longer than one would.
 """
 

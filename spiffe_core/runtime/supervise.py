@@ -8,7 +8,7 @@ from typing import Any, Self
 
 
 class Supervisor:
-    """Named tasks in one group. If one dies of a bug, all stop: a daemon that lost its rotation loop is worse than a dead one.
+    """Named tasks in one group. If one dies of a bug, all stop: a daemon without its rotation loop is worse than none.
 
     Use as `async with Supervisor() as tasks:`; `tasks.start(coroutine, "name")`; `tasks.stop()` cancels what is left.
     """

@@ -1,8 +1,8 @@
 """Spans of a call, for whoever collects traces: one for the call itself, one for each step that is worth a look.
 
-Nothing of OpenTelemetry is imported unless `[tracing]` is configured (the extra `muniment[otel]`). Without it `span` costs
-one look at a context variable. Attributes are names from fixed sets, numbers and the request id: no
-SPIFFE IDs, no tokens, no texts of errors.
+Nothing of OpenTelemetry is imported unless `[tracing]` is configured (the extra `muniment[otel]`). Without it `span`
+costs one look at a context variable. Attributes are names from fixed sets, numbers and the request id: no SPIFFE IDs,
+no tokens, no texts of errors.
 """
 
 from __future__ import annotations

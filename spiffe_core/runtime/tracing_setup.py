@@ -19,7 +19,8 @@ def tracing_of(section: TracingSection | None, service: str, version: str) -> Tr
         from spiffe_core.runtime.otlp import OtlpTracing
     except ImportError:
         raise ConfigError(
-            "tracing: needs OpenTelemetry, which is not installed: run pip install '.[otel]' in Muniment's sources, or remove [tracing]",
+            "tracing: needs OpenTelemetry, which is not installed: "
+            "run pip install '.[otel]' in Muniment's sources, or remove [tracing]",
             field="tracing",
         ) from None
     return OtlpTracing(section, service, version)

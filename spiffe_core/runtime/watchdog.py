@@ -121,8 +121,8 @@ class Watchdog:
 def _frame_of(thread: int) -> FrameType | None:
     """What a thread is at.
 
-    A garbage collection that begins inside `sys._current_frames` can stop every thread for ever when another one is being
-    started at that moment (CPython 3.11, gh-106883): it is kept from beginning.
+    A garbage collection that begins inside `sys._current_frames` can stop every thread for ever when another one is
+    being started at that moment (CPython 3.11, gh-106883): it is kept from beginning.
     """
     collecting = gc.isenabled()
     gc.disable()

@@ -47,12 +47,14 @@ _DIAL_SECONDS = 18.0
 """For all servers together: gRPC gives a connection up after 20 s."""
 _STALL_SECONDS = 60.0
 _UNACKNOWLEDGED_MILLISECONDS = 15_000
-"""How long what was sent may stay unacknowledged: a path that swallows packets is given up after that, not after 15 min."""
+"""How long what was sent may stay unacknowledged: a path that swallows packets is given up after that, not after 15
+min."""
 _BUFFER_BYTES = 256 * 1024
 _LINGER_SECONDS = 30.0
 _CLOSE_SECONDS = 2.0
 _VERDICT_SECONDS = 5.0
-"""A server that does not take a certificate hangs up at once; one that is overwhelmed does so after its handshakes' 10 s."""
+"""A server that does not take a certificate hangs up at once; one that is overwhelmed does so after its handshakes' 10
+s."""
 _NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL: dates are judged by `_verified`
 
 
@@ -168,7 +170,7 @@ class Dialer:
             self.drop()
 
     def fell_silent(self) -> None:
-        """What is at the other end may never answer again: let later calls use a new connection, elsewhere if they can."""
+        """The other end may never answer again: let later calls use a new connection, elsewhere if they can."""
         self.servers.failed()
         self.drop()
 
@@ -375,7 +377,7 @@ class Dialer:
     def _verified(
         self, tls: ssl.SSLObject, bundles: Callable[[TrustDomain], TrustBundle | None]
     ) -> VerifiedX509Svid | None:
-        """The server's SVID; one that begins soon is taken too, for this machine's clock may be a little behind (R19)."""
+        """The server's SVID; one that begins soon is taken too: this machine's clock may be a little behind (R19)."""
         now = self._now()
         try:
             return verified_svid(tls, bundles, now=now, purpose="server")

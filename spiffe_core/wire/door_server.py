@@ -88,7 +88,7 @@ def private_server(
     max_message: int = MAX_MESSAGE_BYTES,
     max_streams: int = MAX_STREAMS_PER_CONNECTION,
 ) -> DoorServer:
-    """The gRPC servers bound behind `door`, not started. The first interceptor is the outermost; the guard is innermost.
+    """The gRPC servers bound behind `door`, not started. The first interceptor is the outermost, the guard innermost.
 
     They wrap each method once, see `wrap_once`.
     """

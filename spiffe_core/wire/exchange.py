@@ -3,7 +3,8 @@
 A server that has said all it wants ends the stream: it refuses before it reads anything, or has sent all there is. If
 that end arrives while a request is being written, grpc.aio fails the write with an INTERNAL of its own and counts the
 call as done: `read()` then repeats that INTERNAL, although answers are still there to be read and the server's status
-takes its place once they are. Reading by iteration gets them. Only a status that was there before the write failed is lost.
+takes its place once they are. Reading by iteration gets them. Only a status that was there before the write failed is
+lost.
 """
 
 from __future__ import annotations

@@ -45,7 +45,8 @@ _HANDSHAKES_UNDER_WAY = 32
 _PATIENCE_SECONDS = 0.25
 """So long one that does not answer is counted: a client on the other side of the world takes as long."""
 _INTRODUCTIONS = 4
-"""So many TLS connections at a time are being taken on by gRPC: it does a crowd's first steps before anybody's second."""
+"""So many TLS connections at a time are being taken on by gRPC: it does a crowd's first steps before anybody's
+second."""
 _TRUSTED_RESERVE = 64
 _LEAST_SECONDS = 0.001
 _CLOSE_SECONDS = 1.0
@@ -54,7 +55,7 @@ _CONNECT_ATTEMPTS = 50
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on what strangers may hold: connections (four descriptors each, see `shares`), seconds, bytes in flight."""
+    """Bounds on what strangers may hold: connections (four descriptors each, see `shares`), time, bytes in flight."""
 
     connections: int = 8192
     connections_per_uid: int = 1024
@@ -120,7 +121,10 @@ class FrontDoor:
 
     @property
     def lanes(self) -> tuple[str, ...]:
-        """Where the private gRPC listeners for TLS connections are to be bound; empty if they have none of their own."""
+        """Where the private gRPC listeners for TLS connections are to be bound.
+
+        Empty if they have none of their own.
+        """
         return tuple(f"unix:{self._private.path / name}" for name in self._lanes)
 
     @property

@@ -12,10 +12,10 @@ Calls are counted besides: they wait for Python one behind the other, so a user 
 served before everybody else (S53). A user may have some dozens that are not begun yet; whoever has more is read on when
 some of them have begun. So nobody's rate is limited, however fast or slow the machine, and no line is long.
 
-A call whose request never comes is held by gRPC, some 12 KB each, and nobody is asked. So the calls of a user whose first
-message has not come whole are counted over all his connections; the connection that brings one too many is cut. Where
-the meter cannot follow a request as gRPC does, it counts it until its stream ends: never less is counted than is held.
-A frame counts once it is announced, so one request of each connection may be held and not counted.
+A call whose request never comes is held by gRPC, some 12 KB each, and nobody is asked. So the calls of a user whose
+first message has not come whole are counted over all his connections; the connection that brings one too many is cut.
+Where the meter cannot follow a request as gRPC does, it counts it until its stream ends: never less is counted than is
+held. A frame counts once it is announced, so one request of each connection may be held and not counted.
 
 Only frame headers are read here, nine bytes of each frame, and the length of each call's first message.
 """
@@ -275,7 +275,7 @@ class Meters:
 
 
 class Meter:
-    """Prices one connection's bytes against its own bucket and its principal's, and its calls against its user's turns."""
+    """Prices a connection's bytes against its own bucket and its principal's, its calls against its user's turns."""
 
     __slots__ = ("_most", "_opened", "_own", "_requests", "_shared", "_turns", "_unfinished", "_walker")
 

@@ -171,7 +171,10 @@ def named_process(pid: int) -> UnixPeer:
 
 
 def _line(status: str, name: str) -> str:
-    """Behind the name on its line. A newline ends a line and nothing else that Python takes for an end: it may be in a name."""
+    """Behind the name on its line.
+
+    A newline ends a line and nothing else that Python takes for an end: it may be in a name.
+    """
     return next((line.partition(":")[2] for line in status.split("\n") if line.startswith(f"{name}:")), "")
 
 

@@ -4,7 +4,8 @@ Only the files that describe the services served here are known to it. They are 
 them: the folder in which our copies lie is left out. No security header is asked for, tools cannot send it
 (architecture A4, D8); nothing here depends on who calls.
 
-A dialogue is bounded in time and in questions, and their number is, for nobody is attested and nothing else bounds them.
+A dialogue is bounded in time and in questions, and their number is, for nobody is attested and nothing else bounds
+them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which of several servers a client talks to: one at a time, in an order of its own, moving on when one does not answer.
+"""Which of several servers a client talks to: one at a time, in its own order, moving on when one does not answer.
 
 A service is given as names and ports; a name may stand for several addresses. Each client sorts the addresses by a
 digest of its seed and the address (rendezvous hashing): the order is the same at every dial, differs from client to

@@ -1,4 +1,4 @@
-"""How much of a door one caller may take, so that whoever takes all of his share leaves the others theirs (S50, S51)."""
+"""How much of a door one caller may take, so that whoever takes all his share leaves the others theirs (S50, S51)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from spiffe_core.wire.peer import TlsPeer
 
 FEWEST: Final = 16
 MOST_OF_ONE_ID: Final = 64
-"""A node or a controller has one or two connections, each with a hundred streams of some 35 KB of this process's memory."""
+"""A node or a controller has one or two connections, each with a hundred streams of some 35 KB of this process's
+memory."""
 SLOW_SECONDS: Final = 1.0
 """A handshake that has taken longer gives way to a new one when there is no room for both."""
 
@@ -25,7 +26,10 @@ class Shares:
         self._held: Counter[Hashable] = Counter()
 
     def take(self, wanted: dict[Hashable, int]) -> bool:
-        """One more for each owner in `wanted`, unless one of them holds as many as it says there; whether it was taken."""
+        """One more for each owner in `wanted`, unless one of them holds as many as it says there.
+
+        Whether it was taken.
+        """
         if any(self._held[owner] >= most for owner, most in wanted.items()):
             return False
         self._held.update(wanted.keys())
@@ -34,9 +38,9 @@ class Shares:
     def of_tls(self, peer: TlsPeer, connections: int) -> dict[Hashable, int]:
         """Take what one more connection of `peer` counts against, of so many connections altogether.
 
-        An eighth for one SPIFFE ID, `MOST_OF_ONE_ID` at most. Those without a certificate, who may be anybody, have half
-        of all together, and an eighth for one address (of IPv6, for one /64): with it taken, no node of that address can
-        join, and every node that has is served.
+        An eighth for one SPIFFE ID, `MOST_OF_ONE_ID` at most. Those without a certificate, who may be anybody, have
+        half of all together, and an eighth for one address (of IPv6, for one /64): with it taken, no node of that
+        address can join, and every node that has is served.
 
         Raises:
             Exhausted: it holds as much already.

@@ -49,7 +49,8 @@ def listen_unix(path: Path, *, mode: int, dir_mode: int) -> UnixListener:
     """
     if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
         raise ConfigError(
-            f"socket path {path} is longer than {MAX_SOCKET_PATH_BYTES} bytes, the kernel's limit; choose a shorter one",
+            f"socket path {path} is longer than {MAX_SOCKET_PATH_BYTES} bytes, the kernel's limit; "
+            "choose a shorter one",
             field="socket_path",
         )
     _directory(path.parent, dir_mode)
@@ -83,7 +84,8 @@ def listen_unix(path: Path, *, mode: int, dir_mode: int) -> UnixListener:
 def listen_tcp(host: str, port: int, *, table: str = "") -> socket.socket:
     """Bind a TCP address and listen.
 
-    `table` is where the configuration has `address` and `port`, or a key "...addr" that holds both; "" for our own port.
+    `table` is where the configuration has `address` and `port`, or a key "...addr" that holds both; "" for our own
+    port.
 
     Raises:
         ConfigError: the address is in use or not ours, with what to do.

@@ -2,8 +2,8 @@
 
 On the way out `ErrorInterceptor` turns an IdentityError into a status: the code, the public text, the kind in the
 trailer `muniment-kind`, and for a refused agent the details on which agents act (spire_wire section 2), for a caller
-that was too fast google.rpc.RetryInfo. Anything else becomes INTERNAL with a random reference that also stands in the log beside the traceback, and nothing more.
-On the way in `from_rpc_error` gives back the error of the same kind.
+that was too fast google.rpc.RetryInfo. Anything else becomes INTERNAL with a random reference that also stands in the
+log beside the traceback, and nothing more. On the way in `from_rpc_error` gives back the error of the same kind.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ class TlsIdentity:
 class ServerTls:
     """What a TLS listener asks at each handshake: its own identity and the bundles it believes, both the newest.
 
-    `identity` must give the same object until it changes. `anonymous`: whether a client without a certificate is let in.
-    `admit` is shown each client that has proven an identity, and raises an IdentityError to turn it away.
+    `identity` must give the same object until it changes. `anonymous`: whether a client without a certificate is let
+    in. `admit` is shown each client that has proven an identity, and raises an IdentityError to turn it away.
     """
 
     identity: Callable[[], TlsIdentity]
