@@ -18,7 +18,8 @@ from attestors.node.join_token import MAX_TOKEN_BYTES, JoinTokenProver, NoSettin
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.bundle_document import load_bundle, load_bundle_pem
 from spiffe_core.errors import ConfigError, Forbidden, IdentityError, PreconditionFailed, Unavailable, Unbelieved
-from spiffe_core.runtime.https_client import Exchange, TlsTarget, UnixTarget, cause_of, dates_of
+from spiffe_core.runtime.certificate_dates import dates_of
+from spiffe_core.runtime.https_client import Exchange, TlsTarget, UnixTarget, cause_of
 from spiffe_core.runtime.offload import Offload
 from spiffe_core.runtime.web_url import WebUrl
 from spiffe_core.spiffe_id import TrustDomain

@@ -18,13 +18,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from spiffe_core.errors import Reason, Unavailable
+from spiffe_core.errors import Unavailable
 from spiffe_core.runtime.unix_sockets import peer_credentials
 
 _LEAST_SECONDS = 0.05
 _PIECE = 1024 * 1024
-_DATES = {9: Reason.NOT_YET_VALID, 10: Reason.EXPIRED}
-"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,14 +215,6 @@ class _UntilDeadline(io.RawIOBase):
         """Receive what there is; 0 at the end."""
         self._socket.settimeout(self._left())
         return self._socket.recv_into(buffer)
-
-
-def dates_of(error: Exception) -> Reason | None:
-    """What is the matter with the dates of the certificates that `Exchange.run` did not believe.
-
-    None if it is not they.
-    """
-    return _DATES.get(error.verify_code) if isinstance(error, ssl.SSLCertVerificationError) else None
 
 
 def cause_of(error: Exception) -> str:

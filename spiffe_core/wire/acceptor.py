@@ -6,12 +6,16 @@ import asyncio
 import errno
 import logging
 import socket
+import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from spiffe_core.errors import IdentityError
+from spiffe_core.errors import IdentityError, VerificationFailed
+from spiffe_core.networks import network_of
+from spiffe_core.runtime.certificate_dates import dates_of
 from spiffe_core.runtime.supervise import spawn
+from spiffe_core.wire.refusal_lines import RefusalLines
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +27,8 @@ _GONE_BEFORE_IT_WAS_TAKEN = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.E
 
 class Acceptor:
     """Listens from the moment it is made until `close`. Belongs to the event loop's thread.
+
+    What is refused is told in the log as far as `refusal_lines` has room, and counted in `refused`.
 
     Each connection is let in by a task of its own, kept in `tasks`. It is accepted and handed on in one step of the
     loop: a listener that waits for `sock_accept` loses the connection if it is cancelled at that very moment.
@@ -42,6 +48,8 @@ class Acceptor:
         self._tasks = tasks
         self._refused = refused
         self._on_no_room = on_no_room
+        self._lines = RefusalLines()
+        self._full = RefusalLines(most=1)
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
         self._listen()
@@ -60,7 +68,7 @@ class Acceptor:
     def _ready(self) -> None:
         for _ in range(_AT_ONCE):
             try:
-                connection, _ = self._listener.accept()
+                connection, address = self._listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -69,30 +77,40 @@ class Acceptor:
                 self._wait_for_room(error)
                 return
             connection.setblocking(False)
-            self._take(connection)
+            self._take(connection, address)
 
-    def _take(self, connection: socket.socket) -> None:
+    def _take(self, connection: socket.socket, address: object) -> None:
         """A task that is cancelled before its first step closes nothing by itself."""
 
         def done(task: asyncio.Task[Any]) -> None:
             if task.cancelled():
                 connection.close()
 
-        spawn(self._let_in(connection), "admit", self._tasks).add_done_callback(done)
+        spawn(self._let_in(connection, address), "admit", self._tasks).add_done_callback(done)
 
     def _wait_for_room(self, error: OSError) -> None:
         self._refused["out of descriptors"] += 1
         self._on_no_room(error)
-        log.warning("cannot accept: %s; raise the open files limit (ulimit -n)", error.strerror)
+        if self._full.room("", self._loop.time()) is not None:
+            log.warning("cannot accept: %s; raise the open files limit (ulimit -n)", error.strerror)
         self._loop.remove_reader(self._listener)
         self._pause = self._loop.call_later(_PAUSE_SECONDS, self._listen)
 
-    async def _let_in(self, connection: socket.socket) -> None:
+    async def _let_in(self, connection: socket.socket, address: object) -> None:
         try:
             await self._admit(connection)
         except IdentityError as error:
             self._refused[error.kind.value] += 1
-            log.info("connection refused: %s", error.public, extra={"facts": error.facts})
+            level = logging.WARNING if isinstance(error, VerificationFailed) else logging.INFO
+            self._say(level, address, error.public, error.facts)
+            connection.close()
+        except ssl.SSLCertVerificationError as error:
+            self._refused["certificate"] += 1
+            advice = "it is of a trust domain, or an authority, that is not known here"
+            if dates_of(error) is not None:
+                advice = "compare the clocks of both machines"
+            why = f"the client's certificate is not believed ({error.verify_message}): {advice}"
+            self._say(logging.WARNING, address, why, {})
             connection.close()
         except (OSError, TimeoutError) as error:
             self._refused["broken"] += 1
@@ -101,3 +119,14 @@ class Acceptor:
         except BaseException:
             connection.close()
             raise
+
+    def _say(self, level: int, address: object, why: str, facts: Mapping[str, object]) -> None:
+        """One line, if there is room: nobody has proven anything, and whoever connects again and again writes no log full."""
+        host, port = address[:2] if isinstance(address, tuple) else ("", 0)
+        unsaid = self._lines.room(network_of(host) if host else "", self._loop.time())
+        if unsaid is None:
+            return
+        more = {**facts, "address": f"{host}:{port}"} if host else dict(facts)
+        if unsaid:
+            more["refusals_without_a_line"] = unsaid
+        log.log(level, "connection refused: %s", why, extra={"facts": more})
