@@ -1,9 +1,9 @@
 """The audit sink: an append-only file or standard output, one JSON line for each event (architecture A16).
 
 Administrative and authority events are written before `record` returns, so the line stands before the effect. Leaf
-events go through a bounded queue to a writer thread. If the sink fails, or nobody reads standard output, leaf issuance goes on: what was lost is
-counted, `healthy` turns false, and the gap is written down as soon as the sink works again. An administrative event
-that cannot be written is refused as Unavailable; with `strict` the same is true of leaves.
+events go through a bounded queue to a writer thread. If the sink fails, or nobody reads standard output, leaf issuance
+goes on: what was lost is counted, `healthy` turns false, and the gap is written down as soon as the sink works again.
+An administrative event that cannot be written is refused as Unavailable; with `strict` the same is true of leaves.
 
 Each line says when it was, in which request, and who called from where.
 """

@@ -36,7 +36,7 @@ from spiffe_core.wire.tls import TlsIdentity
 
 @dataclass(frozen=True, slots=True)
 class OwnEndpoint:
-    """Where others fetch our bundle, as far as the configuration says. The URL may be missing; `served`: we serve it."""
+    """Where others fetch our bundle, as far as the configuration says. The URL may be missing. `served`: by us."""
 
     url: str = ""
     profile: EndpointProfile = EndpointProfile.HTTPS_SPIFFE
@@ -145,8 +145,8 @@ class Invitations:
         if self._endpoint.served:
             return ()
         text = (
-            f"this server has no bundle endpoint: unless something else serves its bundle at {url}, nobody can accept the "
-            "invitation; set the table [federation.bundle_endpoint] in the server's configuration and restart it"
+            f"this server has no bundle endpoint: unless something else serves its bundle at {url}, nobody can accept "
+            "the invitation; set the table [federation.bundle_endpoint] in the server's configuration and restart it"
         )
         return (text,)
 

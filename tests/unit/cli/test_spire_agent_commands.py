@@ -9,7 +9,7 @@ from spiffe_core.terminal.flags import Flag, normalise
 RUN = (
     "config dataDir joinToken joinTokenFile logFile logFormat logLevel serverAddress serverPort trustDomain trustBundle "
     "trustBundleFormat allowUnauthenticatedVerifiers insecureBootstrap rebootstrapMode rebootstrapDelay disableSDSAPI "
-    "socketPath"
+    "disableWorkloadAPI expandEnv logSourceLocation socketPath"
 )
 COMMANDS = {
     "run": RUN,
@@ -26,8 +26,6 @@ COMMANDS = {
     "logger set": "socketPath level output",
     "logger reset": "socketPath output",
 }
-WITHOUT = {"logSourceLocation", "disableWorkloadAPI", "expandEnv"}
-"""Flags of `run` that docs/compatibility.md says are not there."""
 
 
 def command_of(words):
@@ -51,10 +49,3 @@ def test_the_command_is_there_and_takes_spires_flags(words):
         for given in (f"-{name}", f"--{name}", ours.canonical):
             read = normalise([given] if ours.switch else [given, "x"], flags)
             assert [word.partition("=")[0] for word in read] == [ours.canonical], given
-
-
-def test_the_flags_that_are_missing_are_those_that_the_documentation_names():
-    taken = {
-        flag.spire or flag.canonical.removeprefix("--") for flag in command_of("run").params if isinstance(flag, Flag)
-    }
-    assert not taken & WITHOUT
