@@ -121,7 +121,7 @@ class Acceptor:
             raise
 
     def _say(self, level: int, address: object, why: str, facts: Mapping[str, object]) -> None:
-        """One line, if there is room: nobody has proven anything, and whoever connects again and again writes no log full."""
+        """One line, if there is room: nobody has proven anything, and whoever connects over and over fills no log."""
         host, port = address[:2] if isinstance(address, tuple) else ("", 0)
         unsaid = self._lines.room(network_of(host) if host else "", self._loop.time())
         if unsaid is None:
