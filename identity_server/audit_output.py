@@ -40,7 +40,7 @@ class AuditOutput:
         self._descriptor = STDOUT if path is None else _open(path)
         self._asked = not stat.S_ISREG(os.fstat(self._descriptor).st_mode)
         self._stalled = False
-        self._line, self._rest = b"", b"\n" if _is_cut(self._descriptor) else b""
+        self._line, self._rest = b"", b"\n" if path is not None and _is_cut(self._descriptor) else b""
         """The line that was cut short, and what is still to be written of it."""
 
     def append(self, data: bytes) -> None:

@@ -5,6 +5,7 @@ import binascii
 import http.client
 import json
 import os
+import re
 import stat
 import time
 from contextlib import suppress
@@ -195,3 +196,28 @@ def test_no_secret_leaves_its_place_and_no_line_is_forged():
         with_request = [line for line in map(json.loads, written[0].read_text().splitlines()) if "request_id" in line]
         assert with_request
         assert "forged" in written[2].read_text(), "what was refused is recorded, escaped"
+
+
+@pytest.mark.slow
+def test_selectors_stand_in_no_log_at_the_default_level():
+    """S64: what processes are told apart by is nobody's business who reads logs; the audit log names entries by their id."""
+    with LocalStack("quiet.test") as stack:
+        stack.start()
+        with grpc.insecure_channel(f"unix:{stack.api_socket}") as channel:
+            api = Stub(channel, WORKLOAD_API)
+            with pytest.raises(grpc.RpcError):  # nobody is registered: refused, with the selectors at hand
+                next(api.FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=HEADER, timeout=20))
+            stack.register("/other", "k8s:ns:particular", "unix:path:/particular")
+            stack.register("/web", f"unix:uid:{os.getuid()}")
+            assert first(api).svids[0].spiffe_id.endswith("/web")
+        assert "unix:path:/particular" in stack.admin("entry", "show", "-selector", "k8s:ns:particular")
+        (agent,) = stack.admin_json("agent", "list")["agents"]
+        who = f"spiffe://{agent['id']['trust_domain']}{agent['id']['path']}"
+        with pytest.raises(RuntimeError, match="k8s:ns:particular"):  # exit code 1: not entitled, and why
+            stack.admin("explain", "-agent", who, "-selector", "unix:path:/particular")
+        stack.agent.stop()
+        stack.server.stop()
+        for daemon in (stack.server, stack.agent):
+            text = daemon.log.read_text()
+            assert text
+            assert not re.search(r"particular|unix:(uid|gid|user|group|path|sha256):|k8s:ns:", text)

@@ -271,6 +271,19 @@ def read_lines(descriptor, last):
     return [json.loads(line) for line in data.splitlines()]
 
 
+def test_standard_output_that_is_a_file_others_wrote_to_is_written_to_and_not_read(tmp_path, monkeypatch):
+    """`run > server.log 2>&1`: the shell opens it for writing only, and the log's lines stand in it already."""
+    path = tmp_path / "server.log"
+    path.write_text("cut short")
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+    monkeypatch.setattr(audit_output, "STDOUT", descriptor)
+    sink = AuditFile(None, lambda: NOW)
+    sink.record(BAN)
+    sink.close()
+    os.close(descriptor)
+    assert path.read_text().startswith('cut short{"time":')
+
+
 def test_nobody_reads_standard_output(unread):
     """A16: leaves go on and wait, administrators are refused and not held up, and nothing is lost or told twice."""
     sink = AuditFile(None, lambda: NOW)
