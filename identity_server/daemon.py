@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 from identity_server.bootstrap import Server
-from identity_server.domain.state import HistoryChange
+from identity_server.domain.history import HistoryChange
 from identity_server.settings import ServerSettings
 from spiffe_core import daemon
 from spiffe_core.errors import IdentityError, Unavailable

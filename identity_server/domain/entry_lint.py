@@ -13,10 +13,11 @@ from typing import Final
 
 from identity_server.domain.agents import SERVER_PATH
 from identity_server.domain.breadth import why_broad
+from identity_server.domain.entry_record import EntryRecord
 from identity_server.domain.lint_codes import Finding, LintCode
 from identity_server.domain.overlaps import Overlap, Overlaps, Relation
 from identity_server.domain.reach import Broken, Reach
-from identity_server.domain.state import EntryRecord, State
+from identity_server.domain.state import State
 from identity_server.domain.verifier_limits import too_long_for
 from spiffe_core.entry import RegistrationEntry
 from spiffe_core.mending import update_command

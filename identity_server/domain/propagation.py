@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from identity_server.domain.state import EntryRecord, Position, State
+from identity_server.domain.entry_record import EntryRecord
+from identity_server.domain.history import Position
+from identity_server.domain.state import State
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.spiffe_id import TrustDomain
 

@@ -15,8 +15,9 @@ from operator import attrgetter
 from typing import Final
 
 from identity_server.domain.agents import AGENT_PREFIX
+from identity_server.domain.entry_record import EntryRecord
 from identity_server.domain.lint_codes import LintCode
-from identity_server.domain.state import EntryRecord, State
+from identity_server.domain.state import State
 from spiffe_core.edit_distance import closest
 from spiffe_core.entitlement import reachable_parents
 from spiffe_core.selectors import Selector, canonical

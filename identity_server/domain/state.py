@@ -13,8 +13,6 @@ apply (spire_features section 15.2).
 
 from __future__ import annotations
 
-import functools
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -22,145 +20,21 @@ from typing import TypeVar
 
 from immutables import Map
 
-from identity_server.domain.agents import SERVER_PATH, AttestedAgent
+from identity_server.domain.agents import AttestedAgent
 from identity_server.domain.authority import Authority
+from identity_server.domain.entry_record import EntryRecord
 from identity_server.domain.federation import FederationRelationship
+from identity_server.domain.history import BEGINNING, Position
 from identity_server.domain.orders import Order
 from spiffe_core.bundle import BundleSet, TrustBundle
 from spiffe_core.entitlement import applicable, reachable_parents
-from spiffe_core.entry import RegistrationEntry
 from spiffe_core.selectors import Selector
 from spiffe_core.spiffe_id import TrustDomain
 
 K = TypeVar("K")
 V = TypeVar("V")
-MAX_POSITION_TEXT = 64
-_POSITION_PARTS = 3
 _MEMO_SLACK = 1024
 """The memo is emptied when it holds this many answers more than there are agents."""
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Position:
-    """A point in the history of the database: (epoch, revision, token).
-
-    The token is random per revision, so a position of another history (a restored backup, a lost suffix after a
-    fail-over) is never mistaken for one of this history.
-    """
-
-    epoch: int
-    revision: int
-    token: int
-
-    def __str__(self) -> str:
-        return f"{self.epoch}.{self.revision}.{self.token}"
-
-    @classmethod
-    def parse(cls, text: str) -> Position | None:
-        """The position written as `text`; None if it is none."""
-        parts = text.split(".") if len(text) <= MAX_POSITION_TEXT and text.isascii() else []
-        if len(parts) != _POSITION_PARTS or not all(part.isdecimal() for part in parts):
-            return None
-        return cls(*map(int, parts))
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryChange:
-    """The database's history is not the one this server knew: a restored backup, or a fail-over that lost a suffix.
-
-    What was acknowledged between the two positions may be gone. Active roots must be published again before anything
-    is signed, and a person must be told.
-    """
-
-    reason: str
-    before: Position
-    after: Position
-    proven: bool
-    """True if this server found it out itself, and begins the new history; False if it met one that was begun."""
-    authorities: tuple[Authority, ...] = ()
-    """This server's authorities as they stood before."""
-    bundle: TrustBundle | None = None
-    """The own trust bundle as it stood before."""
-
-
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """What few entries have. Entries without any share one value: a slot less costs 8 bytes an entry."""
-
-    federates_with: tuple[TrustDomain, ...] = ()
-    admin: bool = False
-    downstream: bool = False
-    node_selectors: frozenset[Selector] = frozenset()
-    """Of an alias, the selectors a node must have; empty for every other entry."""
-
-
-_PLAIN = Traits()
-
-
-@dataclass(frozen=True, slots=True)
-class EntryRecord:
-    """A registration entry as the hot registry keeps it: wire bytes and what decisions need."""
-
-    id: str
-    wire: bytes = field(repr=False)
-    path: str
-    parent: str
-    revision_number: int
-    created_at: int
-    traits: Traits = _PLAIN
-
-    @property
-    def alias(self) -> bool:
-        """True if this entry gives nodes a further name instead of being an identity for workloads."""
-        return self.parent == SERVER_PATH
-
-    @property
-    def federates_with(self) -> tuple[TrustDomain, ...]:
-        """The trust domains whose bundles come with this identity."""
-        return self.traits.federates_with
-
-    @property
-    def admin(self) -> bool:
-        """True if it makes its holder an administrator."""
-        return self.traits.admin
-
-    @property
-    def downstream(self) -> bool:
-        """True if it makes its holder a downstream server."""
-        return self.traits.downstream
-
-    @property
-    def node_selectors(self) -> frozenset[Selector]:
-        """Of an alias, the selectors a node must have."""
-        return self.traits.node_selectors
-
-
-@functools.lru_cache(maxsize=1024)
-def _shared(seconds: int) -> int:
-    """Entries made in one second share the number: 32 bytes an entry."""
-    return seconds
-
-
-def record_of(entry: RegistrationEntry, wire: bytes) -> EntryRecord:
-    """The record of an entry whose encoded wire message is `wire`."""
-    parent = sys.intern(entry.parent_id.path)
-    traits = Traits(
-        federates_with=entry.federates_with,
-        admin=entry.admin,
-        downstream=entry.downstream,
-        node_selectors=entry.selectors if parent == SERVER_PATH else frozenset(),
-    )
-    return EntryRecord(
-        id=entry.id,
-        wire=wire,
-        path=entry.spiffe_id.path,
-        parent=parent,
-        revision_number=entry.revision_number,
-        created_at=_shared(entry.created_at),
-        traits=_PLAIN if traits == _PLAIN else traits,
-    )
-
-
 _NO_RECORDS: Map[str, EntryRecord] = Map()
 _path_of = attrgetter("path")
 _node_selectors_of = attrgetter("node_selectors")
@@ -221,13 +95,13 @@ class State:
     """The signing authorities of this server."""
     orders: tuple[Order, ...] = ()
     """The orders to all servers that this server has not carried out yet, oldest first."""
-    entries_at: Position = Position(0, 0, 0)
+    entries_at: Position = BEGINNING
     """Where entries last changed."""
-    servers_at: Position = field(default=Position(0, 0, 0), compare=False)
+    servers_at: Position = field(default=BEGINNING, compare=False)
     """Where what the servers have written down about themselves last changed: a cue to read it."""
     last: Change | None = field(default=None, repr=False, compare=False)
     """The change that made this state out of the one at `after`; None for a state that was loaded."""
-    after: Position = field(default=Position(0, 0, 0), compare=False)
+    after: Position = field(default=BEGINNING, compare=False)
     _memo: dict[str, _Answer] = field(default_factory=dict, repr=False, compare=False)
 
     def apply(self, change: Change) -> State:

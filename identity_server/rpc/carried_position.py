@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 
 from identity_server.domain.agents import AGENT_PREFIX
-from identity_server.domain.state import Position
+from identity_server.domain.history import Position
 from identity_server.rpc.caller import Context, Handler, current_caller
 from identity_server.services.abreast import Abreast
 from spiffe_core.spiffe_id import TrustDomain

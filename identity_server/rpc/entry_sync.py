@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-from identity_server.domain.state import EntryRecord
+from identity_server.domain.entry_record import EntryRecord
 from spiffe_core.errors import InvalidRequest
 from spiffe_core.wire import convert
 from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2

@@ -17,8 +17,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 from identity_server.domain.agents import check_agent_id
+from identity_server.domain.history import MAX_POSITION_TEXT
 from identity_server.domain.propagation import Delta
-from identity_server.domain.state import MAX_POSITION_TEXT
 from identity_server.rpc.caller import Context, presented_by
 from identity_server.services.followers import HEARTBEAT_SECONDS, Follower, Followers
 from identity_server.services.in_force import InForce

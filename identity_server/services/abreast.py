@@ -19,7 +19,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from identity_server.domain.state import Position, State
+from identity_server.domain.history import Position
+from identity_server.domain.state import State
 from spiffe_core.errors import Unavailable
 from spiffe_core.runtime.watch import Watch
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from identity_server.domain.access import Caller
 from identity_server.domain.audit import CallRefused
-from identity_server.domain.state import EntryRecord, State
+from identity_server.domain.entry_record import EntryRecord
+from identity_server.domain.state import State
 from identity_server.ports import AuditLog, Store, UnitOfWork
 from spiffe_core.errors import IdentityError, NotFound, Unavailable
 

@@ -11,8 +11,9 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from identity_server.domain.agents import SERVER_PATH
+from identity_server.domain.entry_record import EntryRecord
 from identity_server.domain.listing import EntryFilter, Match
-from identity_server.domain.state import EntryRecord, State
+from identity_server.domain.state import State
 from identity_server.ports import Store
 from identity_server.services.progress import Progress
 from spiffe_core.clock import Clock

@@ -22,8 +22,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from identity_server.domain.agents import AGENT_PREFIX
+from identity_server.domain.entry_record import EntryRecord
+from identity_server.domain.history import Position
 from identity_server.domain.propagation import Delta, Sent, Stamps, compared, everything, since
-from identity_server.domain.state import Change, EntryRecord, Position, State
+from identity_server.domain.state import Change, State
 from identity_server.ports import Store
 from identity_server.services.admission import Admissions, Presented
 from spiffe_core.clock import Clock

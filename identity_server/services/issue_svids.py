@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from identity_server.domain.access import Caller
 from identity_server.domain.audit import DONE, SvidIssued
+from identity_server.domain.entry_record import EntryRecord
 from identity_server.domain.leaf_order import LeafOrder
 from identity_server.domain.minting import check_mint
 from identity_server.domain.profiles import Profile
-from identity_server.domain.state import EntryRecord
 from identity_server.ports import AuditLog, LeafSigners
 from identity_server.services.entitlements import Entitlements
 from identity_server.services.issuer import IssuedX509, Issuer, Prepared

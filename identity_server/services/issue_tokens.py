@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from identity_server.domain.access import Caller
 from identity_server.domain.audit import DONE, TokenIssued
+from identity_server.domain.entry_record import EntryRecord
 from identity_server.domain.minting import check_subject
-from identity_server.domain.state import EntryRecord
 from identity_server.ports import AuditLog
 from identity_server.services.entitlements import Entitlements
 from identity_server.services.token_issuer import Issued, JwtIssuer, WitIssuer

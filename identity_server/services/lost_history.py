@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from identity_server.domain.authority import Authority
+from identity_server.domain.history import HistoryChange
 from identity_server.domain.published import published_ids, tainted_ids, with_published, with_tainted
-from identity_server.domain.state import HistoryChange
 from identity_server.ports import AuditLog, Store, UnitOfWork
 from identity_server.services.audited import audited, changed
 from spiffe_core.bundle import TrustBundle

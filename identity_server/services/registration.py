@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from identity_server.domain.access import Caller
 from identity_server.domain.audit import EntryChanged
+from identity_server.domain.entry_record import EntryRecord
 from identity_server.domain.listing import EntryFilter, Page
-from identity_server.domain.state import EntryRecord
 from identity_server.ports import AuditLog, Store, UnitOfWork
 from identity_server.services.audited import audited, audited_batch
 from spiffe_core.clock import Clock

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
 
-from identity_server.domain.state import Position
+from identity_server.domain.history import Position
 from identity_server.store.bulk import insert_rows
 from identity_server.store.own_writes import UNREAD, Changes
 from identity_server.store.schema import installation, log_event, log_head

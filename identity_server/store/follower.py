@@ -27,7 +27,9 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from identity_server.domain.agents import AttestedAgent
-from identity_server.domain.state import Change, EntryRecord, HistoryChange, Position, State, record_of
+from identity_server.domain.entry_record import EntryRecord, record_of
+from identity_server.domain.history import HistoryChange, Position
+from identity_server.domain.state import Change, State
 from identity_server.store.event_log import PAGE, Event, EventKind, Head, ReadOnly, events_since, read_head
 from identity_server.store.failures import Nature, nature_of, refusal_of
 from identity_server.store.own_writes import UNREAD, Changes, OwnWrites

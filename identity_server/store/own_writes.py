@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from typing import Final
 
-from identity_server.domain.state import Position
+from identity_server.domain.history import Position
 
 MAX_SUBJECTS: Final = 10_000
 """So many changed subjects are kept at the most; with more, all are forgotten."""

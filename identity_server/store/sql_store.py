@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from identity_server.domain.state import HistoryChange, Position, State
+from identity_server.domain.history import HistoryChange, Position
+from identity_server.domain.state import State
 from identity_server.ports import UnitOfWork
 from identity_server.store.connecting import NO_ACCESS, open_database
 from identity_server.store.database import Access, Database

@@ -5,7 +5,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from identity_server.domain.state import HistoryChange, State
+from identity_server.domain.history import HistoryChange
+from identity_server.domain.state import State
 from identity_server.store import event_log
 from identity_server.store.connecting import open_database
 from identity_server.store.event_log import ReadOnly

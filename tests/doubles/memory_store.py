@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 from identity_server.domain.authority import Authority
 from identity_server.domain.federation import FederationRelationship
+from identity_server.domain.history import Position
 from identity_server.domain.orders import Errand, ErrandStatus, Order, Progress
 from identity_server.domain.server_settings import ServerRecord
-from identity_server.domain.state import Change, Position, State
+from identity_server.domain.state import Change, State
 from spiffe_core.bundle import TrustBundle
 from spiffe_core.runtime.watch import Watch
 from spiffe_core.spiffe_id import TrustDomain

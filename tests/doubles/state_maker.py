@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from identity_server.domain.agents import AttestedAgent
-from identity_server.domain.state import Change, EntryRecord, Position, State, record_of
+from identity_server.domain.entry_record import EntryRecord, record_of
+from identity_server.domain.history import Position
+from identity_server.domain.state import Change, State
 from identity_server.services.admission import Presented
 from spiffe_core.runtime.watch import Watch
 from spiffe_core.wire.convert_entry import entry_to_proto

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from identity_server.domain.access import Caller, CallerKind
-from identity_server.domain.state import HistoryChange, Position
+from identity_server.domain.history import HistoryChange, Position
 from identity_server.domain.upstream import UpstreamCa
 from identity_server.services.lost_history import LostHistory
 from identity_server.services.trust_bundles import TrustBundles

@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 
 from identity_server.daemon import keep_authorities
-from identity_server.domain.state import HistoryChange
+from identity_server.domain.history import HistoryChange
 from spiffe_core.errors import Unavailable
 from spiffe_core.runtime.supervise import Supervisor
 from spiffe_core.wire._gen.spire.api.server.localauthority.v1 import localauthority_pb2 as authority_pb2

@@ -15,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from identity_server import daemon
-from identity_server.domain.state import HistoryChange, Position
+from identity_server.domain.history import HistoryChange, Position
 from identity_server.services import authority_pruning
 from spiffe_core.crypto.keys import KeyKind, generate
 from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2

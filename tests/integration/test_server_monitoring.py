@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from prometheus_client.parser import text_string_to_metric_families
 
-from identity_server.domain.state import Position
+from identity_server.domain.history import Position
 from identity_server.services import abreast
 from spiffe_core.crypto.csr import build_csr
 from spiffe_core.crypto.keys import KeyKind, generate

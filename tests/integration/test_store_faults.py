@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from identity_server.domain.state import HistoryChange
+from identity_server.domain.history import HistoryChange
 from identity_server.store import sql_store, writer
 from spiffe_core.errors import Unavailable
 from tests.builders import make_entry

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sqlalchemy import func, select
 
 from identity_server.domain.agents import AttestedAgent
-from identity_server.domain.state import Position
+from identity_server.domain.history import Position
 from identity_server.store import event_log, follower
 from identity_server.store.schema import log_event
 from spiffe_core.errors import InvalidRequest

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from identity_server.domain.state import Position, State
+from identity_server.domain.history import Position
+from identity_server.domain.state import State
 from identity_server.services import abreast
 from identity_server.services.abreast import MAX_WAITING_EACH, Abreast
 from spiffe_core.errors import Unavailable

@@ -2,7 +2,7 @@
 
 import pytest
 
-from identity_server.domain.state import EntryRecord
+from identity_server.domain.entry_record import EntryRecord
 from identity_server.rpc import entry_sync
 from identity_server.rpc.entry_sync import RevisionPages, synchronise
 from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2

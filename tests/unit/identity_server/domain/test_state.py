@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 
 from identity_server.domain.agents import AttestedAgent
-from identity_server.domain.state import Change, EntryRecord, Position, State, record_of
+from identity_server.domain.entry_record import EntryRecord, record_of
+from identity_server.domain.history import Position
+from identity_server.domain.state import Change, State
 from spiffe_core.selectors import Selector
 from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.wire.convert_entry import entry_to_proto

@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from identity_server.domain.access import Caller, CallerKind
 from identity_server.domain.audit import AuditEvent, CallRefused, SvidIssued
+from identity_server.domain.history import Position
 from identity_server.domain.profiles import Profile
-from identity_server.domain.state import Change, Position
+from identity_server.domain.state import Change
 from identity_server.keys import MemoryKeys
 from identity_server.rpc.svid_api import terms_of
 from identity_server.services.authorities import Authorities, CaSettings

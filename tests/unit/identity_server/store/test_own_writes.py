@@ -2,7 +2,7 @@
 
 import pytest
 
-from identity_server.domain.state import Position
+from identity_server.domain.history import Position
 from identity_server.store.own_writes import UNREAD, OwnWrites
 
 
