@@ -125,7 +125,7 @@ class PromptAttestor(WorkloadAttestor, Protocol):
     def attest_at_once(self, subject: Subject) -> Findings | None:
         """The same reading as `attest`, on the loop, if nothing that a workload controls can keep it waiting.
 
-        Else None.
+        None if something may.
         """
         ...
 

@@ -25,8 +25,7 @@ from spiffe_core.runtime.request_id import current_caller_facts, current_request
 
 MAX_QUEUE = 50_000
 MAX_SHOWN = 8192
-"""Callers whose facts are kept as JSON, some 600 bytes each: as many as connections are let in; the oldest goes
-first."""
+"""Callers whose facts are kept as JSON, some 600 bytes each: as many as connections are let in. The oldest goes."""
 CLOSE_SECONDS = 2.0
 GATHER_SECONDS = 0.02
 """The writer waits so long for more lines before it writes: one system call for many, and few turns for its thread."""

@@ -93,8 +93,7 @@ FLUSH_SECONDS = 2.0
 """For so long clients may take to read what they were told last; who does not read is cut off."""
 DRAIN_SECONDS = 8.0
 SETTLE_SECONDS = 2.0
-"""So long the end waits for what is written behind; a database that does not answer would hold it up for half a
-minute."""
+"""So long the end waits for what is written behind; a database that is silent would hold it up for half a minute."""
 
 
 @dataclass(slots=True)

@@ -35,7 +35,7 @@ _SHORTEST_PAUSE = 0.05
 def run(settings: ServerSettings, *, reset_keys: bool = False) -> int:
     """Serve until SIGTERM or SIGINT.
 
-    The process's exit code: 0 after an orderly end, 1 if it could not start or run.
+    Gives the process's exit code: 0 after an orderly end, 1 if it could not start or run.
     """
     return daemon.run(
         settings,

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 def run(settings: AgentSettings) -> int:
     """Serve until SIGTERM or SIGINT.
 
-    The process's exit code: 0 after an orderly end, 1 if it could not start or run.
+    Gives the process's exit code: 0 after an orderly end, 1 if it could not start or run.
     """
     return daemon.run(settings, lambda output: _serve(_with_room(settings), output), program="node-agent", what="agent")
 

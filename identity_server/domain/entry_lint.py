@@ -26,8 +26,7 @@ from spiffe_core.selectors import Selector, canonical
 
 MAX_FINDINGS: Final = 1_000
 MAX_SIBLINGS: Final = 2_000
-"""Where single entries are asked about, they are not compared with the others of a parent that has more than so
-many."""
+"""Where single entries are asked about, they are not compared with those of a parent that has more than so many."""
 _OWN_NODE_TYPE: Final = "spiffe_id"
 """A join token with an ID of its own makes an entry with this type of selector (spire_features section 18.2)."""
 

@@ -97,7 +97,7 @@ class Standalone:
 def run(settings: OidcSettings) -> int:
     """Serve until SIGTERM or SIGINT.
 
-    The process's exit code: 0 after an orderly end, 1 if it could not start or run.
+    Gives the process's exit code: 0 after an orderly end, 1 if it could not start or run.
     """
     return daemon.run(
         settings, lambda output: _serve(settings, output), program="identity-server", what="discovery provider"

@@ -109,7 +109,7 @@ def prune(
 def in_force(journal: Iterable[Authority], kind: AuthorityKind, kinds: Iterable[AuthorityKind]) -> frozenset[str]:
     """The ids under which authorities of one kind that sign or will sign stand in the bundle.
 
-    None if it is switched off.
+    There are none if the kind is switched off.
     """
     if kind not in kinds:
         return frozenset()

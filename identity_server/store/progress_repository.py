@@ -40,7 +40,7 @@ class SqlProgress:
     def others(self, besides: str, since: int, known: Mapping[str, bytes]) -> tuple[ProgressRecord, ...]:
         """What all servers but one wrote, if not before this unix second.
 
-        Members only of a digest that is not known.
+        Members are read only for a digest that is not known.
         """
         rows = self._connection.execute(_OTHERS, {"besides": besides.encode(), "since": since}).all()
         found: list[ProgressRecord] = []

@@ -52,8 +52,7 @@ class _Bytes(LargeBinary):
 
 
 _LONG = 2**32 - 1
-"""Of a LONGBLOB: MariaDB makes the smallest kind of BLOB that holds so much. Its dialect is loaded only to talk to
-it."""
+"""Of a LONGBLOB: MariaDB makes the smallest kind of BLOB that holds so much. Its dialect is loaded only to use it."""
 
 Big = BigInteger().with_variant(Integer, "sqlite")
 Digest = _Bytes(32).with_variant(BINARY(32), "mysql", "mariadb")

@@ -156,9 +156,8 @@ class NestedServer:
         if error.kind is Kind.FORBIDDEN:
             return Unavailable(
                 f"upstream spire: the server at {self._place} has no downstream entry for this server's SPIFFE ID "
-                f"{own}: create one there with `identity-server entry create -downstream -spiffeID {own} -parentID "
-                "<the SPIFFE "
-                f"ID of the agent on this machine> -selector unix:uid:{os.getuid()}`, or update the one it has",
+                f"{own}: create one there with `identity-server entry create -downstream -spiffeID {own} "
+                f"-parentID <the SPIFFE ID of the agent on this machine> -selector unix:uid:{os.getuid()}`, or update the one it has",
                 upstream=self._place,
                 answer=error.public,
             )

@@ -67,7 +67,7 @@ def to_fetch(known: Mapping[str, Stamp], seen: Mapping[str, Stamp]) -> list[str]
 def merge(known: Mapping[str, RegistrationEntry], listing: Listing) -> Mapping[str, RegistrationEntry]:
     """The next snapshot: what was known and is still present, overlaid with what was fetched.
 
-    `known` if that is all.
+    It is `known` itself if that is all.
     """
     if not listing.entries and known.keys() <= listing.present:
         return known

@@ -10,8 +10,7 @@ import resource
 DESCRIPTORS_PER_CONNECTION = 4
 """The peer's socket, our socket to gRPC, gRPC's end of it, and the pidfd of a peer on this machine."""
 DESCRIPTORS_BESIDES = 512
-"""Half of it is for the 64 connections that root may have beyond the limit, half for everything that is no
-connection."""
+"""Half of it is for the 64 connections that root may have beyond the limit, half for what is no connection."""
 FEWEST_CONNECTIONS = 16
 _PR_SET_DUMPABLE = 4
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3

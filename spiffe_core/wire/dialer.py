@@ -47,14 +47,12 @@ _DIAL_SECONDS = 18.0
 """For all servers together: gRPC gives a connection up after 20 s."""
 _STALL_SECONDS = 60.0
 _UNACKNOWLEDGED_MILLISECONDS = 15_000
-"""How long what was sent may stay unacknowledged: a path that swallows packets is given up after that, not after 15
-min."""
+"""So long what was sent may stay unacknowledged: a path that swallows packets is given up then, not after 15 min."""
 _BUFFER_BYTES = 256 * 1024
 _LINGER_SECONDS = 30.0
 _CLOSE_SECONDS = 2.0
 _VERDICT_SECONDS = 5.0
-"""A server that does not take a certificate hangs up at once; one that is overwhelmed does so after its handshakes' 10
-s."""
+"""A server that does not take a certificate hangs up at once; an overwhelmed one after its handshakes' 10 s."""
 _NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL: dates are judged by `_verified`
 
 

@@ -45,8 +45,7 @@ _HANDSHAKES_UNDER_WAY = 32
 _PATIENCE_SECONDS = 0.25
 """So long one that does not answer is counted: a client on the other side of the world takes as long."""
 _INTRODUCTIONS = 4
-"""So many TLS connections at a time are being taken on by gRPC: it does a crowd's first steps before anybody's
-second."""
+"""So many TLS connections at a time are taken on by gRPC: it does a crowd's first steps before anybody's second."""
 _TRUSTED_RESERVE = 64
 _LEAST_SECONDS = 0.001
 _CLOSE_SECONDS = 1.0

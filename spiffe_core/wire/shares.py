@@ -13,8 +13,7 @@ from spiffe_core.wire.peer import TlsPeer
 
 FEWEST: Final = 16
 MOST_OF_ONE_ID: Final = 64
-"""A node or a controller has one or two connections, each with a hundred streams of some 35 KB of this process's
-memory."""
+"""A node or a controller has one or two connections, each with a hundred streams of some 35 KB of our memory."""
 SLOW_SECONDS: Final = 1.0
 """A handshake that has taken longer gives way to a new one when there is no room for both."""
 
@@ -28,7 +27,7 @@ class Shares:
     def take(self, wanted: dict[Hashable, int]) -> bool:
         """One more for each owner in `wanted`, unless one of them holds as many as it says there.
 
-        Whether it was taken.
+        Tells whether it was taken.
         """
         if any(self._held[owner] >= most for owner, most in wanted.items()):
             return False

@@ -64,9 +64,8 @@ def listen_unix(path: Path, *, mode: int, dir_mode: int) -> UnixListener:
                 listener.bind(os.fspath(path))
             finally:
                 os.umask(before)
-            listener.listen(
-                BACKLOG
-            )  # before anybody may connect: a socket that is there but refuses looks like a dead daemon
+            # before anybody may connect: a socket that is there but refuses looks like a dead daemon
+            listener.listen(BACKLOG)
             path.chmod(mode)
         except BaseException:
             listener.close()
