@@ -22,8 +22,6 @@ from spiffe_core.wire._gen.spire.api.types import bundle_pb2 as bundle_types
 from spiffe_core.wire.masks import flagged
 from spiffe_core.wire.status import item_status
 
-MAX_RENDERED: Final = 32
-"""Masks have five bits; unknown fields in one must not fill memory."""
 _FIELDS: Final = {
     "x509_authorities": "x509_authorities",
     "jwt_authorities": "jwt_authorities",
@@ -42,7 +40,8 @@ class BundleApi:
         self._federated = federated
         self._trust_domain = trust_domain
         self._rendered_of: TrustBundle | None = None
-        self._rendered: dict[bytes, bytes] = {}
+        self._rendered: dict[tuple[str, ...] | None, bytes] = {}
+        """The same bundle for each set of fields that somebody asked for: five bits, whatever else a mask holds."""
 
     async def GetBundle(self, request: bundle_pb2.GetBundleRequest, _context: Context) -> bytes:
         """The bundle of the server's own trust domain; anyone may ask.
@@ -52,12 +51,10 @@ class BundleApi:
         bundle, mask = self._bundles.own(), _output(request)
         if bundle is not self._rendered_of:
             self._rendered_of, self._rendered = bundle, {}
-        asked = b"" if mask is None else b"m" + mask.SerializeToString(deterministic=True)
+        asked = None if mask is None else tuple(name for name in _FIELDS if getattr(mask, name))
         answer = self._rendered.get(asked)
         if answer is None:
-            answer = convert.bundle_to_proto(bundle, mask).SerializeToString()
-            if len(self._rendered) < MAX_RENDERED:
-                self._rendered[asked] = answer
+            answer = self._rendered[asked] = convert.bundle_to_proto(bundle, mask).SerializeToString()
         return answer
 
     async def CountBundles(
