@@ -34,6 +34,14 @@ class Kind:
 
 KINDS: Final = (Kind("x509", "X509", "X.509"), Kind("jwt", "JWT", "JWT"), Kind("wit", "WIT", "WIT"))
 _SIGNS: Final = {"x509": "X.509-SVIDs", "jwt": "JWT-SVIDs", "wit": "WIT-SVIDs"}
+_IN_THE_BUNDLE: Final = "It answers once the authority has been in the bundle for 10 seconds"
+_AFTER: Final = {
+    "x509": f"{_IN_THE_BUNDLE}, or all who must know it have acknowledged it. "
+    "Connected agents and servers that have not by then are waited for, for a minute altogether.",
+    "jwt": f"{_IN_THE_BUNDLE}.",
+    "wit": f"{_IN_THE_BUNDLE}.",
+}
+"""When an activated authority signs."""
 
 
 @click.group("localauthority", cls=Group)
@@ -203,9 +211,7 @@ def _group_of(kind: Kind) -> Group:
             kind,
             "activate",
             "activated",
-            "Let the prepared authority sign.\n\n"
-            "    It answers once the authority has been in the bundle for 10 seconds. "
-            "The one before it becomes the old one.",
+            f"Let the prepared authority sign.\n\n    {_AFTER[kind.name]} The one before it becomes the old one.",
             "The prepared authority.",
         ),
         _named(
