@@ -31,7 +31,7 @@ async def live():
 
 @pytest.fixture
 async def roomy():
-    async with live_server(wit={"enabled": True}) as server:
+    async with live_server(wit={"enabled": True}, ratelimit={"signing": False}) as server:
         yield server
 
 
