@@ -86,6 +86,9 @@ class Database:
         """Settings of the database by which a crash may lose what was acknowledged, each with its remedy."""
         return ()
 
+    def rest(self, connection: Connection) -> None:
+        """Give memory back that a large write has taken; no transaction is open on the writer's `connection`."""
+
     def bell(self, ring: Callable[[], None]) -> Bell | None:
         """What wakes the follower when another server has written; None if there can be no other."""
         del ring

@@ -31,7 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-SCHEMA_REVISION = "0006"
+SCHEMA_REVISION = "0007"
 """The Alembic revision that this code is written for: the newest under `migrations/versions`."""
 
 
@@ -113,7 +113,7 @@ entry = Table(
     Column("parent_id", octets(2048), nullable=False),
     Column("parent_id_digest", Digest, nullable=False, index=True),
     Column("selectors", Document, nullable=False),
-    Column("selectors_digest", Digest, nullable=False, index=True),
+    Column("selectors_digest", Digest, nullable=False),
     Column("x509_svid_ttl", Integer, nullable=False),
     Column("jwt_svid_ttl", Integer, nullable=False),
     Column("federates_with", Document, nullable=False),
@@ -159,7 +159,7 @@ agent = Table(
     Column("new_serial", octets(64), nullable=False),
     Column("new_expires_at", Big, nullable=False),
     Column("selectors", Document, nullable=False),
-    Column("selectors_digest", Digest, nullable=False, index=True),
+    Column("selectors_digest", Digest, nullable=False),
     Column("can_reattest", Boolean, nullable=False),
     Column("agent_version", octets(255), nullable=False),
 )

@@ -85,6 +85,7 @@ class SqlStore:
             deliver=self._deliver,
             announce=database.announce,
             own_writes=own_writes,
+            rest=database.rest,
         )
         self._follower = Follower(
             database.reader,

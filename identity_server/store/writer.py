@@ -46,6 +46,10 @@ RETRY_SECONDS = 10.0
 UNKNOWN = "the database did not say whether the change was stored; look before retrying"
 SETTLE_SECONDS = 30.0
 """How long we try to find out what became of a COMMIT."""
+REST_SECONDS = 1.0
+"""When nothing was written for so long, memory that large writes have taken is given back."""
+LARGE_WRITE = 500
+"""So many changes since the last rest are worth one."""
 _FIRST_DELAY, _LONGEST_DELAY = 0.01, 1.0
 _STARVED_TRIES = 2
 _MOST_TRIES = 30
@@ -112,6 +116,7 @@ class Writer:
         deliver: Callable[[Sequence[tuple[Operation, Outcome]]], None],
         announce: str = "",
         own_writes: OwnWrites | None = None,
+        rest: Callable[[Connection], None] | None = None,
         token: Callable[[], int] = lambda: secrets.randbits(TOKEN_BITS),
     ) -> None:
         self._engine = engine
@@ -121,7 +126,10 @@ class Writer:
         self._deliver = deliver
         self._announce = announce
         self._own_writes = own_writes or OwnWrites()
+        self._rest = rest
         self._token = token
+        self._unrested = 0
+        """Changes since the last rest."""
         self._connection: Connection | None = None
         self._queue: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
         self._gate = threading.Lock()
@@ -158,7 +166,7 @@ class Writer:
 
     def _collect(self) -> list[Operation] | None:
         """Wait for an operation, and take those that wait already. None ends the thread."""
-        first = self._queue.get()
+        first = self._first()
         if first is None:
             return None
         batch = [first]
@@ -172,6 +180,22 @@ class Writer:
                 break
             batch.append(more)
         return [operation for operation in batch if operation.claim()]
+
+    def _first(self) -> Operation | None:
+        """Wait for an operation; if a large write was the last for a while, let the database rest meanwhile."""
+        if self._rest is None or self._unrested < LARGE_WRITE:
+            return self._queue.get()
+        try:
+            return self._queue.get(timeout=REST_SECONDS)
+        except queue.Empty:
+            self._unrested = 0
+        if self._connection is not None:
+            try:
+                self._rest(self._connection)
+            except Exception:  # noqa: BLE001  # a driver's error, of whatever kind: the next write gets a new connection
+                _log.debug("resting failed", exc_info=True)
+                self._discard()
+        return self._queue.get()
 
     def _run(self, batch: Sequence[Operation]) -> None:
         """Run a batch to its end; every operation gets an outcome."""
@@ -271,6 +295,7 @@ class Writer:
             transaction.commit()
         except SQLAlchemyError as error:
             raise _CommitError(error, head, bool(rows), outcomes) from error
+        self._unrested += len(rows)
         if self._away:
             self._away = False
             _log.info("the database takes changes again")
