@@ -5,6 +5,7 @@ Use-cases that nothing but a service needs are made here; those that the daemon'
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -48,6 +49,7 @@ from identity_server.services.authorities import Authorities
 from identity_server.services.authority_orders import AuthorityOrders
 from identity_server.services.downstream import Downstream
 from identity_server.services.entitlements import Entitlements
+from identity_server.services.entry_ids import EntryIds
 from identity_server.services.explain import ExplainEntitlement
 from identity_server.services.federated_bundles import FederatedBundles
 from identity_server.services.federation import Federation
@@ -113,9 +115,10 @@ def rpc_services(parts: Served) -> tuple[grpc.GenericRpcHandler, ...]:
         server_id=parts.server_id,
         new_id=new_id,
     )
+    entry_ids = EntryIds(os.urandom)
     return (
         handlers(AGENT, AgentApi(parts.attest, parts.fleet)),
-        handlers(ENTRY, EntryApi(parts.registration, progress, trust_domain=trust_domain, new_id=new_id)),
+        handlers(ENTRY, EntryApi(parts.registration, progress, trust_domain=trust_domain, new_id=entry_ids)),
         handlers(SVID, SvidApi(*_signing(parts))),
         handlers(
             BUNDLE,

@@ -32,8 +32,10 @@ class Selector:
             raise InvalidSelector("selector type: must not contain ':'", field="selectors.type")
         if not self.value:
             raise InvalidSelector("selector value: is empty; write type:value", field="selectors.value")
-        _check_size(self.type, MAX_TYPE_BYTES, "type")
-        _check_size(self.value, MAX_VALUE_BYTES, "value")
+        if len(self.type) > MAX_TYPE_BYTES or not self.type.isascii():
+            _check_size(self.type, MAX_TYPE_BYTES, "type")
+        if len(self.value) > MAX_VALUE_BYTES or not self.value.isascii():
+            _check_size(self.value, MAX_VALUE_BYTES, "value")
 
     @classmethod
     def parse(cls, text: str) -> Selector:
@@ -69,7 +71,12 @@ def canonical(selectors: Iterable[Selector]) -> tuple[Selector, ...]:
 
 def selector_digest(selectors: Iterable[Selector]) -> bytes:
     """SHA-256 over the canonical set. Every part is written with its length, so two sets never look alike."""
-    parts = [part.encode() for selector in canonical(selectors) for part in (selector.type, selector.value)]
+    return digest_in_order(canonical(selectors))
+
+
+def digest_in_order(selectors: Iterable[Selector]) -> bytes:
+    """The same of selectors that are in canonical order already."""
+    parts = [part.encode() for selector in selectors for part in (selector.type, selector.value)]
     return hashlib.sha256(
         b"".join([sized for part in parts for sized in (len(part).to_bytes(4, "big"), part)])
     ).digest()
@@ -80,8 +87,6 @@ def _check_size(text: str, limit: int, part: str) -> None:
     # A character is at least one byte: the cheap test comes first, so that a huge value is not encoded at all.
     if len(text) > limit:
         raise InvalidSelector(f"selector {part}: has more than {limit} bytes", field=field)
-    if text.isascii():
-        return
     try:
         size = len(text.encode())
     except UnicodeEncodeError:

@@ -96,6 +96,15 @@ class SpiffeId:
             raise _bad_path(path, field)
         return _made(cls, _trust_domain(name), path)
 
+    @classmethod
+    def of(cls, trust_domain: TrustDomain, path: str, *, field: str = "spiffe_id") -> SpiffeId:
+        """The ID of a trust domain that was read already and a path; as `parse`, it names `field` in a refusal."""
+        if len(_SCHEME) + len(trust_domain.name) + len(path) > MAX_SPIFFE_ID_BYTES:
+            raise _too_long(field)
+        if not _PATH.fullmatch(path):
+            raise _bad_path(path, field)
+        return _made(cls, trust_domain, path)
+
     @property
     def is_reserved(self) -> bool:
         """Whether the path is `/spire` or below it: the server's and the agents' own names."""
@@ -103,7 +112,7 @@ class SpiffeId:
 
     def member_of(self, trust_domain: TrustDomain) -> bool:
         """Whether this ID belongs to `trust_domain`: the whole name is compared, never a prefix or suffix."""
-        return self.trust_domain == trust_domain
+        return self.trust_domain.name == trust_domain.name
 
     def is_under(self, prefix_path: str) -> bool:
         """Whether the path is `prefix_path` or below it, on segment boundaries: `/production` is not under `/prod`."""

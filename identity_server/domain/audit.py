@@ -9,7 +9,7 @@ queued before the signature leaves, the end of each call is queued too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from json.encoder import encode_basestring_ascii as _quoted
 from operator import attrgetter
 from typing import ClassVar, Final, Self
@@ -51,8 +51,17 @@ class AuditEvent:
 
     def ended(self, error: BaseException | None = None) -> Self:
         """The same event with what became of it."""
-        outcome, reason = outcome_of(error)
-        return replace(self, outcome=outcome, reason=reason)
+        return self.told(*outcome_of(error))
+
+    def told(self, outcome: str, reason: str = "") -> Self:
+        """The same event with this outcome. `dataclasses.replace` takes three times as long, twice for each entry."""
+        values_of, put = _SLOTS.get(type(self)) or _slots_of(type(self))
+        made = object.__new__(type(self))
+        for write, value in zip(put, values_of(self), strict=True):
+            write(made, value)
+        object.__setattr__(made, "outcome", outcome)
+        object.__setattr__(made, "reason", reason)
+        return made
 
 
 def outcome_of(error: BaseException | None) -> tuple[str, str]:
@@ -62,6 +71,17 @@ def outcome_of(error: BaseException | None) -> tuple[str, str]:
     if isinstance(error, IdentityError):
         return FAILED if error.kind in _OURS else REFUSED, error.public[:MAX_REASON]
     return FAILED, "it was interrupted; whether it took effect shows in what follows"
+
+
+_Slots = tuple[Callable[[AuditEvent], tuple[object, ...]], tuple[Callable[[AuditEvent, object], None], ...]]
+_SLOTS: dict[type[AuditEvent], _Slots] = {}
+"""Kind of event -> what reads its fields and what writes each of them: made once for each."""
+
+
+def _slots_of(kind: type[AuditEvent]) -> _Slots:
+    names = [item.name for item in fields(kind)]
+    slots = _SLOTS[kind] = attrgetter(*names), tuple(getattr(kind, name).__set__ for name in names)
+    return slots
 
 
 _Shape = tuple[str, tuple[str, ...], Callable[[AuditEvent], tuple[object, ...]]]

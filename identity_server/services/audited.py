@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TypeVar
 
 from identity_server.domain.audit import BEGUN, AuditEvent, AuthorityChanged
@@ -71,4 +70,4 @@ def changed(change: str, about: Authority, actor: str = "") -> AuthorityChanged:
 
 
 def _begin(audit: AuditLog, events: Sequence[AuditEvent]) -> None:
-    audit.record(*[replace(event, outcome=BEGUN) for event in events])
+    audit.record(*[event.told(BEGUN) for event in events])

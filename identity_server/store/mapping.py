@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from json.encoder import encode_basestring as _quoted
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import Row
@@ -80,7 +81,7 @@ def entry_values(entry: RegistrationEntry) -> Values:
         "spiffe_id_digest": digest(spiffe_id),
         "parent_id": parent_id,
         "parent_id_digest": parent_id_digest,
-        "selectors": _selectors_document(entry.selectors),
+        "selectors": _selectors_document(entry.ordered_selectors),
         "selectors_digest": entry.selectors_digest,
         "x509_svid_ttl": entry.x509_svid_ttl,
         "jwt_svid_ttl": entry.jwt_svid_ttl,
@@ -136,7 +137,7 @@ def agent_values(agent: AttestedAgent) -> Values:
         "expires_at": agent.expires_at,
         "new_serial": agent.new_serial.encode(),
         "new_expires_at": agent.new_expires_at,
-        "selectors": _selectors_document(agent.selectors),
+        "selectors": _selectors_document(canonical(agent.selectors)),
         "selectors_digest": selector_digest(agent.selectors),
         "can_reattest": agent.can_reattest,
         "agent_version": agent.agent_version.encode(),
@@ -302,7 +303,8 @@ def _list_document(items: Iterable[str]) -> bytes:
 
 
 def _selectors_document(selectors: Iterable[Selector]) -> bytes:
-    return _json([[selector.type, selector.value] for selector in canonical(selectors)])
+    """Selectors in canonical order. The encoder is set up anew for each document it is given; text alone needs none."""
+    return f"[{','.join([f'[{_quoted(one.type)},{_quoted(one.value)}]' for one in selectors])}]".encode()
 
 
 def _selectors(document: bytes) -> frozenset[Selector]:

@@ -43,6 +43,16 @@ def hand_back_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, LARGE_BYTES)
 
 
+def trim_memory() -> None:
+    """Hand back every page that holds nothing, wherever it lies (malloc_trim(3)): after work that took much of it.
+
+    What was freed below a block that is in use stays with the process otherwise. Takes milliseconds.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def connections_that_fit(connections: int, *, chosen: bool) -> int:
     """Raise the limit of open files for so many connections; how many there is room for.
 

@@ -14,6 +14,7 @@ from spiffe_core.spiffe_id import TrustDomain
 from spiffe_core.wire._gen.spire.api.types import entry_pb2
 from spiffe_core.wire.convert_ids import (
     check_count,
+    repeated_id_from_proto,
     selectors_from_proto,
     selectors_to_proto,
     spiffe_id_from_proto,
@@ -71,24 +72,27 @@ def entry_from_proto(message: entry_pb2.Entry, *, trust_domain: TrustDomain, new
 
 
 def _read(message: entry_pb2.Entry, new_id: str) -> RegistrationEntry:
-    check_count("federates_with", len(message.federates_with), MAX_FEDERATES_WITH, InvalidEntry)
-    check_count("dns_names", len(message.dns_names), MAX_DNS_NAMES, InvalidEntry)
+    federates_with, dns_names = message.federates_with, message.dns_names
+    check_count("federates_with", len(federates_with), MAX_FEDERATES_WITH, InvalidEntry)
+    check_count("dns_names", len(dns_names), MAX_DNS_NAMES, InvalidEntry)
     special = message.additional_attributes if message.HasField("additional_attributes") else None
     return RegistrationEntry(
         id=message.id or new_id,
         spiffe_id=spiffe_id_from_proto(message.spiffe_id, field="spiffe_id"),
-        parent_id=spiffe_id_from_proto(message.parent_id, field="parent_id"),
+        parent_id=repeated_id_from_proto(message.parent_id, field="parent_id"),
         selectors=selectors_from_proto(message.selectors, limit=MAX_SELECTORS),
         x509_svid_ttl=message.x509_svid_ttl,
         jwt_svid_ttl=message.jwt_svid_ttl,
         federates_with=tuple(
-            trust_domain_from_proto(name, field=f"federates_with[{index}]")
-            for index, name in enumerate(message.federates_with)
+            [
+                trust_domain_from_proto(name, field=f"federates_with[{index}]")
+                for index, name in enumerate(federates_with)
+            ]
         ),
         admin=message.admin,
         downstream=message.downstream,
         expires_at=message.expires_at,
-        dns_names=tuple(message.dns_names),
+        dns_names=tuple(dns_names),
         revision_number=message.revision_number,
         store_svid=message.store_svid,
         hint=message.hint,

@@ -36,17 +36,28 @@ def trust_domain_from_proto(name: str, *, field: str = "trust_domain") -> TrustD
 
 def spiffe_id_from_proto(message: spiffeid_pb2.SPIFFEID, *, field: str = "spiffe_id") -> SpiffeId:
     """A SPIFFE ID; the path may be empty, which is the ID of the trust domain itself."""
-    if not message.trust_domain and not message.path:
+    return _spiffe_id(message.trust_domain, message.path, field)
+
+
+def repeated_id_from_proto(message: spiffeid_pb2.SPIFFEID, *, field: str) -> SpiffeId:
+    """The same of one that stands in many messages, as a parent does: the latest are remembered."""
+    return _remembered_id(message.trust_domain, message.path, field)
+
+
+def _spiffe_id(name: str, path: str, field: str) -> SpiffeId:
+    if not name and not path:
         raise InvalidId(f"{field}: is missing", field=field)
-    name, path = message.trust_domain, message.path
     try:
         trust_domain = _trust_domain(name)
     except InvalidId:
         trust_domain = trust_domain_from_proto(name, field=f"{field}.trust_domain")  # refused again, by its name
     if path and not path.startswith("/"):
         raise InvalidId(f"{field}.path: must begin with a slash", field=f"{field}.path")
-    return SpiffeId.parse(f"spiffe://{trust_domain.name}{path}", field=field)
+    return SpiffeId.of(trust_domain, path, field=field)
 
+
+_remembered_id = functools.lru_cache(maxsize=1024)(_spiffe_id)
+"""What is refused is not kept."""
 
 _trust_domain = functools.lru_cache(maxsize=1024)(trust_domain_from_proto)
 """Trust domains are few; a name that is refused is not kept."""

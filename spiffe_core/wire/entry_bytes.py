@@ -14,7 +14,6 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from spiffe_core.entry import RegistrationEntry
-from spiffe_core.selectors import canonical
 from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.wire._gen.spire.api.types import entry_pb2, selector_pb2, spiffeid_pb2
 
@@ -59,13 +58,17 @@ _ATTRIBUTES: Final = tags(entry_pb2.Entry.AdditionalAttributes)
 
 def entry_bytes(entry: RegistrationEntry) -> bytes:
     """The complete entry. Equal entries have equal bytes."""
+    return entry.encoded(_encode)
+
+
+def _encode(entry: RegistrationEntry) -> bytes:
     tag = _FIELD
     parts = [
         sized(tag["id"], entry.id.encode()),
         sized(tag["spiffe_id"], _spiffe_id(entry.spiffe_id)),
         _parent_id(entry.parent_id),
     ]
-    for selector in canonical(entry.selectors):
+    for selector in entry.ordered_selectors:
         kind = sized(_SELECTOR["type"], selector.type.encode())
         parts.append(sized(tag["selectors"], kind + sized(_SELECTOR["value"], selector.value.encode())))
     if entry.x509_svid_ttl:

@@ -17,6 +17,7 @@ from alembic.script import ScriptDirectory
 from identity_server.store import schema
 from identity_server.store.connecting import open_database
 from identity_server.store.migrating import MIGRATIONS, VERSION_TABLE, upgrade
+from identity_server.store.sqlite_database import CHECKPOINT_PAGES, WRITER_CACHE_KIB
 from spiffe_core.errors import ConfigError, Conflict, CorruptState, PreconditionFailed
 from tests.builders import make_entry
 from tests.databases import open_store, running_store
@@ -251,4 +252,6 @@ async def test_the_settings_the_log_depends_on_are_in_force(path: Path) -> None:
     with database.writer.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
         assert connection.exec_driver_sql("PRAGMA query_only").scalar() == 0
+        assert connection.exec_driver_sql("PRAGMA cache_size").scalar() == -WRITER_CACHE_KIB
+        assert connection.exec_driver_sql("PRAGMA wal_autocheckpoint").scalar() == CHECKPOINT_PAGES
     database.close()

@@ -84,10 +84,13 @@ def test_a_number_on_the_wire_is_protobufs(number):
 
 @given(entries(), times, times)
 def test_a_stamped_entry_is_the_same_but_for_the_stamp(entry, revision, created):
-    """Its digests too, whether they were asked for before or not."""
+    """Its digests too, whether they were asked for before or not; its bytes are its own."""
+    before = entry_bytes(entry)
     stamped = entry.stamped(revision_number=revision, created_at=created)
     assert stamped == replace(entry, revision_number=revision, created_at=created)
     assert (stamped.similarity, stamped.selectors_digest) == (entry.similarity, selector_digest(entry.selectors))
+    assert entry_bytes(stamped) == convert.entry_to_proto(stamped).SerializeToString(deterministic=True)
+    assert entry_bytes(entry) == before
 
 
 @given(entries(), masks)
