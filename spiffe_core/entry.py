@@ -99,7 +99,7 @@ class RegistrationEntry:
         return self._ordered
 
     def encoded(self, encode: Callable[[RegistrationEntry], bytes]) -> bytes:
-        """The entry as a message, encoded once for the view in memory and the answer to its creator; one function does it."""
+        """The entry as a message, encoded once for the view in memory and its creator's answer; by one function."""
         if self._wire is None:
             object.__setattr__(self, "_wire", encode(self))
         assert self._wire is not None

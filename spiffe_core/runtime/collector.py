@@ -20,7 +20,7 @@ _YOUNG_TURNS, _OLD_TURNS = 5, 10
 
 @contextmanager
 def all_of_it_stays() -> Iterator[None]:
-    """Nothing is collected while the block runs, what there is at its end never is, and what follows in larger parts."""
+    """Nothing is collected while the block runs, what there is at its end never is, the rest in larger parts."""
     gc.disable()
     try:
         yield
