@@ -120,5 +120,5 @@ def _open(path: Path) -> int:
 
 def _is_cut(descriptor: int) -> bool:
     """Whether a file ends in the middle of a line: whoever wrote there before was killed on a full disk."""
-    found = os.fstat(descriptor)
-    return stat.S_ISREG(found.st_mode) and found.st_size > 0 and os.pread(descriptor, 1, found.st_size - 1) != b"\n"
+    size = os.fstat(descriptor).st_size
+    return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"

@@ -384,3 +384,15 @@ def test_a_line_that_was_cut_short_stands_whole_in_the_file_after_a_rotation(tmp
     next_one.append(LINES[2])
     next_one.close()
     assert (tmp_path / "audit.1").read_bytes().splitlines() == [b"line number 0", b"line n", b"line number 2"]
+
+
+def test_standard_output_may_be_a_file_that_cannot_be_read(tmp_path, monkeypatch):
+    """As a shell's `>>` opens it."""
+    (tmp_path / "audit.jsonl").write_text("somebody else's words\n")
+    descriptor = os.open(tmp_path / "audit.jsonl", os.O_WRONLY | os.O_APPEND)
+    monkeypatch.setattr(audit_output, "STDOUT", descriptor)
+    sink = AuditFile(None, lambda: NOW)
+    sink.record(BAN)
+    sink.close()
+    os.close(descriptor)
+    assert json.loads((tmp_path / "audit.jsonl").read_text().splitlines()[1])["event"] == "agent"
