@@ -207,8 +207,8 @@ class LimitSection(Section):
 class RateLimitSection(Section):
     """[ratelimit]: how often callers over the network may attest (by address) and have signed (by agent).
 
-    Signing is counted in certificate requests. A caller that is a little too fast is held up for `wait_seconds` at
-    most.
+    Signing is counted in certificate requests; with it, what else an agent asks is limited too, by a rate of its own
+    (`rpc.throttle`). A caller that is a little too fast is held up for `wait_seconds` at most.
     """
 
     attestation: bool = True

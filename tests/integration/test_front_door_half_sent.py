@@ -57,7 +57,7 @@ async def answers(reader, writer, mark):
     """Whether a PING is answered; False once the connection is over."""
     writer.write(frame(PING, 0, 0, mark))
     async with asyncio.timeout(SECONDS):
-        with contextlib.suppress(asyncio.IncompleteReadError):
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             await reader.readuntil(mark)
             return True
     return False
