@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Final, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -297,6 +297,19 @@ def _dotted(loc: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in loc)
 
 
+_KINDS: Final = {
+    "tuple_type": 'write an array, for example ["a", "b"]',
+    "dict_type": "write a table",
+    "model_type": "write a table",
+    "string_type": "write it as text, in quotation marks",
+    "int_type": "write a whole number, without quotation marks",
+    "int_from_float": "write a whole number",
+    "float_type": "write a number, without quotation marks",
+    "bool_type": "write true or false, without quotation marks",
+}
+"""The kinds of value as TOML calls them, by pydantic's name for the error: nobody writes "a valid tuple" into a file."""
+
+
 def _explain(model: type[Section], detail: ErrorDetails, source: str, given: Mapping[str, object]) -> str:
     """One line: where, which key, which rule, and what may have been meant."""
     loc = detail["loc"]
@@ -306,7 +319,7 @@ def _explain(model: type[Section], detail: ErrorDetails, source: str, given: Map
         return f"{where}: {key}: unknown key{_suggest(model, loc)}"
     if detail["type"] == "missing":
         return f"{where}: {key}: is required"
-    rule = detail["msg"].removeprefix("Value error, ").removeprefix(f"{key}: ")
+    rule = _KINDS.get(detail["type"]) or detail["msg"].removeprefix("Value error, ").removeprefix(f"{key}: ")
     about = f"{where}: {key}" if key else where  # a rule between several keys names them itself
     return f"{about}: {rule[:1].lower()}{rule[1:]}"
 
@@ -328,7 +341,8 @@ def _suggest(model: type[Section], loc: tuple[int | str, ...]) -> str:
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, info in model.model_fields.items():
+    for attribute, info in model.model_fields.items():
+        name = info.alias or attribute
         yield prefix + name
         for candidate in (info.annotation, *get_args(info.annotation)):
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from spiffe_core.errors import ConfigError
 from spiffe_core.runtime.places import agent_socket, run_directory, server_socket, state_directory
@@ -15,6 +15,7 @@ from spiffe_core.runtime.settings import (
     Lifespan,
     Section,
     Texts,
+    as_tuple,
     build_settings,
     format_duration,
     load_settings,
@@ -96,12 +97,48 @@ def test_every_mistake_is_told_at_once(tmp_path):
     ]
 
 
+class Row(Section):
+    names: Texts = ()
+
+
+class Rows(Section):
+    rows: Annotated[tuple[Row, ...], BeforeValidator(as_tuple)] = Field(default=(), alias="row")
+    names: Texts = ()
+    words: dict[str, str] = Field(default_factory=dict)
+    share: float = 0.5
+    on: bool = False
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('names = "a b"', 'names: write an array, for example ["a", "b"]'),
+        ('names = ["a", 7]', "names.1: write it as text, in quotation marks"),
+        ("words = 5", "words: write a table"),
+        ('share = "0.5"', "share: write a number, without quotation marks"),
+        ("on = []", "on: write true or false, without quotation marks"),
+        ("[[row]]\nnams = []", "row.0.nams: unknown key; did you mean 'names'?"),
+        ("[[rows]]", "rows: unknown key; did you mean 'row'?"),
+        ("[[row]]\nwrds = []", "row.0.wrds: unknown key; did you mean 'words'?"),
+    ],
+)
+def test_kinds_and_keys_are_called_what_the_file_calls_them(tmp_path, text, words):
+    """Neither pydantic's words for types nor Python's names of fields stand in any TOML file."""
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_settings(Rows, path, {})
+    said = caught.value.public.replace(str(path), "FILE")
+    assert said == f"FILE: {words}"
+
+
 def test_a_missing_key_says_so(tmp_path):
     assert refused(tmp_path, "") == "FILE: trust_domain: is required"
 
 
 def test_types_are_not_guessed(tmp_path):
-    assert "FILE: port: input should be a valid integer" in refused(tmp_path, 'trust_domain = "a"\nport = "8081"')
+    assert "FILE: port: write a whole number, without quotation marks" in refused(
+        tmp_path, 'trust_domain = "a"\nport = "8081"'
+    )
 
 
 def test_our_own_parsers_say_the_rule(tmp_path):
