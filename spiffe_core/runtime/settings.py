@@ -307,7 +307,7 @@ _KINDS: Final = {
     "float_type": "write a number, without quotation marks",
     "bool_type": "write true or false, without quotation marks",
 }
-"""The kinds of value as TOML calls them, by pydantic's name for the error: nobody writes "a valid tuple" into a file."""
+"""Kinds of value as TOML calls them, by pydantic's name for the error."""
 
 
 def _explain(model: type[Section], detail: ErrorDetails, source: str, given: Mapping[str, object]) -> str:
