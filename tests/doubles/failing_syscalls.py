@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import signal
 import subprocess
 import time
@@ -12,16 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SECONDS = 30
-
-
-def is_possible() -> bool:
-    """Whether strace is there and may look at our own processes."""
-    if shutil.which("strace") is None:
-        return False
-    tried = subprocess.run(
-        ["strace", "-qq", "-o", "/dev/null", "true"], capture_output=True, check=False, timeout=SECONDS
-    )
-    return tried.returncode == 0 and os.geteuid() == 0  # another user's strace may look at its own children alone
 
 
 def _tracers(pid: int) -> set[int]:

@@ -1,4 +1,4 @@
-"""What only root can try: other users, stopped daemons, namespaces."""
+"""What only root can try: other users, stopped daemons, namespaces, system calls that fail."""
 
 import functools
 import os
@@ -21,6 +21,16 @@ def need_namespaces(*flags):
     reason = _unshare(flags)
     if reason:
         _lacking("namespaces", reason)
+
+
+def need_strace():
+    """Skip where strace cannot look at another process of ours, or fail where MUNIMENT_REQUIRE names "strace"."""
+    need_root()  # another user's strace may look at its own children alone
+    if not shutil.which("strace"):
+        _lacking("strace", "strace(1) is missing")
+    probe = subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], check=False, capture_output=True, text=True)
+    if probe.returncode:
+        _lacking("strace", probe.stderr.strip())
 
 
 @functools.cache

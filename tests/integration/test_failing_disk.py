@@ -13,7 +13,8 @@ from typing import Self
 import pytest
 
 from tests.databases import open_store
-from tests.doubles.failing_syscalls import failing, is_possible
+from tests.doubles.failing_syscalls import failing
+from tests.doubles.privileges import need_strace
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,9 +54,9 @@ class Writing:
 
 @pytest.mark.slow
 @pytest.mark.timeout(150, func_only=True)
-@pytest.mark.skipif(not is_possible(), reason="needs strace and root")
 async def test_a_disk_that_fails_is_told_and_nothing_is_believed_that_it_did_not_take(tmp_path: Path) -> None:
     """R12, R7, R11: the database's and the keys file's; what was there stays whole, and a later try works."""
+    need_strace()
     folder = tmp_path / "data"
     folder.mkdir(0o700)
     with Writing(folder) as other:

@@ -6,12 +6,13 @@ import json
 import os
 import pty
 import resource
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.doubles.privileges import need_namespaces, need_root
 
 BIN = Path(sys.executable).parent
 
@@ -102,8 +103,8 @@ def test_without_a_terminal_it_is_one_line_of_json(program, tmp_path):
 
 def test_a_full_disk_is_named_with_its_file(tmp_path):
     """R11, R13: 'try again later' is for callers; who starts the server is told which file and why."""
-    if os.geteuid() != 0 or shutil.which("unshare") is None:
-        pytest.skip("only root can mount")
+    need_root()
+    need_namespaces("-m")
     small = tmp_path / "small"
     small.mkdir()
     config = server_config(tmp_path)
