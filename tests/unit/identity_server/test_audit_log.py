@@ -308,6 +308,36 @@ def test_nobody_reads_standard_output(unread):
     assert sink.healthy
 
 
+class Noting(AuditOutput):
+    """How many lines it was given, each time."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.given = []
+
+    def append(self, data):
+        self.given.append(data.count(b"\n"))
+        super().append(data)
+
+
+def test_while_nobody_reads_little_is_tried_again(unread, monkeypatch):
+    """A16: the writer asks fifty times a second whether there is room; the whole queue would be copied each time."""
+    monkeypatch.setattr(audit_log, "AuditOutput", Noting)
+    monkeypatch.setattr(audit_log, "WRITTEN_TOGETHER", 100)
+    sink = AuditFile(None, lambda: NOW)
+    for number in range(2_000):
+        sink.record(leaf(number))
+    with pytest.raises(Unavailable, match="start its reader again"):
+        sink.record(BAN)
+    found = []
+    reading = threading.Thread(target=lambda: found.extend(read_lines(unread, b'"serial":"1999"')))
+    reading.start()
+    reading.join(20)
+    sink.close()
+    assert [line["serial"] for line in found] == [str(number) for number in range(2_000)]
+    assert max(sink._output.given) == 100
+
+
 def test_a_reader_that_is_gone_is_an_error_not_a_signal(unread, monkeypatch):
     """The other end of the pipe is closed: the lines are counted as lost."""
     reader, writer = os.pipe()
@@ -365,6 +395,26 @@ def test_a_line_that_was_cut_short_is_ended_and_not_written_again(tmp_path, fill
                 raise
     output.close()
     assert (tmp_path / "audit.jsonl").read_bytes() == b"".join(LINES)
+
+
+def test_a_gap_whose_line_was_cut_short_is_told_once(tmp_path, filling):
+    """A16, never losing count: the line is ended when there is room, and says it already."""
+    sink = AuditFile(tmp_path / "audit.jsonl", lambda: NOW)
+    filling[0] = 0
+    for number in range(3):
+        sink.record(leaf(number))
+    deadline = time.monotonic() + 20
+    while sink.lost < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    for filling[0] in (0, 10):
+        with pytest.raises(Unavailable):
+            sink.record(BAN)
+    filling[0] = 1 << 20
+    sink.record(BAN)
+    sink.close()
+    assert [line.get("lost", line["event"]) for line in lines(tmp_path)] == [3, "agent"]
+    assert sink.lost == 0
 
 
 def test_a_line_that_was_cut_short_stands_whole_in_the_file_after_a_rotation(tmp_path, filling):
