@@ -1,17 +1,15 @@
 """The composition root: settings in, a server that can be opened and closed out. Only here concrete classes are named.
 
-`Server.assemble` opens what is on disk and gets an authority ready, `open_doors` lets callers in, `close` is the
+`assemble` opens what is on disk and gets an authority ready; `Server.open_doors` lets callers in, `Server.close` is the
 ordered shutdown of architecture A7. `daemon` owns signals and the loops.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import random  # noqa: TID251  # the rim: jitter is drawn here and passed down
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,171 +37,71 @@ from identity_server.opening import (
     server_id_of,
     throttle_settings,
 )
-from identity_server.ports import KeyManager, UpstreamAuthority
+from identity_server.ports import KeyManager
 from identity_server.publish import targets_of
-from identity_server.rpc.caller import AccessInterceptor, presented_by
+from identity_server.rpc.caller import AccessInterceptor
 from identity_server.rpc.carried_position import PositionInterceptor
 from identity_server.rpc.drain import Drain, DrainInterceptor
 from identity_server.rpc.propagation_api import LASTING
 from identity_server.rpc.throttle import Throttle, ThrottleInterceptor
 from identity_server.rpc_services import Served, rpc_services
+from identity_server.server import Server
 from identity_server.services.abreast import Abreast
 from identity_server.services.absent_servers import AbsentServers
 from identity_server.services.admission import Admissions
 from identity_server.services.attest_agent import AttestAgents
 from identity_server.services.authorities import Authorities
-from identity_server.services.bundle_refresh import BundleRefresh
 from identity_server.services.errands import Errands
 from identity_server.services.fleet import Fleet
 from identity_server.services.followers import Followers
 from identity_server.services.local_authority import LocalAuthorities
 from identity_server.services.lost_history import LostHistory
 from identity_server.services.own_identity import OwnIdentity
-from identity_server.services.progress import Progress
 from identity_server.services.publish_bundle import PublishBundle
 from identity_server.services.registration import Registration
 from identity_server.services.server_agreement import ServerAgreement
-from identity_server.services.shared_progress import SharedProgress
 from identity_server.services.upstream_authorities import UpstreamAuthorities
 from identity_server.settings import ServerSettings
 from identity_server.signing.pool import SigningWorkers
 from identity_server.store.sql_store import SqlStore
 from identity_server.upstream import upstream_of
-from identity_server.web_endpoints import Published, published
+from identity_server.web_endpoints import published
 from spiffe_core.clock import Clock, SystemClock
 from spiffe_core.crypto.keys import KeyKind
 from spiffe_core.runtime.durable import DirectoryLock, lock_directory, private_directory
-from spiffe_core.runtime.monitor import Monitor
 from spiffe_core.runtime.offload import Offload
 from spiffe_core.runtime.request_id import current_request_id
-from spiffe_core.runtime.tracing import Tracing
 from spiffe_core.runtime.tracing_setup import tracing_of
 from spiffe_core.wire.calls import CallInterceptor
 from spiffe_core.wire.channels import LAST_CALLS_SECONDS
-from spiffe_core.wire.door_server import AGENT_LANES, DoorServer, private_server
+from spiffe_core.wire.door_server import AGENT_LANES, private_server
 from spiffe_core.wire.front_door import FrontDoor, Limits
 from spiffe_core.wire.status import ErrorInterceptor
-from spiffe_core.wire.tls import ServerTls
-
-log = logging.getLogger(__name__)
-
-SOCKET_MODE = 0o770
-SOCKET_DIRECTORY_MODE = 0o750
-FLUSH_SECONDS = 2.0
-"""For so long clients may take to read what they were told last; who does not read is cut off."""
-DRAIN_SECONDS = 8.0
-SETTLE_SECONDS = 2.0
-"""So long the end waits for what is written behind; a database that is silent would hold it up for half a minute."""
 
 
-@dataclass(slots=True)
-class Server:
-    """One identity server, put together."""
+async def assemble(settings: ServerSettings, *, clock: Clock | None = None, reset_keys: bool = False) -> Server:
+    """Open data directory, keys and database; start the authority; build the services. Opens no door yet.
 
-    settings: ServerSettings
-    clock: Clock
-    server_id: str
-    lock: DirectoryLock
-    audit: AuditFile
-    store: SqlStore
-    authorities: Authorities
-    upstream: UpstreamAuthority | None
-    above: UpstreamAuthorities
-    errands: Errands
-    agreement: ServerAgreement
-    absent: AbsentServers
-    lost_history: LostHistory
-    own: OwnIdentity
-    publishing: PublishBundle
-    admissions: Admissions
-    attest: AttestAgents
-    registration: Registration
-    fleet: Fleet
-    followers: Followers
-    refresh: BundleRefresh
-    abreast: Abreast
-    progress: Progress
-    shared: SharedProgress | None
-    door: FrontDoor
-    grpc: DoorServer
-    drain: Drain
-    throttle: Throttle
-    monitor: Monitor
-    workers: SigningWorkers
-    published: Published
-    tracing: Tracing | None = None
-    address: tuple[str, int] = ("", 0)
-
-    @classmethod
-    async def assemble(
-        cls, settings: ServerSettings, *, clock: Clock | None = None, reset_keys: bool = False
-    ) -> Server:
-        """Open data directory, keys and database; start the authority; build the services. Opens no door yet.
-
-        Raises:
-            ConfigError, CorruptState, Unavailable: what is in the way and what to do about it.
-        """
-        time = clock or SystemClock()
-        async with contextlib.AsyncExitStack() as undo:
-            private_directory(settings.data_dir)
-            lock = lock_directory(settings.data_dir)
-            undo.callback(lock.close)
-            server_id = server_id_of(settings.data_dir)
-            audit = AuditFile(
-                Path(settings.audit.file) if settings.audit.file else None, time.now, strict=settings.audit.strict
-            )
-            undo.callback(audit.close)
-            keys = await open_keys(settings, server_id, time, reset_keys=reset_keys)
-            store = await open_store(settings, server_id, time)
-            undo.push_async_callback(store.close)
-            await store.start()
-            server = await _compose(settings, time, server_id, lock, audit, keys, store, reset_keys, undo)
-            undo.pop_all()
-            return server
-
-    @property
-    def serving(self) -> bool:
-        """Whether the server can do its work: an authority signs, the database is followed, it is not going down."""
-        return self.monitor.report().ready
-
-    async def open_doors(self) -> None:
-        """Let callers in: the admin socket, then the agents' port.
-
-        Raises:
-            ConfigError: a socket or port is taken or may not be used.
-        """
-        self.monitor.open()
-        await self.grpc.start()
-        self.door.listen_unix(self.settings.socket_path, mode=SOCKET_MODE, dir_mode=SOCKET_DIRECTORY_MODE)
-        tls = ServerTls(lambda: self.own.identity, lambda: self.own.trusted, self.clock.now)
-        self.address = self.door.listen_tcp(self.settings.bind_address, self.settings.bind_port, tls)
-        self.published.web.open()
-
-    def dismiss_strangers(self) -> int:
-        """Cut the connections that no call can use any more: banned agents, expired or revoked certificates."""
-        return self.door.close_where(lambda peer: self.admissions.speaks_for_nobody(presented_by(peer)))
-
-    async def close(self) -> None:
-        """The ordered shutdown: nobody new, waiting streams are told, calls in flight finish, then the store."""
-        self.drain.begin()
-        self.door.stop_accepting()
-        self.published.web.stop()
-        await self.grpc.stop(DRAIN_SECONDS)
-        await self.door.emptied(FLUSH_SECONDS)
-        await self.door.close()
-        await self.published.web.close()
-        await self.workers.close()
-        await self.admissions.settled(SETTLE_SECONDS)
-        if self.upstream is not None:
-            await self.upstream.close()
-        if self.shared is not None:
-            await self.shared.leave()
-        await self.store.close()
-        self.monitor.close()
-        if self.tracing is not None:
-            self.tracing.close()
-        self.audit.close()
-        self.lock.close()
+    Raises:
+        ConfigError, CorruptState, Unavailable: what is in the way and what to do about it.
+    """
+    time = clock or SystemClock()
+    async with contextlib.AsyncExitStack() as undo:
+        private_directory(settings.data_dir)
+        lock = lock_directory(settings.data_dir)
+        undo.callback(lock.close)
+        server_id = server_id_of(settings.data_dir)
+        audit = AuditFile(
+            Path(settings.audit.file) if settings.audit.file else None, time.now, strict=settings.audit.strict
+        )
+        undo.callback(audit.close)
+        keys = await open_keys(settings, server_id, time, reset_keys=reset_keys)
+        store = await open_store(settings, server_id, time)
+        undo.push_async_callback(store.close)
+        await store.start()
+        server = await _compose(settings, time, server_id, lock, audit, keys, store, reset_keys, undo)
+        undo.pop_all()
+        return server
 
 
 @contextlib.asynccontextmanager
@@ -211,7 +109,7 @@ async def running(
     settings: ServerSettings, *, clock: Clock | None = None, reset_keys: bool = False
 ) -> AsyncIterator[Server]:
     """A server with open doors and no loops, closed at the end of the block."""
-    server = await Server.assemble(settings, clock=clock, reset_keys=reset_keys)
+    server = await assemble(settings, clock=clock, reset_keys=reset_keys)
     try:
         await server.open_doors()
         yield server

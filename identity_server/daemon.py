@@ -9,8 +9,9 @@ import signal
 from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
-from identity_server.bootstrap import Server
+from identity_server.bootstrap import assemble
 from identity_server.domain.history import HistoryChange
+from identity_server.server import Server
 from identity_server.settings import ServerSettings
 from spiffe_core import daemon
 from spiffe_core.errors import IdentityError, Unavailable
@@ -84,7 +85,7 @@ async def _assembled(settings: ServerSettings, stop: asyncio.Event, *, reset_key
     """
     while True:
         try:
-            return await Server.assemble(settings, reset_keys=reset_keys)
+            return await assemble(settings, reset_keys=reset_keys)
         except Unavailable as error:
             if not settings.database.shared and settings.upstream is None:
                 raise _with_its_cause(error) from error
