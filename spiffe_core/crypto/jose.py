@@ -80,7 +80,7 @@ def _flat(value: Mapping[str, object]) -> str:
             parts.append(f"{_quoted(name)}:{_quoted(one)}")
         elif type(one) is int:
             parts.append(f"{_quoted(name)}:{one}")
-        elif type(one) is list and all([type(text) is str for text in one]):
+        elif type(one) is list and all(type(text) is str for text in one):
             parts.append(f"{_quoted(name)}:[{','.join(map(_quoted, one))}]")
         else:
             return ""
