@@ -1,11 +1,7 @@
 """x509pop: a node proves that it holds the key of a certificate from an outside PKI (spire_wire section 7, 18.2).
 
 The agent sends its certificate and intermediates, the server a nonce; the agent adds a nonce of its own and signs the
-SHA-256 of both with the certificate's key. The messages are SPIRE's, JSON with standard base64:
-
-    payload     {"certificates": [DER, ...]}, leaf first
-    challenge   {"rsa_signature": {"nonce"}} or {"ecdsa_signature": {"nonce"}}, by the kind of the leaf's key
-    response    {"rsa_signature": {"nonce", "signature"}} (PSS) or {"ecdsa_signature": {"nonce", "r", "s"}}
+SHA-256 of both with the certificate's key. The messages stand in `x509pop_messages`.
 
 Selectors and the agent's path are read from the certificates on the verified path and from nothing else the node sent
 (S25): each presented certificate is parsed once, from the bytes whose signature is checked. Counts, sizes and key kinds
@@ -14,10 +10,7 @@ are looked at before any signature is (S28). The certificate may be used again, 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-import json
 import os
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -40,6 +33,7 @@ from cryptography.x509.oid import NameOID
 from attestors.agent_path import AgentPathTemplate
 from attestors.api import Attested, Challenge, Dialogue
 from attestors.json_objects import read_object
+from attestors.node.x509pop_messages import b64, bytes_in, json_bytes, kind_of, member, minimal
 from attestors.peer_address import require_named
 from attestors.registry import NODE_VERIFIERS
 from spiffe_core.crypto.certificates import CertificateFacts, public_key_of, read_certificate
@@ -162,8 +156,8 @@ class X509PopVerifier:
         if self._settings.verify_client_ip:
             require_named(chain[0], address)
         nonce = self._ports.entropy(NONCE_BYTES)
-        kind = _kind_of(leaf_key)
-        answer = yield Challenge(_json({kind: {"nonce": _b64(nonce)}}))
+        kind = kind_of(leaf_key)
+        answer = yield Challenge(json_bytes({kind: {"nonce": b64(nonce)}}))
         _check_answer(_object(answer, MAX_ANSWER_BYTES, _ANSWER), kind, leaf_key, nonce)
         return self._verdict(path)
 
@@ -288,21 +282,21 @@ class X509PopProver:
         leaf_key = check_verification_key(public_key_of(read_certificate(chain[0])), field="certificate_path")
         if spki_der(leaf_key) != spki_der(key.public_key()):
             raise _wrong("private_key_path", "is not the key of the first certificate in certificate_path")
-        challenge = yield _json({"certificates": [_b64(der) for der in chain]})
-        kind = _kind_of(leaf_key)
-        asked = _member(_object(challenge, MAX_ANSWER_BYTES, _CHALLENGE), kind, _CHALLENGE)
-        theirs = _bytes(asked.get("nonce"), f"{_CHALLENGE}.nonce", NONCE_BYTES)
+        challenge = yield json_bytes({"certificates": [b64(der) for der in chain]})
+        kind = kind_of(leaf_key)
+        asked = member(_object(challenge, MAX_ANSWER_BYTES, _CHALLENGE), kind, _CHALLENGE)
+        theirs = bytes_in(asked.get("nonce"), f"{_CHALLENGE}.nonce", NONCE_BYTES)
         if len(theirs) != NONCE_BYTES:
             raise PreconditionFailed(f"the server's x509pop nonce has {len(theirs)} bytes, not {NONCE_BYTES}")
         ours = os.urandom(NONCE_BYTES)
         digest = hashlib.sha256(theirs + ours).digest()
-        answer: dict[str, object] = {"nonce": _b64(ours)}
+        answer: dict[str, object] = {"nonce": b64(ours)}
         if isinstance(key, rsa.RSAPrivateKey):
-            answer["signature"] = _b64(key.sign(digest, _PSS_LONGEST, _DIGEST))
+            answer["signature"] = b64(key.sign(digest, _PSS_LONGEST, _DIGEST))
         else:
             r, s = decode_dss_signature(key.sign(digest, ec.ECDSA(_DIGEST)))
-            answer |= {"r": _b64(_minimal(r)), "s": _b64(_minimal(s))}
-        yield _json({kind: answer})
+            answer |= {"r": b64(minimal(r)), "s": b64(minimal(s))}
+        yield json_bytes({kind: answer})
         raise PreconditionFailed("the server challenged a second time; is it an x509pop server?")
 
 
@@ -314,30 +308,13 @@ def _object(data: bytes, limit: int, field: str) -> dict[str, object]:
     return read_object(data, limit, field=field, what=NAME)
 
 
-def _member(document: Mapping[str, object], name: str, field: str) -> Mapping[str, object]:
-    found = document.get(name)
-    if not isinstance(found, dict):
-        raise InvalidRequest(f"{field}: holds no {name}", field=field)
-    return found
-
-
-def _bytes(value: object, field: str, limit: int) -> bytes:
-    """Standard base64 with padding, as Go writes bytes; at most `limit` of them."""
-    if not isinstance(value, str) or not value or len(value) > limit * 4 // 3 + 4:
-        raise InvalidRequest(f"{field}: must be base64 of 1 to {limit} bytes", field=field)
-    try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidRequest(f"{field}: is not base64", field=field) from None
-
-
 def _certificates(value: object, limit: int) -> tuple[CertificateFacts, ...]:
     if not isinstance(value, list) or not value:
         raise InvalidRequest(f"{_PAYLOAD}: no certificate to attest", field=_PAYLOAD)
     if len(value) > limit:
         raise InvalidRequest(f"{_PAYLOAD}: at most {limit - 1} intermediates are read", field=_PAYLOAD)
     return tuple(
-        read_certificate(_bytes(text, f"{_PAYLOAD}.certificates", MAX_PRESENTED_BYTES), field=_PAYLOAD)
+        read_certificate(bytes_in(text, f"{_PAYLOAD}.certificates", MAX_PRESENTED_BYTES), field=_PAYLOAD)
         for text in value
     )
 
@@ -350,17 +327,17 @@ def _check_usage(leaf: CertificateFacts) -> None:
 
 
 def _check_answer(answer: Mapping[str, object], kind: str, key: PublicKey, nonce: bytes) -> None:
-    part = _member(answer, kind, _ANSWER)
-    theirs = _bytes(part.get("nonce"), f"{_ANSWER}.nonce", NONCE_BYTES)
+    part = member(answer, kind, _ANSWER)
+    theirs = bytes_in(part.get("nonce"), f"{_ANSWER}.nonce", NONCE_BYTES)
     if len(theirs) != NONCE_BYTES:
         raise InvalidRequest(f"{_ANSWER}.nonce: must have {NONCE_BYTES} bytes", field=_ANSWER)
     digest = hashlib.sha256(nonce + theirs).digest()
     try:
         if isinstance(key, rsa.RSAPublicKey):
-            signature = _bytes(part.get("signature"), f"{_ANSWER}.signature", _MAX_RSA_BITS // 8)
+            signature = bytes_in(part.get("signature"), f"{_ANSWER}.signature", _MAX_RSA_BITS // 8)
             key.verify(signature, digest, _PSS, _DIGEST)
         else:
-            r, s = (int.from_bytes(_bytes(part.get(name), f"{_ANSWER}.{name}", _SCALAR_BYTES)) for name in ("r", "s"))
+            r, s = (int.from_bytes(bytes_in(part.get(name), f"{_ANSWER}.{name}", _SCALAR_BYTES)) for name in ("r", "s"))
             key.verify(encode_dss_signature(r, s), digest, ec.ECDSA(_DIGEST))
     except InvalidSignature:
         raise Forbidden("challenge response verification failed: the signature is not the certificate's") from None
@@ -390,26 +367,9 @@ def _common_name(leaf: CertificateFacts) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _kind_of(key: PublicKey) -> str:
-    return "rsa_signature" if isinstance(key, rsa.RSAPublicKey) else "ecdsa_signature"
-
-
 def _fingerprint(der: bytes) -> str:
     return hashlib.sha1(der, usedforsecurity=False).hexdigest()  # SPIRE's name of a certificate, not a proof
 
 
 def _serial_hex(serial: int) -> str:
-    return _minimal(serial).hex()
-
-
-def _minimal(number: int) -> bytes:
-    """Big-endian without leading zeros, as Go's `big.Int.Bytes`."""
-    return number.to_bytes((number.bit_length() + 7) // 8)
-
-
-def _b64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def _json(document: object) -> bytes:
-    return json.dumps(document, separators=(",", ":")).encode("ascii")
+    return minimal(serial).hex()
