@@ -18,7 +18,8 @@ from spiffe_core.wire._gen.spire.api.server.svid.v1 import svid_pb2
 from spiffe_core.wire._gen.spire.api.types import entry_pb2 as entry_types
 from spiffe_core.wire._gen.spire.api.types import x509svid_pb2
 from spiffe_core.wire.channels import unix_channel
-from spiffe_core.wire.dialer import Dialer, DialTrust
+from spiffe_core.wire.dialer import Dialer
+from spiffe_core.wire.server_proof import DialTrust
 from spiffe_core.wire.services import Stub
 from spiffe_core.wire.tls import TlsIdentity
 

@@ -60,9 +60,10 @@ from spiffe_core.runtime.request_id import current_request_id
 from spiffe_core.runtime.tracing_setup import tracing_of
 from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.wire.calls import CallInterceptor
-from spiffe_core.wire.dialer import Dialer, DialTrust
+from spiffe_core.wire.dialer import Dialer
 from spiffe_core.wire.front_door import FrontDoor, Limits
 from spiffe_core.wire.http2_meter import Rates
+from spiffe_core.wire.server_proof import DialTrust
 from spiffe_core.wire.servers import Servers
 from spiffe_core.wire.status import ErrorInterceptor
 from spiffe_core.wire.tls import TlsIdentity

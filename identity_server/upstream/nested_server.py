@@ -28,7 +28,8 @@ from spiffe_core.wire.convert_bundle import (
     wit_authorities_from_proto,
     wit_authorities_to_proto,
 )
-from spiffe_core.wire.dialer import Dialer, DialTrust
+from spiffe_core.wire.dialer import Dialer
+from spiffe_core.wire.server_proof import DialTrust
 from spiffe_core.wire.services import Stub
 from spiffe_core.wire.status import from_rpc_error
 from spiffe_core.wire.tls import TlsIdentity

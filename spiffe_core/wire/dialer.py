@@ -22,21 +22,16 @@ from typing import Any
 
 import grpc.aio
 
-from spiffe_core.bundle import TrustBundle
-from spiffe_core.crypto.certificates import read_certificate
-from spiffe_core.errors import OUT_OF_TIME, IdentityError, Reason, Unauthenticated, Unavailable, VerificationFailed
-from spiffe_core.lifetime import CLOCK_SKEW
+from spiffe_core.errors import IdentityError, Reason, Unauthenticated, Unavailable, VerificationFailed
 from spiffe_core.runtime.supervise import spawn
 from spiffe_core.runtime.unix_sockets import peer_credentials
-from spiffe_core.spiffe_id import SpiffeId, TrustDomain
 from spiffe_core.wire.acceptor import Acceptor
 from spiffe_core.wire.channels import channel_options
+from spiffe_core.wire.server_proof import DialTrust, claimed_id, dial_context
 from spiffe_core.wire.servers import Place, Servers
 from spiffe_core.wire.sockets import BACKLOG, PrivateDirectory
 from spiffe_core.wire.splice import Splice
-from spiffe_core.wire.tls import TlsIdentity, client_context, verified_svid
-from spiffe_core.x509_svid import spiffe_id_of
-from spiffe_core.x509_verify import VerifiedX509Svid
+from spiffe_core.wire.tls import TlsIdentity
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +48,6 @@ _LINGER_SECONDS = 30.0
 _CLOSE_SECONDS = 2.0
 _VERDICT_SECONDS = 5.0
 """A server that does not take a certificate hangs up at once; an overwhelmed one after its handshakes' 10 s."""
-_NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL: dates are judged by `_verified`
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +56,6 @@ class _Proven:
 
     place: Place
     at: float
-
-
-@dataclass(frozen=True, slots=True)
-class DialTrust:
-    """Whom to believe: the one ID the server must have, and the bundles that prove it.
-
-    `bundles` None is insecure bootstrap: the server's claim is compared, nothing proves it.
-    """
-
-    expected: SpiffeId
-    bundles: Callable[[TrustDomain], TrustBundle | None] | None
 
 
 class Dialer:
@@ -242,18 +225,8 @@ class Dialer:
             IdentityError, OSError, TimeoutError: none does; what is most telling about it.
         """
         trust = self._trust()
-        roots: tuple[bytes, ...] | None = None
-        if trust.bundles is not None:
-            bundle = trust.bundles(trust.expected.trust_domain)
-            if bundle is None or not bundle.x509_roots:
-                raise VerificationFailed(
-                    f"no trust bundle for {trust.expected.trust_domain}: the server cannot be verified",
-                    Reason.NO_BUNDLE,
-                )
-            roots = bundle.x509_roots
         identity = self._identity()
-        context = client_context(identity, roots)
-        context.verify_flags |= _NO_CHECK_TIME
+        context = dial_context(trust, identity)
         loop = asyncio.get_running_loop()
         failures: list[tuple[Place, Exception]] = []
         try:
@@ -340,51 +313,13 @@ class Dialer:
             connection.close()
             raise
         tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
-        claimed = self._claimed_id(tls, trust)
+        claimed = claimed_id(tls, trust, self._now())
         if claimed != trust.expected:
             raise VerificationFailed(
                 f"the server at {place} is {claimed}, expected {trust.expected}", Reason.UNEXPECTED_ID
             )
         if tls.selected_alpn_protocol() != "h2":
             raise Unavailable(f"the server at {place} does not speak HTTP/2")
-
-    def _claimed_id(self, tls: ssl.SSLObject, trust: DialTrust) -> SpiffeId:
-        if trust.bundles is None:
-            der = tls.getpeercert(binary_form=True)
-            return spiffe_id_of(read_certificate(der or b"", field="the server's certificate"))
-        try:
-            svid = self._verified(tls, trust.bundles)
-        except VerificationFailed as failure:
-            if failure.reason in OUT_OF_TIME:
-                raise VerificationFailed(
-                    f"the server is out of its time by this machine's clock ({self._now():%Y-%m-%dT%H:%M:%SZ}; "
-                    f"{failure.public}): compare the clocks of both machines",
-                    failure.reason,
-                ) from None
-            if failure.reason is not Reason.NO_BUNDLE:
-                raise
-            raise VerificationFailed(
-                f"server and agent belong to different trust domains: {failure.public}. The agent's is "
-                f"{trust.expected.trust_domain}; correct trust_domain, or server_address",
-                Reason.OTHER_TRUST_DOMAIN,
-            ) from None
-        if svid is None:
-            raise VerificationFailed("the server presented no certificate", Reason.EMPTY_CHAIN)
-        return svid.spiffe_id
-
-    def _verified(
-        self, tls: ssl.SSLObject, bundles: Callable[[TrustDomain], TrustBundle | None]
-    ) -> VerifiedX509Svid | None:
-        """The server's SVID; one that begins soon is taken too: this machine's clock may be a little behind (R19)."""
-        now = self._now()
-        try:
-            return verified_svid(tls, bundles, now=now, purpose="server")
-        except VerificationFailed as failure:
-            if failure.reason is not Reason.NOT_YET_VALID:
-                raise
-            svid = verified_svid(tls, bundles, now=now + CLOCK_SKEW, purpose="server")
-            log.warning("this machine's clock (%s) is behind the server's: %s", f"{now:%H:%M:%SZ}", failure.public)
-            return svid
 
     def _in_words(self, place: Place | None, error: Exception) -> IdentityError:
         where = f"the server at {self.servers if place is None else place}"

@@ -10,7 +10,8 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from node_agent.rpc.broker_api import HEADER, SERVICE
 from spiffe_core.clock import SystemClock
 from spiffe_core.wire._gen import brokerapi_pb2 as pb
-from spiffe_core.wire.dialer import Dialer, DialTrust
+from spiffe_core.wire.dialer import Dialer
+from spiffe_core.wire.server_proof import DialTrust
 from spiffe_core.wire.services import Stub
 from spiffe_core.wire.tls import TlsIdentity
 

@@ -27,7 +27,8 @@ from spiffe_core.wire._gen.spire.api.server.agent.v1 import agent_pb2
 from spiffe_core.wire._gen.spire.api.server.bundle.v1 import bundle_pb2
 from spiffe_core.wire._gen.spire.api.server.entry.v1 import entry_pb2
 from spiffe_core.wire.channels import unix_channel
-from spiffe_core.wire.dialer import Dialer, DialTrust
+from spiffe_core.wire.dialer import Dialer
+from spiffe_core.wire.server_proof import DialTrust
 from spiffe_core.wire.services import Stub
 from spiffe_core.wire.tls import TlsIdentity
 from spiffe_core.x509_verify import verify_x509_svid

@@ -9,8 +9,9 @@ import pytest
 from spiffe_core.bundle import BundleSet
 from spiffe_core.clock import SystemClock
 from spiffe_core.spiffe_id import SpiffeId
-from spiffe_core.wire.dialer import Dialer, DialTrust
+from spiffe_core.wire.dialer import Dialer
 from spiffe_core.wire.front_door import FrontDoor, Limits
+from spiffe_core.wire.server_proof import DialTrust
 from spiffe_core.wire.tls import ServerTls, TlsIdentity
 from tests.authority import SpiffeTestCA
 from tests.doubles.door_service import serve

@@ -10,7 +10,8 @@ from spiffe_core.clock import SystemClock
 from spiffe_core.errors import Reason, VerificationFailed
 from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.wire.channels import unix_channel
-from spiffe_core.wire.dialer import Dialer, DialTrust
+from spiffe_core.wire.dialer import Dialer
+from spiffe_core.wire.server_proof import DialTrust
 from spiffe_core.wire.servers import SHORTEST_PAUSE, Servers
 from spiffe_core.wire.tls import ServerTls
 from tests.doubles.live_agent import agent_folder, live_agent, pem_bundle, token_file

@@ -12,7 +12,7 @@ import pytest
 from spiffe_core.bundle import BundleSet
 from spiffe_core.errors import Reason, Unauthenticated, Unavailable, VerificationFailed
 from spiffe_core.wire import dialer as dialer_module
-from spiffe_core.wire.dialer import DialTrust
+from spiffe_core.wire.server_proof import DialTrust
 from spiffe_core.wire.tls import load_identity
 from tests.authority import CLIENT_AUTH, SpiffeTestCA
 from tests.doubles.tls_domain import AGENT_ID, CLOCK, SERVER_ID, dialing, identity_of, listening, refused, who

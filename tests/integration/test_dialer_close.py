@@ -8,7 +8,8 @@ import pytest
 
 from spiffe_core.clock import SystemClock
 from spiffe_core.spiffe_id import SpiffeId
-from spiffe_core.wire.dialer import Dialer, DialTrust
+from spiffe_core.wire.dialer import Dialer
+from spiffe_core.wire.server_proof import DialTrust
 
 TRUST = DialTrust(SpiffeId.parse("spiffe://example.org/spire/server"), None)
 

@@ -13,9 +13,10 @@ from spiffe_core.clock import SystemClock
 from spiffe_core.spiffe_id import SpiffeId
 from spiffe_core.wire import front_door
 from spiffe_core.wire.channels import unix_channel
-from spiffe_core.wire.dialer import Dialer, DialTrust
+from spiffe_core.wire.dialer import Dialer
 from spiffe_core.wire.front_door import FrontDoor, Limits
 from spiffe_core.wire.pace import LEAST_PATIENCE, Pace, Places, readable
+from spiffe_core.wire.server_proof import DialTrust
 from spiffe_core.wire.shares import SLOW_SECONDS, Handshakes
 from spiffe_core.wire.sockets import PrivateDirectory
 from spiffe_core.wire.tls import ServerTls, TlsIdentity, client_context

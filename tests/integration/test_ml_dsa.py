@@ -26,9 +26,10 @@ from spiffe_core.clock import SystemClock
 from spiffe_core.crypto.keys import KeyKind, generate, generate_authority_key, ml_dsa_kind, spki_der, to_pkcs8
 from spiffe_core.errors import ConfigError, IdentityError, PreconditionFailed, VerificationFailed
 from spiffe_core.spiffe_id import SpiffeId, TrustDomain
-from spiffe_core.wire.dialer import Dialer, DialTrust
+from spiffe_core.wire.dialer import Dialer
 from spiffe_core.wire.front_door import FrontDoor
 from spiffe_core.wire.rehearsal import rehearse
+from spiffe_core.wire.server_proof import DialTrust
 from spiffe_core.wire.tls import ServerTls, TlsIdentity
 from tests.doubles.door_service import serve
 
