@@ -225,7 +225,7 @@ class PropagationApi:
         if kept is not None and kept[0] is bundle:
             return kept[1]
         if len(self._bundles) >= MAX_KEPT_BUNDLES:
-            self._bundles.clear()
+            del self._bundles[next(iter(self._bundles))]
         wire = convert.bundle_to_proto(bundle).SerializeToString()
         self._bundles[id(bundle)] = bundle, wire
         return wire

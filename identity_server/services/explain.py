@@ -8,6 +8,7 @@ and below which parent.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from identity_server.domain.agents import SERVER_PATH
@@ -33,6 +34,8 @@ MAX_ELSEWHERE = 1_000
 SLICE = 250
 MAX_ASKING = 16
 """So many questions of agents wait for their turn."""
+MAX_ASKING_EACH = 4
+"""And so many of one agent."""
 
 
 class ExplainEntitlement:
@@ -44,6 +47,7 @@ class ExplainEntitlement:
         self._progress = progress
         self._turn = asyncio.Semaphore(1)
         self._questions: set[asyncio.Task[Elsewhere | None]] = set()
+        self._asking: Counter[str] = Counter()
 
     async def of(
         self, agent: SpiffeId, selectors: frozenset[Selector], decode: Callable[[bytes], RegistrationEntry]
@@ -67,15 +71,28 @@ class ExplainEntitlement:
         """Entries that match and are not this agent's; what an agent may know of them.
 
         Raises:
-            Exhausted: many agents ask already. It is the one question of theirs that looks through the tables, and by
-                all of the threads that read for them it would keep renewals waiting.
+            Exhausted: many agents ask already, or this one asks too much at once. It is the one question of theirs
+                that looks through the tables, and by all of the threads that read for them it would keep renewals
+                waiting.
         """
+        if self._asking[agent.path] >= MAX_ASKING_EACH:
+            raise Exhausted(
+                "this agent asks about others' entries too often; ask again shortly", asking=MAX_ASKING_EACH
+            )
         if len(self._questions) >= MAX_ASKING:
             raise Exhausted("too many agents ask about others' entries just now; ask again shortly", asking=MAX_ASKING)
         question = spawn(self._in_turn(agent, selectors), f"elsewhere {agent}", self._questions)
-        question.add_done_callback(lambda task: task.cancelled() or task.exception())  # if nobody waits any more
+        self._asking[agent.path] += 1
+        question.add_done_callback(lambda task: self._answered(agent.path, task))
         found = await asyncio.shield(question)  # the thread goes on reading for one who left, so his turn lasts
         return None if found is None else Elsewhere(found.count, found.parent_id)
+
+    def _answered(self, path: str, question: asyncio.Task[Elsewhere | None]) -> None:
+        """Looks at what became of it, in case nobody waits any more."""
+        _ = question.cancelled() or question.exception()
+        self._asking[path] -= 1
+        if not self._asking[path]:
+            del self._asking[path]
 
     async def _in_turn(self, agent: SpiffeId, selectors: frozenset[Selector]) -> Elsewhere | None:
         async with self._turn:

@@ -29,12 +29,18 @@ class Slow(StateMaker):
         return Page(())
 
 
-async def test_one_agent_that_asks_and_asks_takes_one_reading_thread_and_no_more():
-    """S53: a node that was broken into must not keep the others' renewals from being read for."""
+AGENTS = [f"{AGENT}-{number}" for number in range(10)]
+
+
+async def test_agents_that_ask_and_ask_take_one_reading_thread_and_no_more():
+    """S53: nodes that were broken into must not keep the others' renewals from being read for."""
     store = Slow()
-    store.apply(agents={AGENT: attested("os:linux")})
+    store.apply(agents=dict.fromkeys(AGENTS, attested("os:linux")))
     asked = ExplainEntitlement(store=store, clock=FakeClock(), progress=None)
-    asking = [asyncio.ensure_future(asked.elsewhere(sid(AGENT), selectors("unix:uid:1"))) for _ in range(40)]
+    asking = [
+        asyncio.ensure_future(asked.elsewhere(sid(AGENTS[number % len(AGENTS)]), selectors("unix:uid:1")))
+        for number in range(40)
+    ]
     for task in asking[module.MAX_ASKING :]:
         with pytest.raises(Exhausted, match="ask again shortly"):
             await task
@@ -42,9 +48,29 @@ async def test_one_agent_that_asks_and_asks_takes_one_reading_thread_and_no_more
         task.cancel()  # a thread goes on reading for who left: that must not let another one begin
     await asyncio.sleep(0)
     with pytest.raises(Exhausted):
-        await asked.elsewhere(sid(AGENT), selectors("unix:uid:1"))
+        await asked.elsewhere(sid(AGENTS[0]), selectors("unix:uid:1"))
     store.gate.set()
     answers = await asyncio.gather(*asking[module.MAX_ASKING // 2 : module.MAX_ASKING])
     assert answers == [None] * (module.MAX_ASKING // 2)
     assert (store.most, store.done) == (1, module.MAX_ASKING)
-    assert await asked.elsewhere(sid(AGENT), selectors("unix:uid:1")) is None
+    assert await asked.elsewhere(sid(AGENTS[0]), selectors("unix:uid:1")) is None
+
+
+async def test_one_agent_takes_a_few_places_and_leaves_the_others_to_others():
+    """S53: also while what it asked is still looked up, though it hung up; afterwards it may ask again."""
+    store = Slow()
+    store.apply(agents=dict.fromkeys(AGENTS, attested("os:linux")))
+    asked = ExplainEntitlement(store=store, clock=FakeClock(), progress=None)
+    greedy = [asyncio.ensure_future(asked.elsewhere(sid(AGENTS[0]), selectors("unix:uid:1"))) for _ in range(40)]
+    modest = asyncio.ensure_future(asked.elsewhere(sid(AGENTS[1]), selectors("unix:uid:1")))
+    for task in greedy[module.MAX_ASKING_EACH :]:
+        with pytest.raises(Exhausted, match="this agent asks"):
+            await task
+    greedy[0].cancel()
+    await asyncio.sleep(0)
+    with pytest.raises(Exhausted, match="this agent asks"):
+        await asked.elsewhere(sid(AGENTS[0]), selectors("unix:uid:1"))
+    store.gate.set()
+    assert await modest is None
+    assert await asyncio.gather(*greedy[1 : module.MAX_ASKING_EACH]) == [None] * (module.MAX_ASKING_EACH - 1)
+    assert await asked.elsewhere(sid(AGENTS[0]), selectors("unix:uid:1")) is None
