@@ -104,3 +104,27 @@ async def test_tokens_of_both_sides_of_a_key_change_verify_by_bundles_of_both_si
     with pytest.raises(VerificationFailed):
         verified(first, old.get, now)  # whoever has not refreshed since the key was prepared
     assert verified(last, after.get, now).expires_at > now.timestamp() + 200, "it outlives the change"
+
+
+async def key_in_use(live):
+    return read_compact((await mint(live)).token).header["kid"]
+
+
+async def test_by_the_schedule_a_key_is_known_for_longer_than_anybody_waits_to_look_again(live):
+    """R48, JWT-32: whoever asks for the bundle at each refresh hint has the next key before the first token by it."""
+    first, tokens, published, used = await key_in_use(live), [], {}, {}
+    for _ in range(4 * 24):
+        live.clock.move(900)
+        await live.server.authorities.tick()
+        now, bundle = live.clock.now().timestamp(), live.state.bundles.own
+        for authority in bundle.jwt_authorities:
+            published.setdefault(authority.key_id, now)
+        token = await mint(live)
+        used.setdefault(read_compact(token.token).header["kid"], now)
+        tokens = [one for one in (*tokens, token) if one.expires_at > now]
+        for one in tokens:
+            assert verified(one, live.state.bundles.get, live.clock.now()), "until its exp, whatever signs by then"
+    later = [key for key in used if key != first]
+    assert later, "the day saw a rotation"
+    for key in later:
+        assert used[key] - published[key] >= 3 * 3600 > bundle.refresh_hint
