@@ -198,5 +198,5 @@ def progress_of(
         shared = SharedProgress(store=store, clock=clock, server_id=server_id, own=own)
     progress = Progress(own=own, shared=shared, clock=clock)
     spread = AuthoritySpread(store=store, progress=progress, shared=shared, server_id=server_id, clock=clock)
-    authorities.acknowledged, authorities.told = spread.acknowledged, spread.told
+    authorities.waits.acknowledged, authorities.waits.told = spread.acknowledged, spread.told
     return progress, shared

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from identity_server.domain.authority import (
-    PROPAGATION_SECONDS,
     Activate,
     Authority,
     AuthorityKind,
@@ -28,8 +27,6 @@ from identity_server.domain.authority import (
     SlotName,
     Slots,
     Status,
-    grace,
-    settled,
     usable,
 )
 from identity_server.domain.published import signing_ids
@@ -42,6 +39,7 @@ from identity_server.services.authority_lines import Birth, CaSettings, Line, To
 from identity_server.services.authority_pruning import AuthorityPruning
 from identity_server.services.issuer import IssuedX509, Issuer
 from identity_server.services.issuers import lines_of
+from identity_server.services.publication_waits import PublicationWaits
 from identity_server.services.tls_self_test import SelfTest, tls_self_test
 from spiffe_core.clock import Clock
 from spiffe_core.errors import IdentityError, Internal, InvalidRequest, Unavailable, Unimplemented
@@ -75,12 +73,8 @@ class Authorities:
         self.below_upstream = upstream is not None
         """Whether somebody else signs our CA certificate."""
         self._busy = asyncio.Lock()
-        self._seen: dict[AuthorityKind, tuple[str, float, int]] = {}  # the prepared one, since when, at which revision
-        self.acknowledged: Callable[[int, float], Awaitable[bool]] = _by_nobody
-        """Whether all who must know a new authority acknowledge a revision within so many seconds
-        (`authority_spread`)."""
-        self.told: Callable[[int, float], Awaitable[None]] = _at_once
-        """Returns when all who say what they know have a revision, or after so many seconds."""
+        self.waits = PublicationWaits(store, clock)
+        """How long what is prepared has been published, and who acknowledges it."""
         self.issuers, self._lines = lines_of(settings, store=store, clock=clock, entropy=entropy, upstream=upstream)
         """What signs, by kind; the same objects for the process's life."""
         self._pruning = AuthorityPruning(store, self._keys, clock, audit, settings, tuple(self._lines))
@@ -186,7 +180,7 @@ class Authorities:
             if standing is not None:
                 await self._change(line, Retire(standing.authority_id), standing, actor)
             fresh = await self._prepare(line, self._view(line)[0], actor)
-            self._waited(line.kind, fresh)
+            self.waits.waited(line.kind, fresh)
             return fresh
 
     async def activate(self, kind: AuthorityKind, authority_id: str, actor: str) -> Authority:
@@ -201,22 +195,14 @@ class Authorities:
         """
         line = self._line(kind)
         self._next(kind, authority_id)
-        acknowledged = await self._is_acknowledged(kind, authority_id)
-        for _ in range(0 if acknowledged else 4 * PROPAGATION_SECONDS):
-            slots = self.slots(kind)
-            waited = self._waited(kind, slots.prepared)
-            if slots.prepared is None or settled(slots, slots.prepared, self._now(), waited):
-                break
-            await self._clock.sleep(max(0.05, min(1.0, PROPAGATION_SECONDS - waited)))
-        if not acknowledged:
-            await self._wait_for_the_late(kind, authority_id)
+        acknowledged = await self.waits.until_published(kind, authority_id, lambda: self.slots(kind))
         async with self._busy:
             slots = self.slots(kind)
             if slots.active is None or slots.active.authority_id != authority_id:  # the schedule may have been faster
                 chosen = self._next(kind, authority_id)
                 if self._keys.of(chosen) is None:
                     raise Internal("the key of this authority is gone: prepare another")
-                waited = self._waited(kind, chosen)
+                waited = self.waits.waited(kind, chosen)
                 await self._change(line, Activate(authority_id, frozenset(), waited, acknowledged), chosen, actor)
             active = self.slots(kind).active
             if active is None or active.authority_id != authority_id:
@@ -253,7 +239,7 @@ class Authorities:
             self._require_history()
             slots, bundle = self._view(line)
             self._follow(line, slots, bundle)
-            step = next_step(slots, self._now(), bundle=bundle, waited=self._waited(line.kind, slots.prepared))
+            step = next_step(slots, self._now(), bundle=bundle, waited=self.waits.waited(line.kind, slots.prepared))
             if step.do is Do.NOTHING:
                 return
             log.info("authority: %s", step.do.value, extra={"facts": {"because": step.why, **_facts(step.authority)}})
@@ -273,7 +259,7 @@ class Authorities:
             log.error("the prepared authority's key is gone; making another", extra={"facts": _facts(step.authority)})
             await self._change(line, Retire(step.authority.authority_id), step.authority)
         elif step.authority is not None and step.do is Do.ACTIVATE:
-            waited = self._waited(line.kind, step.authority)
+            waited = self.waits.waited(line.kind, step.authority)
             await self._change(line, Activate(step.authority.authority_id, frozenset(), waited), step.authority)
         elif step.authority is not None:
             await self._change(line, Retire(step.authority.authority_id), step.authority)
@@ -355,38 +341,6 @@ class Authorities:
         own = state.bundles.own if state.bundles is not None else None
         return Slots.of(state.authorities, line.kind), signing_ids(own, line.kind)
 
-    async def _is_acknowledged(self, kind: AuthorityKind, authority_id: str) -> bool:
-        """Whether everybody says within the time of propagation that they know a prepared X.509 authority.
-
-        Tokens are verified by many who never say so, hence their keys wait.
-        """
-        slots = self.slots(kind)
-        waited = self._waited(kind, slots.prepared)
-        if kind != "x509" or slots.prepared is None or settled(slots, slots.prepared, self._now(), waited):
-            return False
-        known, _, revision = self._seen[kind]
-        return known == authority_id and await self.acknowledged(revision, PROPAGATION_SECONDS - waited)
-
-    async def _wait_for_the_late(self, kind: AuthorityKind, authority_id: str) -> None:
-        slots = self.slots(kind)
-        waited = self._waited(kind, slots.prepared)
-        if kind != "x509" or slots.prepared is None or self._seen[kind][0] != authority_id:
-            return
-        seconds = grace(slots, slots.prepared, self._now(), waited)
-        if seconds > 0:
-            await self.told(self._seen[kind][2], seconds)
-
-    def _waited(self, kind: AuthorityKind, prepared: Authority | None) -> float:
-        """How long a prepared authority has been published, by the monotonic clock."""
-        if prepared is None:
-            self._seen.pop(kind, None)
-            return 0.0
-        now = self._clock.monotonic()
-        first = (prepared.authority_id, now, self._store.state.value.position.revision)
-        if self._seen.get(kind, first)[0] != prepared.authority_id:
-            self._seen[kind] = first
-        return now - self._seen.setdefault(kind, first)[1]
-
     def _warn_of_short_life(self) -> None:
         whole = longest_whole_ttl(int(self._settings.ca_ttl.total_seconds()))
         if max(self._settings.x509_ttl, self._settings.agent_ttl).total_seconds() > whole:
@@ -397,14 +351,6 @@ class Authorities:
 
     def _now(self) -> int:
         return int(self._clock.now().timestamp())
-
-
-async def _by_nobody(_revision: int, _seconds: float) -> bool:
-    return False
-
-
-async def _at_once(_revision: int, _seconds: float) -> None:
-    return
 
 
 def _facts(authority: Authority | None) -> dict[str, object]:

@@ -31,7 +31,7 @@ def url(request, tmp_path):
 
 
 async def acknowledged(live, seconds=SOON):
-    return await live.server.authorities.acknowledged(live.state.position.revision, seconds)
+    return await live.server.authorities.waits.acknowledged(live.state.position.revision, seconds)
 
 
 async def prepared(live):
@@ -57,7 +57,7 @@ async def test_keys_of_tokens_wait_all_the_same(live, monkeypatch):
         asked.append(asked_for)
         return True
 
-    monkeypatch.setattr(live.server.authorities, "acknowledged", everybody)
+    monkeypatch.setattr(live.server.authorities.waits, "acknowledged", everybody)
     answer = await live.local.PrepareJWTAuthority(pb.PrepareJWTAuthorityRequest(), timeout=20)
     request = pb.ActivateJWTAuthorityRequest(authority_id=answer.prepared_authority.authority_id)
     live.clock.move(TEN + 1)
@@ -114,7 +114,7 @@ async def test_a_server_whose_bundle_endpoint_may_lag_is_waited_for(url, monkeyp
     async with sharing_servers(url) as (one, other):
         async with held_back(other.server.store):
             revision = (await one.entries(entry()), one.state.position.revision)[1]
-            telling = asyncio.ensure_future(one.server.authorities.told(revision, 30))
+            telling = asyncio.ensure_future(one.server.authorities.waits.told(revision, 30))
             done, _ = await asyncio.wait({telling}, timeout=2 * SOON)
             assert not done
         await asyncio.wait_for(telling, 20)
