@@ -40,7 +40,7 @@ from spiffe_core.spiffe_id import TrustDomain
 T = TypeVar("T")
 READ_THREADS = 4
 FREEZE_FROM = 1_000
-"""From so many entries on, the loaded state is taken out of the garbage collector's sight."""
+"""From so many entries and agents on, the loaded state is taken out of the garbage collector's sight."""
 CAUGHT_UP_SECONDS = 10.0
 """How long a stored change may take to show in the state before its caller is answered without waiting for it."""
 ANSWER_SECONDS = 30.0
@@ -151,7 +151,8 @@ class SqlStore:
             raise
         for weakness in store.weaknesses:
             _log.critical("%s", weakness)
-        if len(store.state.value.entries) >= FREEZE_FROM:
+        state = store.state.value
+        if len(state.entries) + len(state.agents) >= FREEZE_FROM:
             gc.collect()
             gc.freeze()
         return store

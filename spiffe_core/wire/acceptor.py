@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _AT_ONCE = 8
 """In one round of the loop: a thousand that come together must not become one long round."""
 _PAUSE_SECONDS = 0.1
+_BUSY_SECONDS = 0.01
 _GONE_BEFORE_IT_WAS_TAKEN = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EINTR})
 
 
@@ -30,8 +31,9 @@ class Acceptor:
 
     What is refused is told in the log as far as `refusal_lines` has room, and counted in `refused`.
 
-    Each connection is let in by a task of its own, kept in `tasks`. It is accepted and handed on in one step of the
-    loop: a listener that waits for `sock_accept` loses the connection if it is cancelled at that very moment.
+    Each connection is let in by a task of its own, kept in `tasks`. While `busy` says so, told how many of these have
+    yet to begin, none is taken: they wait in the kernel's queue, in order. One is accepted and handed on in one step of
+    the loop: a listener that waits for `sock_accept` loses the connection if it is cancelled at that very moment.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Acceptor:
         tasks: set[asyncio.Task[Any]],
         refused: Counter[str],
         on_no_room: Callable[[OSError], None] = lambda _: None,
+        busy: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self._listener = listener
         self._admit = admit
@@ -50,6 +53,7 @@ class Acceptor:
         self._on_no_room = on_no_room
         self._lines = RefusalLines()
         self._full = RefusalLines(most=1)
+        self._busy = busy
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
         self._listen()
@@ -66,7 +70,10 @@ class Acceptor:
         self._loop.add_reader(self._listener, self._ready)
 
     def _ready(self) -> None:
-        for _ in range(_AT_ONCE):
+        for taken in range(_AT_ONCE):
+            if self._busy(taken):
+                self._rest(_BUSY_SECONDS)
+                return
             try:
                 connection, address = self._listener.accept()
             except BlockingIOError:
@@ -93,8 +100,11 @@ class Acceptor:
         self._on_no_room(error)
         if self._full.room("", self._loop.time()) is not None:
             log.warning("cannot accept: %s; raise the open files limit (ulimit -n)", error.strerror)
+        self._rest(_PAUSE_SECONDS)
+
+    def _rest(self, seconds: float) -> None:
         self._loop.remove_reader(self._listener)
-        self._pause = self._loop.call_later(_PAUSE_SECONDS, self._listen)
+        self._pause = self._loop.call_later(seconds, self._listen)
 
     async def _let_in(self, connection: socket.socket, address: object) -> None:
         try:

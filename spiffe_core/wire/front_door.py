@@ -151,7 +151,7 @@ class FrontDoor:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._admit_tls(connection, contexts, TlsPeer(address), address.rpartition(":")[0])
 
-        self._accept(listener, admit)
+        self._accept(listener, admit, busy=self._crowded)
         return bound
 
     def listen_unix_tls(self, path: Path, tls: ServerTls, *, mode: int, dir_mode: int = 0o755) -> None:
@@ -164,7 +164,7 @@ class FrontDoor:
             pid = peer_credentials(connection).pid
             await self._admit_tls(connection, contexts, TlsPeer(f"unix:{path}", local=True), pid)
 
-        self._accept(listener.socket, admit)
+        self._accept(listener.socket, admit, busy=self._crowded)
 
     def caller_of(self, context: Context) -> Peer:
         """Who makes this call.
@@ -238,8 +238,17 @@ class FrontDoor:
         await self.emptied(_CLOSE_SECONDS)
         self._private.close()
 
-    def _accept(self, listener: socket.socket, admit: Callable[[socket.socket], Awaitable[None]]) -> None:
-        self._acceptors.append(Acceptor(listener, admit, tasks=self._tasks, refused=self.refused))
+    def _accept(
+        self,
+        listener: socket.socket,
+        admit: Callable[[socket.socket], Awaitable[None]],
+        busy: Callable[[int], bool] = lambda _: False,
+    ) -> None:
+        self._acceptors.append(Acceptor(listener, admit, tasks=self._tasks, refused=self.refused, busy=busy))
+
+    def _crowded(self, coming: int) -> bool:
+        """A crowd waits for its handshakes: whoever comes now is better off in the kernel's queue than turned away."""
+        return self._handshakes.full(asyncio.get_running_loop().time(), coming)
 
     async def _admit_unix(self, connection: socket.socket) -> None:
         uid = peer_credentials(connection).uid
@@ -302,6 +311,8 @@ class FrontDoor:
                     ssl=contexts.current(),
                     ssl_handshake_timeout=max(left, _LEAST_SECONDS),
                 )
+            self._handshakes.keep_waiting(handshake)
+            await self._pace.turn()  # to look at the certificate: more work than to exchange it
         except BaseException:
             link.splice.abort()
             raise

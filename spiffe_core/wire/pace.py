@@ -16,6 +16,8 @@ from typing import Final, Protocol
 LEAST_PATIENCE: Final = 0.01
 """Seconds. As many as there are places may then begin a hundred times a second."""
 _STEP: Final = 1 / 50
+FEWEST: Final = 8
+ANSWERS_EACH_ROUND: Final = 3
 
 
 class Pace:
@@ -66,23 +68,32 @@ class Timers(Protocol):
 
 
 class Places:
-    """At most `most` things of which each waits for a stranger's answer are under way at a time.
+    """At most `most` things of which each waits for a stranger's answer are under way at a time; fewer if they do.
 
-    Else all answers may come at once, and make one long round. Who does not answer for `patience` seconds counts no
-    longer, so that nobody holds a place for good. Each that is late takes a fiftieth off the patience, down to
-    `LEAST_PATIENCE`, and each in time gives it back: if a thousand say nothing, the others wait a second for them.
+    Else all answers may come at once, and make one long round. How many there have to be depends on how far away the
+    strangers are, and shows in how many answers come in one round of the loop: one at a time while others wait means
+    that more could be under way, more than `ANSWERS_EACH_ROUND` that fewer should be. It begins with `FEWEST`.
+
+    Who does not answer for `patience` seconds counts no longer, so that nobody holds a place for good. Each that is
+    late takes a fiftieth off the patience, down to `LEAST_PATIENCE`, and each in time gives it back: if a thousand say
+    nothing, the others wait a second for them.
     """
 
     def __init__(self, most: int, patience: float, *, timers: Callable[[], Timers] = asyncio.get_running_loop) -> None:
-        self._free = asyncio.Semaphore(most)
+        self._most = most
         self._most_patience = patience
         self._timers = timers
+        self._held = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._answers = 0
         self.patience = patience
+        self.room = min(FEWEST, most)
+        """How many may be under way now."""
 
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
         """Wait for a place, and have it during the block or as long as patience lasts."""
-        await self._free.acquire()
+        await self._take()
         loop = self._timers()
         held = True
         timer: asyncio.TimerHandle
@@ -94,7 +105,8 @@ class Places:
                 return
             held = False
             self.patience = max(LEAST_PATIENCE, self.patience * (1 - _STEP))
-            self._free.release()
+            self.room = min(self._most, self.room + 1)
+            self._give()
 
         def wait() -> asyncio.TimerHandle:
             due = loop.time() + self.patience
@@ -107,7 +119,47 @@ class Places:
             timer.cancel()
             if held:
                 self.patience = min(self._most_patience, self.patience * (1 + _STEP))
-                self._free.release()
+                self._answered()
+                self._give()
+
+    async def _take(self) -> None:
+        if self._held < self.room and not self._waiting:
+            self._held += 1
+            return
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():  # it was given one at that very moment
+                self._give()
+            raise
+
+    def _give(self) -> None:
+        """One is free; whoever waits may begin."""
+        self._held -= 1
+        self._let_in()
+
+    def _let_in(self) -> None:
+        while self._waiting and self._held < self.room:
+            place = self._waiting.popleft()
+            if not place.done():  # who was cancelled needs none
+                place.set_result(None)
+                self._held += 1
+
+    def _answered(self) -> None:
+        if not self._answers:
+            asyncio.get_running_loop().call_soon(self._judge)
+        self._answers += 1
+
+    def _judge(self) -> None:
+        """A round is over in which there were answers."""
+        answers, self._answers = self._answers, 0
+        if answers > ANSWERS_EACH_ROUND:
+            self.room = max(min(FEWEST, self._most), self.room - (answers - ANSWERS_EACH_ROUND))
+        elif answers == 1 and self._waiting:
+            self.room = min(self._most, self.room + 1)
+            self._let_in()
 
 
 async def readable(connection: socket.socket) -> None:

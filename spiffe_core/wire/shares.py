@@ -72,6 +72,13 @@ class Handshakes:
     def __len__(self) -> int:
         return len(self._begun) + len(self._kept_waiting)
 
+    def full(self, now: float, coming: int = 0) -> bool:
+        """There is no room beside those who are `coming`, and nobody slow enough to make it.
+
+        We keep them waiting then, or they have only just come: a crowd, not peers that hold what they do not use.
+        """
+        return len(self) + coming >= self._most and now - next(iter(self._begun.values()), now) < SLOW_SECONDS
+
     def begin(self, task: asyncio.Task[Any], now: float) -> bool:
         """`task` begins one; a slow one may be cancelled to make room. Whether there is room."""
         if len(self) >= self._most:

@@ -15,7 +15,7 @@ from spiffe_core.wire import front_door
 from spiffe_core.wire.channels import unix_channel
 from spiffe_core.wire.dialer import Dialer
 from spiffe_core.wire.front_door import FrontDoor, Limits
-from spiffe_core.wire.pace import LEAST_PATIENCE, Pace, Places, readable
+from spiffe_core.wire.pace import ANSWERS_EACH_ROUND, FEWEST, LEAST_PATIENCE, Pace, Places, readable
 from spiffe_core.wire.server_proof import DialTrust
 from spiffe_core.wire.shares import SLOW_SECONDS, Handshakes
 from spiffe_core.wire.sockets import PrivateDirectory
@@ -137,6 +137,47 @@ async def test_no_more_are_under_way_than_there_are_places():
         answers[1].set()
         await rounds(5)
         assert began == [0, 1, 2, 3]
+
+
+async def test_there_is_more_room_for_the_far_and_less_for_the_near():
+    """R37: answers that come one at a time while others wait mean that more fits; many in one round that less does."""
+    places = Places(40, 1.0, timers=HandClock)
+    async with under_way(places, 200) as (began, answers):
+        assert len(began) == places.room == FEWEST
+        for number in range(20):
+            answers[number].set()
+            await rounds(5)
+        assert len(began) == 20 + places.room == 20 + FEWEST + 20
+        for number in range(20, 40):
+            answers[number].set()
+        await rounds(5)
+        assert places.room == FEWEST + 20 - (20 - ANSWERS_EACH_ROUND)
+        for number in range(40, len(began)):
+            answers[number].set()
+        await rounds(5)
+        assert places.room == FEWEST
+
+
+async def test_who_gives_up_waiting_for_a_place_leaves_it_to_others():
+    places = Places(1, 1.0, timers=HandClock)
+    entered, leave = [], asyncio.Event()
+
+    async def work(number):
+        async with places.one():
+            entered.append(number)
+            await leave.wait()
+
+    tasks = [asyncio.ensure_future(work(number)) for number in range(4)]
+    await rounds(3)
+    tasks[1].cancel()
+    await rounds(3)
+    leave.set()
+    tasks[2].cancel("at the moment at which it may have its place")
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert entered[0] == 0
+    assert entered[-1] == 3
+    async with asyncio.timeout(5), places.one():
+        pass
 
 
 async def test_who_does_not_answer_holds_no_place_and_costs_patience_until_others_are_in_time():
@@ -302,3 +343,32 @@ async def test_who_waits_for_us_gives_way_to_nobody():
     handshakes.end(new)
     handshakes.end(last)
     assert len(handshakes) == 0
+
+
+async def test_a_crowd_waits_in_the_kernels_queue_and_nobody_is_turned_away():
+    """R37: more agents than may be at the door at once; each is let in the first time it tries."""
+    async with crowded(lanes=2, handshakes=5) as (_, _, dialer, _, door), contextlib.AsyncExitStack() as stack:
+        dialers = [dialer() for _ in range(40)]
+        for one in dialers:
+            await one.start()
+            stack.push_async_callback(one.close)
+        calls = [one.channel().unary_unary("/door.Test/Who")(b"", timeout=30) for one in dialers]
+        assert await asyncio.gather(*calls) == [b"tls anonymous"] * 40
+        assert door.refused["too many connections"] == 0
+
+
+async def test_the_door_is_full_while_nobody_is_slow():
+    handshakes = Handshakes(2)
+    one, two = (asyncio.ensure_future(asyncio.sleep(3600)) for _ in range(2))
+    assert not handshakes.full(0.0, 1)
+    assert handshakes.full(0.0, 2), "two have been taken and have yet to begin"
+    handshakes.begin(one, 0.0)
+    handshakes.begin(two, 0.0)
+    assert handshakes.full(0.5 * SLOW_SECONDS)
+    assert not handshakes.full(SLOW_SECONDS), "the oldest is slow enough to give way"
+    handshakes.keep_waiting(one)
+    handshakes.keep_waiting(two)
+    assert handshakes.full(100.0), "we are slow, not they"
+    for task in (one, two):
+        task.cancel()
+    await asyncio.gather(one, two, return_exceptions=True)

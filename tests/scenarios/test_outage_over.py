@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,9 @@ def resident_mb(pid):
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+tried_again = Counter()
+
+
 async def insistent(act, *words):
     """What an agent does about a closed connection or a full queue: it tries again, a little later."""
     for attempt in range(200):
@@ -34,6 +38,7 @@ async def insistent(act, *words):
         except (OSError, EOFError, Refused) as error:
             if isinstance(error, Refused) and error.args[0][0] not in {"8", "1"}:  # RESOURCE_EXHAUSTED, UNAVAILABLE
                 raise
+            tried_again[act.__name__] += 1
             await asyncio.sleep(min(2.0, 0.05 * (attempt + 1)))
     raise AssertionError("never let in")
 
@@ -46,12 +51,13 @@ class Administrator:
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=os.getcwd())
         assert self.process.stdout.readline() == "asking\n"
 
-    def p99(self):
+    def told(self):
         out, _ = self.process.communicate("", timeout=60)
-        return json.loads(out)["p99"]
+        return json.loads(out)
 
 
 async def herd(count, seconds):
+    tried_again.clear()
     with LocalStack("herd.test") as stack:
         await asyncio.to_thread(stack.start_server)
         async with unix_channel(stack.admin_socket) as channel:
@@ -75,17 +81,18 @@ async def herd(count, seconds):
             begin, cpu = time.monotonic(), cpu_seconds(pid)
             answers = await asyncio.gather(*(insistent(agent.sync) for agent in agents))
             back, cpu_back = time.monotonic() - begin, cpu_seconds(pid) - cpu
-            p99 = await asyncio.to_thread(other.p99)
+            calls = await asyncio.to_thread(other.told)
             print(
                 f"{count} agents: joined in {joined:.1f} s ({cpu_joined / count * 1000:.1f} CPU-ms each), back in "
-                f"{back:.1f} s ({cpu_back / count * 1000:.1f} CPU-ms each), administrator's p99 {p99 * 1000:.0f} ms, "
-                f"{memory:.0f} then {resident_mb(pid):.0f} MB"
+                f"{back:.1f} s ({cpu_back / count * 1000:.1f} CPU-ms each), administrator's calls "
+                f"{calls['p50'] * 1000:.0f}, {calls['p99'] * 1000:.0f} and {calls['most'] * 1000:.0f} ms (p50, p99, most), "
+                f"tried again {dict(tried_again)}, load {os.getloadavg()[0]:.1f}, {memory:.0f} then {resident_mb(pid):.0f} MB"
             )
             assert len(answers) == count
             assert (await admin.CountAgents(agent_pb2.CountAgentsRequest())).count == count
             assert back < seconds
             assert resident_mb(pid) < 400
-            return p99
+            return calls["p99"]
 
 
 @pytest.mark.slow
@@ -97,5 +104,5 @@ async def test_two_hundred_agents_come_back_at_once():
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 async def test_two_thousand_agents_come_back_at_once():
-    """R37: all within 60 s. Others' calls may take a second; three times that is asserted, for busy machines."""
-    assert await herd(2000, 60) < 3.0
+    """R37: all within 60 s, others' calls within a second."""
+    assert await herd(2000, 60) < 1.0
