@@ -5,6 +5,8 @@ Their handshake was long ago: the certificate, the authority behind it and the e
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from identity_server.domain.access import ACCESS, CallerKind
@@ -17,8 +19,10 @@ KINDS = {"admin": CallerKind.ADMIN, "downstream": CallerKind.DOWNSTREAM}
 
 @pytest.fixture
 async def live():
+    level = logging.getLogger().level  # administrators may reset the server's log, and do
     async with live_server() as server:
         yield server
+    logging.getLogger().setLevel(level)
 
 
 async def expired(live, stubs, _flag):

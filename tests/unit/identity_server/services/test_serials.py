@@ -18,10 +18,10 @@ def test_a_million_serials_are_distinct_positive_and_short_enough():
 
 def test_every_bit_of_a_serial_is_random():
     """S38: at least 64 bits are asked for (CA/Browser Forum 7.1); here all 128 fall either way, nearly as often."""
-    drawn = [draw_serial(os.urandom) for _ in range(20_000)]
+    drawn = [draw_serial(os.urandom) for _ in range(4_000)]
     for bit in range(128):
         share = sum(one >> bit & 1 for one in drawn) / len(drawn)
-        assert 0.45 < share < 0.55, (bit, share)  # fourteen standard deviations
+        assert 0.4 < share < 0.6, (bit, share)  # twelve standard deviations
 
 
 def test_a_serial_is_never_zero():
