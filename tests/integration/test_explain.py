@@ -127,6 +127,21 @@ async def test_the_server_explains_to_administrators(live, agent, capsys):
     assert agent.path in said
 
 
+async def test_the_server_tells_of_an_agent_that_is_away_what_brings_it_back(live, capsys):
+    """Its SVID has expired because it was not here; that says nothing about anybody's clock."""
+    from identity_server.cli import main as server_main
+
+    away = await live.join()
+    live.clock.move(7200)
+    words = ["-selector", "unix:uid:7", "-agent", f"spiffe://example.org{away.path}"]
+    socket = str(live.server.settings.socket_path)
+    code = await asyncio.to_thread(leave_code, server_main, "explain", *words, "-socketPath", socket)
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert (code, first.startswith("MUN-E102"), "has not been here for a while" in first) == (1, True, True)
+    assert "start it" in last
+    assert "clock" not in last
+
+
 async def test_agents_learn_a_count_and_nothing_else(live, agent):
     """The agent's own RPC answers neither selectors nor ids; administrators' is not for agents."""
     raw = await live.join()
