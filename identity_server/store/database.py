@@ -15,6 +15,8 @@ from typing import Literal, Protocol
 
 from sqlalchemy import Connection, Engine
 
+from spiffe_core.runtime.process import trim_memory
+
 READERS = 6
 """Read connections: four for queries, one for the follower, one to spare."""
 CONNECT_SECONDS = 5
@@ -88,6 +90,8 @@ class Database:
 
     def rest(self, connection: Connection) -> None:
         """Give memory back that a large write has taken; no transaction is open on the writer's `connection`."""
+        del connection
+        trim_memory()
 
     def bell(self, ring: Callable[[], None]) -> Bell | None:
         """What wakes the follower when another server has written; None if there can be no other."""

@@ -19,7 +19,6 @@ from sqlalchemy.pool import QueuePool
 from identity_server.store.database import READERS, Database
 from identity_server.store.sqlite_file import SqliteFile, copy_before_migration
 from spiffe_core.errors import ConfigError
-from spiffe_core.runtime.process import trim_memory
 
 BUSY_MILLISECONDS = 5_000
 """How long SQLite waits for a lock that only a foreign tool can hold, before the writer tries again."""
@@ -58,7 +57,7 @@ class SqliteDatabase(Database):
         """Give the pages back that the connection keeps in memory."""
         driver: Any = connection.connection.driver_connection
         driver.execute("PRAGMA shrink_memory").close()
-        trim_memory()
+        super().rest(connection)
 
     def close(self) -> None:
         """Close every connection and let the file go."""
