@@ -23,8 +23,8 @@ from spiffe_core.errors import ConfigError
 BUSY_MILLISECONDS = 5_000
 """How long SQLite waits for a lock that only a foreign tool can hold, before the writer tries again."""
 JOURNAL_BYTES = 64 * 1024 * 1024
-CHECKPOINT_PAGES = 8_000
-"""The journal is copied into the file when it has so many pages (32 MiB): half of what it may keep of the disk."""
+CHECKPOINT_PAGES = 4_000
+"""The journal is copied into the file when it has so many pages (16 MiB). The commit that does it waits for it."""
 WRITER_CACHE_KIB = 8_000
 """The writer's pages; what a large write took of it is given back when the writer rests."""
 
