@@ -41,7 +41,9 @@ def check_audience(audience: Iterable[str], *, field: str = "audience") -> Audie
     for number, one in enumerate(audience):
         if number >= MAX_AUDIENCES:
             raise InvalidRequest(f"{field}: at most {MAX_AUDIENCES} audiences fit into one token", field=field)
-        if len(one.encode(errors="replace")) > MAX_AUDIENCE_BYTES:
+        if len(one) > MAX_AUDIENCE_BYTES or (
+            not one.isascii() and len(one.encode(errors="replace")) > MAX_AUDIENCE_BYTES
+        ):
             raise InvalidRequest(f"{field}: an audience has at most {MAX_AUDIENCE_BYTES} bytes", field=field)
         if one.strip():
             named[one] = None

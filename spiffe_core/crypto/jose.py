@@ -13,7 +13,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, NoReturn
 
 from cryptography.exceptions import InvalidSignature
@@ -66,25 +65,7 @@ def fits(algorithm: str, key: PublicKey) -> bool:
 
 def encode_part(value: Mapping[str, object]) -> str:
     """A JSON object as one part of a token."""
-    return _encoded((_flat(value) or _JSON.encode(value)).encode())
-
-
-def _flat(value: Mapping[str, object]) -> str:
-    """An object of texts, whole numbers and lists of texts, as the encoder writes it; "" if it holds anything else.
-
-    The encoder is set up anew for each object, which is more than these few members take.
-    """
-    parts = []
-    for name, one in value.items():
-        if type(one) is str:
-            parts.append(f"{_quoted(name)}:{_quoted(one)}")
-        elif type(one) is int:
-            parts.append(f"{_quoted(name)}:{one}")
-        elif type(one) is list and all(type(text) is str for text in one):
-            parts.append(f"{_quoted(name)}:[{','.join(map(_quoted, one))}]")
-        else:
-            return ""
-    return f"{{{','.join(parts)}}}"
+    return _encoded(_JSON.encode(value).encode())
 
 
 def sign_compact(header: str, payload: str, key: PrivateKey) -> str:

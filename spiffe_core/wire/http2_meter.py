@@ -22,6 +22,7 @@ Only frame headers are read here, nine bytes of each frame, and the length of ea
 
 from __future__ import annotations
 
+import struct
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
@@ -29,6 +30,8 @@ from weakref import WeakValueDictionary
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAME_HEADER_BYTES: Final = 9
+_HEADER: Final = struct.Struct(">IBI")
+"""RFC 9113 section 4.1: 24 bits of length and 8 of type, flags, and the stream below a reserved bit."""
 MAX_HEADER_BLOCK_BYTES: Final = 64 * 1024
 
 _DATA, _HEADERS, _RST_STREAM, _CONTINUATION = 0, 1, 3, 9
@@ -180,31 +183,46 @@ class FrameWalker:
             if data[:position] != PREFACE[self._preface : self._preface + position]:
                 raise Abuse("the peer does not speak HTTP/2")
             self._preface += position
-        while position < size:
-            if self._skip:
-                step = min(self._skip, size - position)
-                self._skip -= step
-                position += step
-                continue
+        if self._skip:
+            step = min(self._skip, size - position)
+            self._skip -= step
+            position += step
+        if self._partial:
             need = FRAME_HEADER_BYTES - len(self._partial)
-            if size - position < need or self._partial:
-                self._partial += data[position : position + need]
-                position += min(need, size - position)
-                if len(self._partial) < FRAME_HEADER_BYTES:
-                    break
-                head, at = self._partial, 0
-                self._partial = b""
-            else:
-                head, at = data, position
-                position += FRAME_HEADER_BYTES
-            self._skip = length = head[at] << 16 | head[at + 1] << 8 | head[at + 2]
-            kind, flags = head[at + 3], head[at + 4]
-            if kind in _OF_REQUESTS:
-                stream = int.from_bytes(head[at + 5 : at + FRAME_HEADER_BYTES]) & _STREAM_BITS
-                if self._goes_on(stream, kind, flags):
-                    self._go_on(stream, data[position : position + _MESSAGE_PREFIX_BYTES], length)
-            tokens += self._frame(kind, flags, length)
+            self._partial += data[position : position + need]
+            position = min(position + need, size)
+            if len(self._partial) < FRAME_HEADER_BYTES:
+                return 0
+            head, self._partial = self._partial, b""
+            price, length = self._frame(head, 0, data, position)
+            tokens += price
+            position += length
+        while size - position >= FRAME_HEADER_BYTES:
+            start = position + FRAME_HEADER_BYTES
+            price, length = self._frame(data, position, data, start)
+            tokens += price
+            position = start + length
+        if position > size:
+            self._skip = position - size
+        else:
+            self._partial = data[position:]
         return tokens
+
+    def _frame(self, head: bytes, at: int, data: bytes, start: int) -> tuple[int, int]:
+        """The price of the frame whose header is `head[at : at + 9]`, and the length of its payload: `data[start:]`."""
+        word, flags, stream = _HEADER.unpack_from(head, at)
+        length, kind = word >> 8, word & 0xFF
+        if kind in _OF_REQUESTS:
+            stream &= _STREAM_BITS
+            if self._goes_on(stream, kind, flags):
+                self._go_on(stream, data[start : start + _MESSAGE_PREFIX_BYTES], length)
+        if kind == _DATA:
+            price = _PRICES[_DATA] + (length >> _DATA_SHIFT)
+        elif kind in (_HEADERS, _CONTINUATION):
+            price = self._block_of(kind, flags, length)
+        else:
+            price = _PRICES.get(kind, _UNKNOWN_PRICE)
+        return price, length
 
     def _goes_on(self, stream: int, kind: int, flags: int) -> bool:
         """Whether this is a further part of an open request; one that begins or ends is counted here.
@@ -242,11 +260,8 @@ class FrameWalker:
         else:
             del self.unfinished[stream]
 
-    def _frame(self, kind: int, flags: int, length: int) -> int:
-        if kind == _DATA:
-            return _PRICES[_DATA] + (length >> _DATA_SHIFT)
-        if kind not in (_HEADERS, _CONTINUATION):
-            return _PRICES.get(kind, _UNKNOWN_PRICE)
+    def _block_of(self, kind: int, flags: int, length: int) -> int:
+        """The price of a part of a header block."""
         self.calls += kind == _HEADERS
         self._block = length if kind == _HEADERS or self._block < 0 else self._block + length
         if self._block > MAX_HEADER_BLOCK_BYTES:

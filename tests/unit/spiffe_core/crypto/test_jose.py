@@ -9,8 +9,6 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from hypothesis import given
-from hypothesis import strategies as st
 
 from spiffe_core.crypto.jose import (
     ALGORITHMS,
@@ -53,17 +51,6 @@ def test_a_signed_token_verifies_by_the_rules_of_the_rfc(algorithm: str) -> None
         der = encode_dss_signature(int.from_bytes(raw[:half]), int.from_bytes(raw[half:]))
         key.public_key().verify(der, data, ec.ECDSA(SHA[algorithm[2:]]))
     assert signature_is_good(read_compact(token), algorithm, key.public_key())
-
-
-MEMBERS = st.one_of(
-    st.text(), st.integers(), st.booleans(), st.none(), st.lists(st.text()), st.dictionaries(st.text(), st.text())
-)
-
-
-@given(st.dictionaries(st.text(), MEMBERS))
-def test_a_part_is_written_as_the_encoder_writes_it(value: dict[str, object]) -> None:
-    """Whatever stands in it: quotation marks, separators, lone surrogates, truth values, nothing at all."""
-    assert unb64(encode_part(value)).decode() == json.dumps(value, separators=(",", ":"))
 
 
 def test_an_algorithm_fits_by_kind_and_curve_only() -> None:
