@@ -317,7 +317,7 @@ class FrontDoor:
             link.splice.abort()
             raise
         finally:
-            self._handshakes.end(handshake)
+            self._handshakes.end(handshake, loop.time())
         try:
             link.peer = tls_peer(stranger, transport.get_extra_info("ssl_object"), contexts.tls)
             link.shares = self._shares.of_tls(link.peer, self.limits.connections)

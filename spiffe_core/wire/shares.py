@@ -16,6 +16,8 @@ MOST_OF_ONE_ID: Final = 64
 """A node or a controller has one or two connections, each with a hundred streams of some 35 KB of our memory."""
 SLOW_SECONDS: Final = 1.0
 """A handshake that has taken longer gives way to a new one when there is no room for both."""
+ENOUGH_IN_A_SECOND: Final = 64
+"""So many handshakes that end show that places become free by themselves: a crowd of agents, perhaps of slow ones."""
 
 
 class Shares:
@@ -68,27 +70,46 @@ class Handshakes:
         self._most = most
         self._begun: OrderedDict[asyncio.Task[Any], float] = OrderedDict()
         self._kept_waiting: set[asyncio.Task[Any]] = set()
+        self._second = 0.0
+        self._ended = 0
+        self._ended_before = 0
 
     def __len__(self) -> int:
         return len(self._begun) + len(self._kept_waiting)
 
     def full(self, now: float, coming: int = 0) -> bool:
-        """There is no room beside those who are `coming`, and nobody slow enough to make it.
+        """There is no room beside those who are `coming`, and nobody slow has to make it.
 
-        We keep them waiting then, or they have only just come: a crowd, not peers that hold what they do not use.
+        We keep them waiting then, or they have only just come, or places become free by themselves: a crowd, not peers
+        that hold what they do not use.
         """
-        return len(self) + coming >= self._most and now - next(iter(self._begun.values()), now) < SLOW_SECONDS
+        return len(self) + coming >= self._most and self._slow(now) is None
 
     def begin(self, task: asyncio.Task[Any], now: float) -> bool:
         """`task` begins one; a slow one may be cancelled to make room. Whether there is room."""
         if len(self) >= self._most:
-            oldest, since = next(iter(self._begun.items()), (None, now))
-            if oldest is None or now - since < SLOW_SECONDS:
+            slow = self._slow(now)
+            if slow is None:
                 return False
-            del self._begun[oldest]
-            oldest.cancel()
+            del self._begun[slow]
+            slow.cancel()
         self._begun[task] = now
         return True
+
+    def _slow(self, now: float) -> asyncio.Task[Any] | None:
+        """The one that has to give way, if any has to."""
+        oldest, since = next(iter(self._begun.items()), (None, now))
+        self._count_on(now)
+        if now - since < SLOW_SECONDS or max(self._ended, self._ended_before) >= ENOUGH_IN_A_SECOND:
+            return None
+        return oldest
+
+    def _count_on(self, now: float) -> None:
+        """Begin a new second once one is over."""
+        seconds = now - self._second
+        if seconds >= 1.0:
+            self._ended_before = self._ended if seconds < 2.0 else 0  # noqa: PLR2004  # else it was not the second before
+            self._ended, self._second = 0, now
 
     def keep_waiting(self, task: asyncio.Task[Any]) -> None:
         """The peer has spoken and it is for us to go on: nobody's slowness but ours, so it gives way to none."""
@@ -100,7 +121,10 @@ class Handshakes:
         self._kept_waiting.discard(task)
         self._begun[task] = now
 
-    def end(self, task: asyncio.Task[Any]) -> None:
+    def end(self, task: asyncio.Task[Any], now: float) -> None:
         """It is over, well or not."""
+        if task in self._begun or task in self._kept_waiting:  # else it had to give way
+            self._count_on(now)
+            self._ended += 1
         self._begun.pop(task, None)
         self._kept_waiting.discard(task)

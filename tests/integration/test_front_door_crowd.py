@@ -17,7 +17,7 @@ from spiffe_core.wire.dialer import Dialer
 from spiffe_core.wire.front_door import FrontDoor, Limits
 from spiffe_core.wire.pace import ANSWERS_EACH_ROUND, FEWEST, LEAST_PATIENCE, Pace, Places, readable
 from spiffe_core.wire.server_proof import DialTrust
-from spiffe_core.wire.shares import SLOW_SECONDS, Handshakes
+from spiffe_core.wire.shares import ENOUGH_IN_A_SECOND, SLOW_SECONDS, Handshakes
 from spiffe_core.wire.sockets import PrivateDirectory
 from spiffe_core.wire.tls import ServerTls, TlsIdentity, client_context
 from tests.authority import SpiffeTestCA
@@ -330,7 +330,7 @@ async def test_who_waits_for_us_gives_way_to_nobody():
     assert not handshakes.begin(new, 0.5)
     assert handshakes.begin(new, 2 * SLOW_SECONDS)
     handshakes.keep_waiting(new)
-    handshakes.end(silent)
+    handshakes.end(silent, 2 * SLOW_SECONDS)
     assert len(handshakes) == 2
     assert not handshakes.begin(last, 100.0)
     handshakes.go_on(spoken, 100.0)
@@ -340,8 +340,8 @@ async def test_who_waits_for_us_gives_way_to_nobody():
         task.cancel()
     await asyncio.gather(spoken, silent, new, last, return_exceptions=True)
     assert len(handshakes) == 2
-    handshakes.end(new)
-    handshakes.end(last)
+    handshakes.end(new, 200.0)
+    handshakes.end(last, 200.0)
     assert len(handshakes) == 0
 
 
@@ -372,3 +372,26 @@ async def test_the_door_is_full_while_nobody_is_slow():
     for task in (one, two):
         task.cancel()
     await asyncio.gather(one, two, return_exceptions=True)
+
+
+async def test_nobody_gives_way_while_places_become_free_by_themselves():
+    """R37, S50: a crowd that is let in by the hundred loses none, however slow; one that stands still loses the oldest."""
+    handshakes = Handshakes(ENOUGH_IN_A_SECOND + 1)
+    tasks = [asyncio.ensure_future(asyncio.sleep(3600)) for _ in range(ENOUGH_IN_A_SECOND + 3)]
+    oldest, *quick, new, newer = tasks
+    assert all(handshakes.begin(one, 10.0) for one in (oldest, *quick))
+    for one in quick:
+        handshakes.end(one, 12.0)
+        assert handshakes.begin(one, 12.0)
+    assert handshakes.full(12.5)
+    assert not handshakes.begin(new, 12.5), "the oldest has taken 2.5 s, but it is not to blame"
+    assert handshakes.full(13.5)
+    assert not handshakes.full(14.5), "two seconds without any"
+    assert handshakes.begin(new, 14.5)
+    await rounds(2)
+    assert oldest.cancelled()
+    handshakes.end(oldest, 14.5)
+    assert handshakes.begin(newer, 14.5), "that one gave way is nobody's merit"
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
