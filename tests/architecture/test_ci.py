@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / ".ci" / "run"
 TOOLS = ("bash", "env", "dirname", "timeout", "mktemp", "tail", "tee", "chmod", "rm", "cat", "touch")
-PARTS = ("postgresql", "mariadb", "softhsm", "prometheus", "nginx", "pebble", "faketime")
+PARTS = ("postgresql", "mariadb", "softhsm", "prometheus", "nginx", "pebble", "faketime", "strace")
 
 
 @pytest.fixture
