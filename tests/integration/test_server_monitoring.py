@@ -212,9 +212,9 @@ async def test_an_audit_gap_is_degraded_health_and_leaves_the_server_serving(liv
     agent = await live.join()
     (made,) = await live.entries(entry(parent=agent.path))
     sink = live.server.audit
-    good, full = os.dup(sink._descriptor), os.open("/dev/full", os.O_WRONLY)
+    good, full = os.dup(sink._output._descriptor), os.open("/dev/full", os.O_WRONLY)
     try:
-        os.dup2(full, sink._descriptor)
+        os.dup2(full, sink._output._descriptor)
         (result,) = await sign(agent, wanted(made, csr=CSR))
         assert result.status.code == 0
         async with asyncio.timeout(5):
@@ -225,7 +225,7 @@ async def test_an_audit_gap_is_degraded_health_and_leaves_the_server_serving(liv
         assert document["audit"]["state"] == "degraded"
         assert document["audit"]["lost_lines"] >= 1  # the certificate's, and perhaps the call's
     finally:
-        os.dup2(good, sink._descriptor)
+        os.dup2(good, sink._output._descriptor)
         os.close(good)
         os.close(full)
     (result,) = await sign(agent, wanted(made, csr=CSR))
