@@ -1,8 +1,8 @@
 """Where audit lines go: a file, or standard output, whose reader may be slow or gone and must not hold the server up.
 
-A pipe or a socket is asked before each portion whether it takes one, so that no write waits: it is given a moment once,
-and none as long as it stays full. A line of which a part went out is ended before anything else is written: whoever
-reads finds whole lines only.
+A pipe or a socket is asked before each portion whether it takes one, so that no write waits: it is given a moment in
+all, however its reader drips, and none any more until it has room by itself. A line of which a part went out is ended
+before anything else is written: whoever reads finds whole lines only.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import select
 import stat
+import time
 from pathlib import Path
 from typing import Final
 
 from spiffe_core.errors import ConfigError
 
 STALL_SECONDS: Final = 0.5
-"""So long a reader that has kept up may take to make room."""
+"""So long a reader that has kept up may take to make room, over all portions together."""
 STDOUT: Final = 1
 
 
@@ -39,7 +40,8 @@ class AuditOutput:
         self._path = path
         self._descriptor = STDOUT if path is None else _open(path)
         self._asked = not stat.S_ISREG(os.fstat(self._descriptor).st_mode)
-        self._stalled = False
+        self._patience = STALL_SECONDS
+        """What is left of it; full again once something was written without waiting."""
         self._line, self._rest = b"", b"\n" if path is not None and _is_cut(self._descriptor) else b""
         """The line that was cut short, and what is still to be written of it."""
 
@@ -49,7 +51,7 @@ class AuditOutput:
         Raises:
             CutShort: some of it was not written.
         """
-        before = len(self._rest)
+        before, patience = len(self._rest), self._patience
         view = memoryview(self._rest + data)
         done = 0
         try:
@@ -65,7 +67,8 @@ class AuditOutput:
             raise CutShort(reason, lines=lines, stalled=isinstance(error, TimeoutError)) from None
         if view:
             self._line = self._rest = b""
-            self._stalled = False
+            if self._patience == patience:
+                self._patience = STALL_SECONDS
 
     def _cut(self, data: bytes, place: int) -> int:
         """Remember what is to be written of a line that was cut at `place`; how many lines are out by then."""
@@ -84,9 +87,12 @@ class AuditOutput:
             return view
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
-        if not poll.poll(0 if self._stalled else STALL_SECONDS * 1000):
-            self._stalled = True
-            raise TimeoutError("nobody reads what is written there")
+        if not poll.poll(0):
+            started = time.monotonic()
+            if self._patience <= 0 or not poll.poll(self._patience * 1000):
+                self._patience = 0.0
+                raise TimeoutError("nobody reads what is written there")
+            self._patience -= time.monotonic() - started
         return view[: select.PIPE_BUF]  # a pipe that takes anything takes so much at once (pipe(7))
 
     def reopen(self) -> None:

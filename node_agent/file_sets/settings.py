@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from spiffe_core.runtime.settings import FilePath, Section, Texts, as_tuple, load_settings
 from spiffe_core.runtime.settings_kinds import FILES
+from spiffe_core.runtime.settings_places import AbsolutePath
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SIGNALS = ("HUP", "USR1", "USR2", "TERM", "INT", "QUIT", "WINCH")
@@ -20,12 +21,6 @@ def _plain(name: str) -> str:
     if name and not _NAME.fullmatch(name):
         raise ValueError('must be a plain file name such as "svid.pem"')
     return name
-
-
-def _absolute(path: Path) -> Path:
-    if not path.is_absolute():
-        raise ValueError("must be an absolute path")
-    return path
 
 
 def _mode(text: str) -> str:
@@ -59,7 +54,7 @@ class TokenFile(Section):
 class FileSet(Section):
     """[[set]]: one directory. An empty name leaves a file out."""
 
-    directory: Annotated[FilePath, AfterValidator(_absolute)]
+    directory: AbsolutePath
     spiffe_id: str = ""
     hint: str = ""
     certificate: FileName = "svid.pem"

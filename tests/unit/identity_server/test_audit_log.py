@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import threading
 import time
 from contextvars import copy_context
@@ -446,3 +447,25 @@ def test_standard_output_may_be_a_file_that_cannot_be_read(tmp_path, monkeypatch
     sink.close()
     os.close(descriptor)
     assert json.loads((tmp_path / "audit.jsonl").read_text().splitlines()[1])["event"] == "agent"
+
+
+def test_a_reader_that_drips_gets_no_more_time_than_one_that_stands_still(unread):
+    """A16: a portion for each read, always in time, must not hold the server up for each of them."""
+    output, done = AuditOutput(None), threading.Event()
+
+    def drip():
+        while not done.wait(0.02):
+            if select.select([unread], [], [], 0)[0]:
+                os.read(unread, 4096)
+
+    dripping = threading.Thread(target=drip)
+    started = time.monotonic()
+    dripping.start()
+    with pytest.raises(CutShort) as cut:
+        for _ in range(3):
+            output.append(b"a line of the log\n" * 500_000)
+    took = time.monotonic() - started
+    done.set()
+    dripping.join(20)
+    assert cut.value.stalled
+    assert took < 20  # a portion each 20 ms would be three minutes
