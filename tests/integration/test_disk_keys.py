@@ -64,7 +64,7 @@ def test_a_really_full_disk_costs_the_change_and_nothing_else(tmp_path: Path) ->
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", shell], check=False, capture_output=True, text=True, timeout=50, env=environment
     )
-    if "ermission denied" in done.stderr or "Operation not permitted" in done.stderr:
+    if done.stderr.startswith("mount: "):  # no other program is named so
         pytest.skip("no mounts here")
     assert done.stdout == "held\n", done.stderr
 

@@ -114,7 +114,7 @@ def test_a_full_disk_is_named_with_its_file(tmp_path):
         ["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=64k,mode=0755 none {small} && exec {start}"],
         check=False, capture_output=True, text=True, timeout=50,
     )  # fmt: skip
-    if "ermission denied" in done.stderr or "Operation not permitted" in done.stderr:
+    if done.stderr.startswith("mount: "):  # the server says nothing of the kind
         pytest.skip("no mounts here")
     last = json.loads(done.stderr.splitlines()[-1])
     assert (done.returncode, last["level"]) == (1, "error")

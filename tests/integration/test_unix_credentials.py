@@ -5,9 +5,8 @@ import socket
 import subprocess
 import sys
 
-import pytest
-
 from spiffe_core.runtime.unix_sockets import peer_credentials
+from tests.doubles.privileges import need_root
 
 NOBODY_OF_OLD = 2**32 - 2
 CONNECT = f"""
@@ -27,9 +26,9 @@ def test_the_kernel_names_this_process_at_both_ends():
         assert peer_credentials(ours) == peer_credentials(theirs) == (os.getpid(), os.geteuid(), os.getegid())
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 def test_the_last_of_all_users_is_known_by_its_number():
     """WEP-17, WAPI-06: uid 4294967294 connects, and is not taken for -2."""
+    need_root()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("")  # a name of the kernel's choice, outside the file system
         listener.listen()
